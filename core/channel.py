@@ -1,0 +1,152 @@
+"""The contract every transport must meet: `Transport` opens `Channel`s. What it may add is in `capabilities.py`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from .message import Delivery, Message
+
+__all__ = ["Capability", "Channel", "Limits", "TopicInfo", "TopicSpec", "Transport"]
+
+
+class Capability(enum.StrEnum):
+    """What a transport says it can do, once it has met its server. An undeclared power must raise when used."""
+
+    LOG = "log"
+    LOCKS = "locks"
+    PEERS = "peers"
+    GROUPED = "grouped"
+    FENCING = "fencing"
+    WORK_QUEUE = "work_queue"
+    PRIORITY = "priority"
+    DELAY = "delay"
+    EXPIRY = "expiry"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Limits of the server as met.
+
+    message_bytes: largest `Message.size` it takes; None: no limit worth a check.
+    commit_messages: how many messages (records and outputs) one `Fencing.commit` may carry; None: no limit.
+    """
+
+    message_bytes: int | None = None
+    commit_messages: int | None = None
+
+
+class TopicSpec(msgspec.Struct, frozen=True):
+    """A topic (a log) or a queue as the program wants it.
+
+    partitions: None adopts what exists, or `default_partitions` when the topic must be created.
+    retention: seconds after which records may be dropped; None keeps them for ever.
+    compact: the broker may drop a record once a newer one of the same key exists.
+    options: the broker's own settings, passed through by name.
+    """
+
+    name: str
+    partitions: int | None = None
+    default_partitions: int = 1
+    retention: float | None = None
+    compact: bool = False
+    queue: bool = False
+    options: Mapping[str, str] = {}
+
+
+class TopicInfo(msgspec.Struct, frozen=True):
+    """A topic as it is on the broker."""
+
+    name: str
+    partitions: int
+    queue: bool = False
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """One topic as one consumer group sees it.
+
+    Members of a group compete for messages; each group gets them all, from the oldest still kept.
+    """
+
+    async def put(self, messages: Sequence[Message]) -> None:
+        """Write `messages`, in order. Returns once the broker has durably accepted every one.
+
+        Raises `MessageTooLarge` (nothing was written) or `BrokerError` (each may or may not be written: the caller
+        decides). Cancelled: each message is written or not, and the channel still works.
+        """
+        ...
+
+    async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        """At most `limit` messages; waits at most `timeout` seconds for the first. Empty is a normal answer.
+
+        Cancelled: loses nothing. Messages of one key come in order, a redelivered one as early as can be.
+        """
+        ...
+
+    async def commit(self, deliveries: Sequence[Delivery]) -> None:
+        """These are done: they never come back. Returns when the broker has taken it. Twice is harmless.
+
+        What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `BrokerError`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back what is lent and free everything. Twice is harmless; a waiting `get` returns empty or raises."""
+        ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A broker as Thalweg sees it. A driver does no retrying, no prefetch policy, no payload logging, no error policy.
+
+    A driver class is found by URL scheme through the entry point group `thalweg.transports`, and is built by its
+    class method `from_url(url: Url)`; `url.options(Struct)` gives it typed query options. Nothing may bind an event
+    loop before `open`.
+    """
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Valid after `open`: a server may lack what the driver knows how to use."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """Valid after `open`."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for the start-up banner: product, version, address. Never a credential."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Settings of the server that are not durable or not safe, a sentence each, with the remedy."""
+        ...
+
+    async def open(self) -> None:
+        """Connect and learn what the server can do. Raises `BrokerError` within the driver's connect time-out."""
+        ...
+
+    async def close(self) -> None:
+        """Close what is open. Twice is harmless."""
+        ...
+
+    async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
+        """Create what is missing, durable; leave what exists as it is, and report it, in the order asked.
+
+        Raises `TopicMismatch` where an existing topic has another partition count than a spec that names one, or is
+        a queue where a log is wanted.
+        """
+        ...
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """All topics and queues on this broker, internal ones included, sorted by name."""
+        ...
+
+    async def channel(self, topic: str, group: str) -> Channel:
+        """Open `topic` for consumer group `group`. The topic must have been declared."""
+        ...

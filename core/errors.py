@@ -1,0 +1,165 @@
+"""Every exception that Thalweg raises, in one tree. Messages name the setting, the value seen and what would work."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentError",
+    "AmbiguousCommit",
+    "AskDeadlock",
+    "BrokerError",
+    "ConcurrentTableError",
+    "ConfigurationError",
+    "DecodeError",
+    "EncodeError",
+    "Fenced",
+    "Gap",
+    "HistoryChanged",
+    "JournalMismatch",
+    "MessageTooLarge",
+    "MissingCapability",
+    "NotRunning",
+    "OutsideEvent",
+    "StaleRead",
+    "StoreError",
+    "ThalwegError",
+    "TooManyOutputs",
+    "TopicMismatch",
+    "UnknownOption",
+    "UnknownScheme",
+    "WrongPartition",
+    "WrongType",
+]
+
+
+class ThalwegError(Exception):
+    """Root of the tree: `except ThalwegError` catches all that Thalweg itself raises."""
+
+
+# --- what the program or its settings got wrong ------------------------------------------------------------
+
+
+class ConfigurationError(ThalwegError):
+    """A setting or a declaration cannot work as written."""
+
+
+class UnknownScheme(ConfigurationError):
+    """No installed driver serves the scheme of this URL."""
+
+
+class UnknownOption(ConfigurationError):
+    """The URL's query names an option that the driver does not have, or gives it a value of the wrong type."""
+
+
+class MissingCapability(ConfigurationError):
+    """The program needs a power that its transport does not offer."""
+
+
+class TopicMismatch(ConfigurationError):
+    """An existing topic (or a second declaration of one) differs from what the program declares."""
+
+
+class JournalMismatch(ConfigurationError):
+    """The journal was written under another partition count or partitioner; going on would orphan state."""
+
+
+class NotRunning(ThalwegError):
+    """The app must be started (`async with app`, `app.client()`, `app.test()`) before this call."""
+
+
+# --- what an event did wrong -------------------------------------------------------------------------------
+
+
+class OutsideEvent(ThalwegError):
+    """A table was written where there is no event, hence no commit that could carry the change."""
+
+
+class WrongPartition(ThalwegError):
+    """A table was used with a key that belongs to another partition than the event's."""
+
+
+class WrongType(ThalwegError, TypeError):
+    """A value is not of the declared type."""
+
+
+class ConcurrentTableError(ThalwegError):
+    """With `concurrency > 1` an event may touch only its own key's rows."""
+
+
+class StaleRead(ThalwegError):
+    """This worker's lease on the partition has ended: its table may be out of date, so it is not served."""
+
+
+class TooManyOutputs(ThalwegError):
+    """One event sent more messages than `max_event_outputs`."""
+
+
+class AskDeadlock(ThalwegError):
+    """An event asks an agent that cannot answer before this very event has finished."""
+
+
+class AgentError(ThalwegError):
+    """The agent that was asked raised. `remote_traceback` is its traceback as text."""
+
+    def __init__(self, message: str, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        text = str(self.args[0])
+        return f"{text}\n\nremote traceback:\n{self.remote_traceback}" if self.remote_traceback else text
+
+
+# --- data --------------------------------------------------------------------------------------------------
+
+
+class EncodeError(ThalwegError):
+    """A key or value could not be turned into bytes."""
+
+
+class DecodeError(ThalwegError):
+    """Bytes could not be turned into a key or value of the declared type."""
+
+
+class MessageTooLarge(ThalwegError):
+    """A message is above the broker's limit; nothing of it was sent."""
+
+
+# --- the broker and the journal ----------------------------------------------------------------------------
+
+
+class BrokerError(ThalwegError):
+    """The broker refused, failed or cannot be reached."""
+
+
+class AmbiguousCommit(BrokerError):
+    """The broker did not say whether the write happened. Only reading the log back can tell."""
+
+
+class Fenced(BrokerError):
+    """A newer owner has claimed the journal: nothing of this write happened.
+
+    `partitions` holds the (topic, partition) pairs that were lost.
+    """
+
+    def __init__(self, message: str, partitions: frozenset[tuple[str, int]] = frozenset()) -> None:
+        super().__init__(message)
+        self.partitions = partitions
+
+
+class Gap(BrokerError):
+    """Records after the stored position may be gone (retention, a truncated or recreated topic)."""
+
+    def __init__(self, topic: str, partition: int, after: int | None, first: int | None) -> None:
+        super().__init__(
+            f"topic {topic!r} partition {partition}: records after position {after} may be gone; the log now starts at "
+            f"{first}. Restore the topic, or accept the loss by resetting the reader's position"
+        )
+        self.topic, self.partition, self.after, self.first = topic, partition, after, first
+
+
+class HistoryChanged(BrokerError):
+    """The record at a stored position is not the one that was read there: the broker lost a suffix of the log."""
+
+
+class StoreError(ThalwegError):
+    """A store is damaged, locked by another process or out of space."""
