@@ -8,7 +8,7 @@ from typing_extensions import TypeVar
 
 from . import headers as names
 from .message import Headers, Position, Record
-from .runtime.plan import TopicPlan
+from .plan import TopicPlan
 
 __all__ = ["Event"]
 
@@ -38,7 +38,7 @@ class Event(Generic[V, K]):
     @property
     def key(self) -> K:
         raw = self._record.key
-        return None if raw is None else self._plan.decode_key(raw)  # type: ignore[return-value]
+        return None if raw is None else self._plan.key.decode(raw)
 
     @property
     def headers(self) -> Headers:
@@ -48,6 +48,11 @@ class Event(Generic[V, K]):
     @property
     def timestamp(self) -> float:
         return event_time(self._plan, self._record) / 1000
+
+    @property
+    def record(self) -> Record:
+        """The record itself: key, value and headers in bytes, timestamp in milliseconds."""
+        return self._record
 
     @property
     def topic(self) -> str:

@@ -121,7 +121,7 @@ class Fold:
         """The entry if it counts (a marker always does), else None."""
         entry = decode_entry(data or b"")
         if isinstance(entry, Marker):
-            self._check(entry)
+            self.check(entry)
             self.unclean += not self._released
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()
@@ -142,7 +142,8 @@ class Fold:
         self._released = isinstance(entry, Release)
         return entry
 
-    def _check(self, marker: Marker) -> None:
+    def check(self, marker: Marker) -> None:
+        """Raises JournalMismatch if this marker's owner would read the journal's keys differently."""
         was = self.marker
         if was is not None and (was.partitions, was.partitioner) != (marker.partitions, marker.partitioner):
             raise JournalMismatch(

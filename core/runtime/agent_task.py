@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from thalweg import headers as names
-from thalweg.errors import DecodeError, ProcessDied
+from thalweg.codec import explain
+from thalweg.errors import ProcessDied
 from thalweg.event import event_time
 from thalweg.journal.rows import Parked, Reached, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.policy import Action, Decision, Outcomes
 
 from .lane import Input, Lane, Part, Ticket
-from .plan import AgentPlan, SourcePlan, TopicPlan
+from thalweg.plan import AgentPlan, SourcePlan, TopicPlan
 from .tables import TablePlan, TableState
 from .watermark import Segment, Watermark
 
@@ -36,8 +37,9 @@ log = logging.getLogger("thalweg")
 class TopicInput:
     """One topic-partition as an agent reads it: what was fetched, handed out and finished."""
 
-    def __init__(self, agent: str, source: SourcePlan, partition: int) -> None:
-        self.name = f"{agent}/{source.topic.name}"
+    def __init__(self, agent: AgentTask, source: SourcePlan, partition: int) -> None:
+        self.agent = agent
+        self.name = f"{agent.plan.name}/{source.topic.name}"
         self.topic: TopicPlan = source.topic
         self.ops = source.ops
         self.partition = partition
@@ -94,7 +96,7 @@ class AgentTask:
         self.app = task.app
         self.clock = task.settings.clock
         self.max_event_outputs = task.settings.max_event_outputs
-        self.inputs = [TopicInput(plan.name, source, task.index) for source in plan.sources]
+        self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
         self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
         self.outcomes = Outcomes()
         self.halted = ""
@@ -112,6 +114,7 @@ class AgentTask:
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
         self._counted = 0
+        self._at_rest: asyncio.Future[None] | None = None
 
     # --- feeding lanes -------------------------------------------------------------------------------------
 
@@ -128,7 +131,9 @@ class AgentTask:
             if until is not None and self.clock.now() >= until:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
-            self.task.idle()
+            self.task.idle(self)
+            if self._at_rest is not None and not self._at_rest.done():
+                self._at_rest.set_result(None)
             timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
             try:
                 await woken
@@ -150,10 +155,24 @@ class AgentTask:
     @property
     def resting(self) -> bool:
         """Every lane waits for input, and there is none that could be had at once."""
-        return len(self._waiting) == len(self.lanes) and all(i.caught_up or not i.buffer for i in self.inputs)
+        return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
 
-    def arrived(self, batch: Batch) -> None:
+    def arrived(self, input_: TopicInput, batch: Batch) -> None:
+        input_.buffer.append(batch)
+        input_.fetched = batch.positions[-1]
         self.wake(len(batch.records))
+
+    def stop(self) -> None:
+        """Begin no further event."""
+        self.stopping = True
+        for lane in self.lanes:
+            lane.attention = True
+
+    async def stopped(self) -> None:
+        """Return when no event is open."""
+        while len(self._waiting) < len(self.lanes):
+            self._at_rest = asyncio.get_running_loop().create_future()
+            await self._at_rest
 
     async def _note(self, part: Part) -> Part:
         """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12)."""
@@ -376,7 +395,7 @@ class AgentTask:
             await self.clock.sleep(delay)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
-        wrapped = DecodeError(f"not a {ticket.input.topic.describe_value}: {error}")
+        wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")
         self._count_finished()
         attempts = ticket.attempts + 1
         decision = self._decide(wrapped, attempts)
@@ -407,7 +426,7 @@ class AgentTask:
                 input_.topic.name, dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
             )
         if decision.action is not Action.RETRY:
-            self.task.answer_error(ticket.record, decision.reason, verdict.trace)
+            self.task.answer_error(self.plan, ticket.record, decision.reason, verdict.trace)
         self._done(lane, ticket)
 
     def _count_finished(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from thalweg.clock import Clock, Timer
@@ -58,11 +57,18 @@ class Committer:
                 self._timer = None
             flushing, self._flushing = self._flushing, []
             try:
-                await self.write(self._cuts())
+                cuts = self._cuts()
+                if cuts:
+                    await self.write(cuts)
             finally:
                 for done in flushing:
                     if not done.done():
                         done.set_result(None)
+
+    async def release(self, task: Task) -> None:
+        """The last record of a task: its owner left in good order."""
+        async with self._lock:
+            await self.write({task.journal: task.release()})
 
     def _cuts(self) -> dict[JournalKey, Cut]:
         cuts: dict[JournalKey, Cut] = {}
@@ -82,8 +88,6 @@ class Committer:
         return cuts
 
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:
-        if not cuts:
-            return
         self.commits += 1
         results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
         for journal, result in results.items():
@@ -96,6 +100,3 @@ class Committer:
                 await task.committed(cuts[journal], result)
             except Exception as error:
                 task.failed(error)
-
-
-_ = Callable

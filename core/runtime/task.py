@@ -10,15 +10,15 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import EncodeError, Gap, HistoryChanged, OutsideEvent, StoreError, WrongPartition
-from thalweg.headers import REPLY, find
+from thalweg.errors import EncodeError, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import Parked, Reached, Suspect, encode, reached_key
@@ -29,7 +29,7 @@ from thalweg.store import Checkpoint, Store
 
 from .agent_task import AgentTask, TopicInput, Verdict
 from .lane import Lane, Rerun, Ticket
-from .plan import AgentPlan, Destination
+from thalweg.plan import AgentPlan, Destination
 from .settings import Settings
 from .tables import TablePlan, TableState
 from .turns import Turns
@@ -37,9 +37,12 @@ from .turns import Turns
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Cut", "Task", "TaskKey"]
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey"]
 
 log = logging.getLogger("thalweg")
+
+Answer = tuple[AgentPlan, Record, Any]
+"""Who answers which question, and what."""
 
 TaskKey = tuple[str, int]
 """Group and index."""
@@ -52,7 +55,7 @@ class Cut(msgspec.Struct):
 
     rows: dict[bytes, bytes | None]
     commit: Commit
-    answers: list[tuple[Record, Any]]
+    answers: list[Answer]
     number: int  # of the last journal record
     size: int
 
@@ -79,6 +82,7 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
 
@@ -88,7 +92,7 @@ class Task:
         self.turns = Turns()
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: dict[Destination, list[Message]] = {}
-        self.answers: list[tuple[Record, Any]] = []
+        self.answers: list[Answer] = []
         self.has_work = False
         self.in_flight = False
         self._fold = Fold()
@@ -236,7 +240,9 @@ class Task:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs.setdefault(destination, []).append(message)
-        self.answers.extend(lane.answers)
+        for record, value in lane.answers:
+            if _asked(lane.plan, record):
+                self.answers.append((lane.plan, record, value))
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
@@ -252,9 +258,9 @@ class Task:
         destination = self.worker.dead_letter_destination(topic, message.key)
         self.outputs.setdefault(destination, []).append(message)
 
-    def answer_error(self, record: Record, reason: str, trace: str) -> None:
-        if record.headers and find(record.headers, REPLY) is not None:
-            self.answers.append((record, Failure(reason, trace)))
+    def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
+        if record.headers and _asked(plan, record):
+            self.answers.append((plan, record, Failure(reason, trace)))
 
     def progressed(self) -> None:
         self.has_work = True
@@ -264,9 +270,9 @@ class Task:
         self.has_work = True
         self.worker.committer.arm()
 
-    def idle(self) -> None:
-        """A lane waits for input."""
-        if self.has_work and not self.in_flight and all(agent.resting for agent in self.agents if agent.ran):
+    def idle(self, agent: AgentTask) -> None:
+        """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
     def fetch_more(self, input_: TopicInput) -> None:
@@ -311,7 +317,7 @@ class Task:
         self,
         rows: dict[bytes, bytes | None],
         outputs: dict[Destination, list[Message]],
-        answers: list[tuple[Record, Any]],
+        answers: list[Answer],
         entries: list[Entry],
     ) -> Cut:
         marker = self._fold.marker
@@ -325,6 +331,7 @@ class Task:
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
         self.in_flight = False
+        self.commits += 1
         self._fold.number = cut.number
         marker = self._fold.marker
         assert self._store is not None
@@ -342,8 +349,8 @@ class Task:
             await journal.truncate(self.index, before)
         if self.checking:
             self.checking = False
-        if self.has_work:
-            self.idle()
+        for agent in self.agents:
+            self.idle(agent)
 
     # --- closing ---------------------------------------------------------------------------------------------
 
@@ -411,6 +418,11 @@ class Task:
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
+
+
+def _asked(plan: AgentPlan, record: Record) -> bool:
+    """Whether somebody waits for this agent's answer to this record."""
+    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 
 
 class RolledBack(Exception):
@@ -500,6 +512,3 @@ class _Replay:
         self._store.apply({**self._pending, LOCAL_MARKER: local}, self._seen)
         self._pending.clear()
         self._seen = None
-
-
-_ = (Awaitable, OutsideEvent)
