@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from thalweg.channel import TopicInfo, TopicSpec
+from thalweg.clock import Clock, RealClock
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 
 from .faults import Faults
@@ -14,7 +15,7 @@ from .group import LogGroup
 from .locks import MemoryLock, PeerGroup
 from .partition import Partition
 from .queues import Queue
-from .session import Clock, RealClock, Session
+from .session import Session
 
 __all__ = ["LogTopic", "MemoryBroker"]
 

@@ -9,10 +9,11 @@ from itertools import accumulate
 
 import msgspec
 from thalweg.capabilities import Bounds
+from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Gap, MessageTooLarge
 from thalweg.message import Batch, Message, Position
 
-from .session import Clock, Waiters, wake
+from .session import Waiters, wake
 
 __all__ = ["MemoryClaim", "Partition", "Prepared", "prepare"]
 

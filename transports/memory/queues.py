@@ -8,12 +8,13 @@ from itertools import count
 from math import inf
 
 from thalweg.channel import Capability, TopicInfo
+from thalweg.clock import Clock
 from thalweg.errors import BrokerError, MissingCapability
 from thalweg.message import Delivery, Message, QueueMessage
 
 from .faults import Faults
 from .partition import prepare
-from .session import Clock, Session, Waiters, wake
+from .session import Session, Waiters, wake
 
 __all__ = ["Queue", "QueueChannel"]
 

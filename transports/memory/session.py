@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
+from thalweg.clock import Clock, Timer
 from thalweg.errors import BrokerError
 
-__all__ = ["Clock", "Closable", "Leased", "RealClock", "Session", "Timer", "Waiters", "wake"]
+__all__ = ["Closable", "Leased", "Session", "Waiters", "wake"]
 
 Waiters = dict["asyncio.Future[bool]", None]  # in order of arrival: runs under a seeded loop replay exactly
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """All that a memory broker knows of time."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Call back once, `delay` seconds from now."""
-        ...
-
-
-class RealClock:
-    def now(self) -> float:
-        return time.time()
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        return asyncio.get_running_loop().call_later(delay, callback)
 
 
 class Leased(Protocol):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import pytest
-
 from thalweg.channel import Transport
+from thalweg.clock import VirtualClock
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
 
 
@@ -36,50 +34,21 @@ class Rig(Protocol):
     async def close(self) -> None: ...
 
 
-class FakeTimer:
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self.callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class FakeClock:
-    """Stands still until it is moved."""
-
-    def __init__(self, start: float = 1_577_836_800.0) -> None:
-        self.time = start
-        self.timers: list[tuple[float, int, FakeTimer]] = []
-        self._count = itertools.count()
-
-    def now(self) -> float:
-        return self.time
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> FakeTimer:
-        timer = FakeTimer(callback)
-        heapq.heappush(self.timers, (self.time + delay, next(self._count), timer))
-        return timer
-
-    def pending(self) -> int:
-        return sum(timer.callback is not None for _, _, timer in self.timers)
-
-    async def move(self, seconds: float) -> None:
-        end = self.time + seconds
-        await settle()
-        while self.timers and self.timers[0][0] <= end:
-            self.time, _, timer = heapq.heappop(self.timers)
-            callback, timer.callback = timer.callback, None
-            if callback is not None:
-                callback()
-                await settle()
-        self.time = end
-        await settle()
-
-
 async def settle() -> None:
     """Let everything run that can run without time passing."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def pass_time(clock: VirtualClock, seconds: float) -> None:
+    """Stop at each timer on the way, so that what it wakes sees its own time."""
+    end = clock.now() + seconds
+    await settle()
+    while (due := clock.next()) is not None and due <= end:
+        clock.move(due)
+        await settle()
+    clock.move(end)
+    await settle()
 
 
 class MemoryRig:
@@ -87,7 +56,7 @@ class MemoryRig:
     message_bytes = 10_000
 
     def __init__(self, position_step: int = 1) -> None:
-        self.clock = FakeClock()
+        self.clock = VirtualClock(1_577_836_800.0)
         self.broker = MemoryBroker(clock=self.clock, position_step=position_step)
         self._transports: list[MemoryTransport] = []
 
@@ -102,7 +71,7 @@ class MemoryRig:
         transport.kill()
 
     async def pass_time(self, seconds: float) -> None:
-        await self.clock.move(seconds)
+        await pass_time(self.clock, seconds)
 
     async def close(self) -> None:
         for transport in self._transports:
@@ -120,8 +89,3 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
     yield rig
     await rig.close()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()

@@ -1,4 +1,4 @@
-"""What every transport must do, as `core/channel.py` and `core/capabilities.py` put it. `conftest.py` names the rigs."""
+"""What every transport must do, as the contracts in `core/` put it. `conftest.py` names the rigs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
-
 from thalweg.capabilities import Bounds, Commit, Fencing, Locks, Logs, Peers, WorkQueue
 from thalweg.channel import Capability, Channel, TopicInfo, TopicSpec, Transport
 from thalweg.errors import BrokerError, Fenced, Gap, MessageTooLarge, TopicMismatch
@@ -472,7 +471,7 @@ async def test_of_rival_claims_only_the_last_can_commit_and_a_lost_one_never_can
 
 
 async def test_a_claim_fences_a_crashed_owner(rig):
-    (a, b), journal, _ = await open_fenced(rig)
+    (a, b), _, _ = await open_fenced(rig)
     claim = await a.claim("j", 0, Message(b"m"))
     await a.commit({claim: Commit(numbered(1))})
     await rig.crash(a)
@@ -502,7 +501,7 @@ async def test_a_queue_takes_no_fenced_outputs_and_nothing_else_is_written(rig):
 
 
 async def test_a_waiting_reader_sees_a_commit(rig):
-    (a, b), _, out = await open_fenced(rig)
+    (a, b), _, _ = await open_fenced(rig)
     read = asyncio.create_task((await b.log("out")).read({1: None}, LONG, LONG, 60))
     await asyncio.sleep(0)
     claim = await a.claim("j", 0, Message(b"m"))
