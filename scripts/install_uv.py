@@ -22,16 +22,17 @@ PIP = (
     "pip-25.3-py3-none-any.whl"
 )
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
+SETTINGS = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def main(target: Path) -> None:
-    print(f"uv is missing: installing it into {target}")
+    print(f"uv is missing: installing it into {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is one rename: an interrupted installation leaves nothing half done.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tools-") as folder:
         new = Path(folder, "tools")
         command = [*pip(Path(folder)), "install", "--quiet", "--no-user", "--target", str(new), UV]
-        subprocess.run(command, check=True, env={**os.environ, "PIP_REQUIRE_VIRTUALENV": "0"})
+        subprocess.run(command, check=True, env={**os.environ, **SETTINGS})
         try:
             new.rename(target)
         except OSError:
