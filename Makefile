@@ -48,11 +48,11 @@ hooks: env ## Let git run the checks before each commit
 # The editable installation consists of links in build/, so it must be made again when someone has removed that folder.
 env:
 	@$(UV) sync $(SYNC) || $(UV) sync --offline $(SYNC) || { \
-		echo "The environment could not be made. It needs Python 3.11 or newer (uv fetches one if it may)" \
-			"and, the first time, https://pypi.org" >&2; exit 1; }
+		echo "The environment could not be made, see above. A new machine needs Python 3.11 or newer (uv fetches one" \
+			"if it may) and https://pypi.org" >&2; exit 1; }
 
 SYNC = --quiet $(if $(wildcard build/__editable__*),,--reinstall-package thalweg)
 
-clean: ## Remove all that make has made (not the results of benchmarks)
-	rm -rf .venv .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove all that make has made, except uv and the results of benchmarks
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
