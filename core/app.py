@@ -20,6 +20,7 @@ from .codec import Codec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
 from .handler import handler_body
+from .message import Headers, Message
 from .partitioner import partitioner_for
 from .plan import SourcePlan, TopicPlan
 from .policy import DEFAULT_POLICY, Policy
@@ -95,6 +96,7 @@ class App:
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
         self._declared: dict[str, tuple[object, object]] = {}
+        self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
         self._shared: list[tuple[TopicPlan, TopicPlan]] = []
         self.agents: dict[str, Agent[Any, Any]] = {}
         self.tables: dict[str, TablePlan] = {}
@@ -176,7 +178,8 @@ class App:
             dict(options or {}),
         )
         begin = start.timestamp() if isinstance(start, datetime) else start
-        return Topic(self, self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of), checker_for(value, codec))
+        plan = self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of)
+        return Topic(self, plan, self._checks[name])
 
     def queue(
         self,
@@ -192,7 +195,7 @@ class App:
         """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
         keep = None if retention is None else seconds(retention, "retention")
         spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
-        return Queue(self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), checker_for(value, codec))
+        return Queue(self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name])
 
     def _declare(
         self,
@@ -230,7 +233,12 @@ class App:
         )
         self.topics[spec.name] = plan
         self._declared[spec.name] = types
+        self._checks[spec.name] = checker_for(value, codec)
         return plan
+
+    def question(self, plan: TopicPlan, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
+        """A message with headers of ours for the topic that an agent reads."""
+        return Topic(self, plan, self._checks[plan.name]).question(value, key, headers)
 
     def share_partitions(self, plan: TopicPlan, of: TopicPlan) -> TopicPlan:
         """`plan` is another view of the same topic: it gets its partition count at start-up too."""
@@ -262,6 +270,7 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
+        self._checks[full] = checker_for(Any if value is None else value)
         self._declared[full] = (key, value)
         return plan
 

@@ -29,7 +29,7 @@ from .watermark import Segment, Watermark
 if TYPE_CHECKING:
     from .task import Task
 
-__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter"]
+__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "short_traceback"]
 
 log = logging.getLogger("thalweg")
 
@@ -352,18 +352,13 @@ class AgentTask:
         if self._noted and len(tickets) == 1:
             self._noted = False  # it raised, so it did not kill
         self._count_finished()
-        trace = _short_traceback(error)
+        trace = short_traceback(error)
         for ticket in tickets:
             attempts = ticket.attempts + 1
             decision = None
             if len(tickets) == 1:
                 decision = self._decide(error, attempts)
-                log.log(
-                    logging.WARNING if decision.action is Action.RETRY else logging.ERROR,
-                    "agent %s: event %s: attempt %d failed, %s: %s",
-                    *(self.plan.name, ticket.event(None, lane).id, attempts, decision.action.value, decision.reason),
-                    exc_info=error if decision.action is not Action.RETRY else None,
-                )
+                log_failure(self.plan.name, ticket, lane, attempts, decision, error)
             self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, attempts, trace)
         lane.give_back(tickets)
         if tainted:
@@ -399,7 +394,7 @@ class AgentTask:
         self._count_finished()
         attempts = ticket.attempts + 1
         decision = self._decide(wrapped, attempts)
-        log.error("agent %s: event %s: %s: %s", self.plan.name, ticket.event(None, lane).id, decision.action.value, wrapped)
+        log_failure(self.plan.name, ticket, lane, attempts, decision, wrapped)
         self._carry_out(lane, ticket, Verdict(decision, attempts), decision)
 
     def _carry_out(self, lane: Lane, ticket: Ticket, verdict: Verdict, decision: Decision) -> None:
@@ -506,7 +501,20 @@ def _has_ours(batch: Batch) -> bool:
     )
 
 
-def _short_traceback(error: Exception, limit: int = 8000) -> str:
+def log_failure(
+    agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception
+) -> None:
+    """One line while it is retried, with the traceback once it is not. Never the payload."""
+    final = decision.action is not Action.RETRY
+    log.log(
+        logging.ERROR if final else logging.WARNING,
+        "agent %s: event %s: attempt %d failed, %s: %s",
+        *(agent, ticket.event(None, lane).id, attempts, decision.action.value.replace("_", " "), decision.reason),
+        exc_info=error if final else None,
+    )
+
+
+def short_traceback(error: Exception, limit: int = 8000) -> str:
     text = "".join(traceback.format_exception(error))
     return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
 

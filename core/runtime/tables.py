@@ -33,7 +33,7 @@ HOT_ROWS = 100_000
 """How many rows a task keeps as Python objects per table, beyond those that changed since the last commit."""
 
 
-class TablePlan(msgspec.Struct, frozen=True):
+class TablePlan(msgspec.Struct):
     """A declared table, compiled."""
 
     name: str

@@ -17,7 +17,7 @@ import msgspec
 
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import EncodeError, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
 from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
@@ -37,7 +37,7 @@ from .turns import Turns
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey"]
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey", "asked"]
 
 log = logging.getLogger("thalweg")
 
@@ -241,7 +241,7 @@ class Task:
         for destination, message in lane.outputs:
             self.outputs.setdefault(destination, []).append(message)
         for record, value in lane.answers:
-            if _asked(lane.plan, record):
+            if asked(lane.plan, record):
                 self.answers.append((lane.plan, record, value))
 
     def check(self, lane: Lane) -> None:
@@ -259,7 +259,7 @@ class Task:
         self.outputs.setdefault(destination, []).append(message)
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
-        if record.headers and _asked(plan, record):
+        if record.headers and asked(plan, record):
             self.answers.append((plan, record, Failure(reason, trace)))
 
     def progressed(self) -> None:
@@ -282,6 +282,18 @@ class Task:
         """Return when what is in `rows` now has been committed."""
         self.has_work = True
         await self.worker.committer.flush()
+
+    def read_row(self, key: bytes) -> bytes | None:
+        """A row of the task's own, as committed."""
+        return None if self._store is None else self._store.get(key)
+
+    async def write_row(self, key: bytes, value: bytes) -> None:
+        """Write a row of the task's own; committed when this returns. Raises Fenced if the task was lost meanwhile."""
+        commits = self.commits
+        self.rows[key] = value
+        await self.flush()
+        if self.commits == commits:
+            raise Fenced(f"task {self.group}/{self.index} was lost before the row was committed")
 
     # --- committing ------------------------------------------------------------------------------------------
 
@@ -420,7 +432,7 @@ class Task:
         return round(self.settings.clock.now() * 1000)
 
 
-def _asked(plan: AgentPlan, record: Record) -> bool:
+def asked(plan: AgentPlan, record: Record) -> bool:
     """Whether somebody waits for this agent's answer to this record."""
     return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 

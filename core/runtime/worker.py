@@ -12,7 +12,7 @@ from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
-from thalweg.message import Position
+from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
@@ -53,11 +53,12 @@ class Worker:
         partitioner: str,
         answer: Callable[[Sequence[Answer]], Coroutine[Any, Any, None]],
         dead_letters: Callable[[str, bytes | None], Destination],
+        send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
-        self.answer, self.dead_letter_destination = answer, dead_letters
+        self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.me = secrets.token_hex(8)
         self.tasks: dict[TaskKey, Task] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,6 +70,8 @@ class Worker:
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
         self._stopping = False
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
@@ -109,6 +112,7 @@ class Worker:
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
         for task in self.tasks.values():
+            await self._closing(task)
             await task.stop_lanes()
             task.close()
         self.tasks.clear()
@@ -141,6 +145,17 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def on_task(
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Call back when this task runs here, and before it ceases to."""
+        self._on_task[key] = (opened, closing)
+
+    async def _closing(self, task: Task) -> None:
+        hook = self._on_task.get(task.key)
+        if hook is not None:
+            await hook[1]()
+
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _open_task(self, key: TaskKey) -> None:
@@ -158,6 +173,9 @@ class Worker:
         else:
             self.committer.tasks[task.journal] = task
             self.committer.soon()
+            hook = self._on_task.get(task.key)
+            if hook is not None:
+                hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
@@ -166,6 +184,7 @@ class Worker:
         task = self.tasks.pop(key, None)
         if task is None:
             return
+        await self._closing(task)
         if in_good_order and task.journal in self.committer.tasks:
             await task.drain()
             await self.committer.commit()
@@ -188,6 +207,7 @@ class Worker:
 
     async def _restart(self, task: Task, error: BaseException) -> None:
         try:
+            await self._closing(task)
             await task.stop_lanes()
             if not isinstance(error, RolledBack):
                 delay = self._backoff(task, error)
