@@ -19,6 +19,7 @@ __all__ = [
     "MissingCapability",
     "NotRunning",
     "OutsideEvent",
+    "ProcessDied",
     "StaleRead",
     "StoreError",
     "ThalwegError",
@@ -83,6 +84,10 @@ class WrongType(ThalwegError, TypeError):
 
 class ConcurrentTableError(ThalwegError):
     """With `concurrency > 1` an event may touch only its own key's rows."""
+
+
+class ProcessDied(ThalwegError):
+    """The process died, more than once, while it handled this event (reason of a dead letter; never raised)."""
 
 
 class StaleRead(ThalwegError):

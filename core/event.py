@@ -1,0 +1,81 @@
+"""An event: one record as an agent sees it."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Protocol
+
+from typing_extensions import TypeVar
+
+from . import headers as names
+from .message import Headers, Position, Record
+from .plan import TopicPlan
+
+__all__ = ["Event"]
+
+V = TypeVar("V", default=Any)
+K = TypeVar("K", default=Any)
+
+
+class Answering(Protocol):
+    def answer(self, record: Record, value: Any) -> None: ...
+
+
+class Event(Generic[V, K]):
+    """A value with everything that came with it.
+
+    timestamp: seconds since the epoch (the topic's `timestamp_of`, else the record's own).
+    """
+
+    __slots__ = ("_answering", "_plan", "_record", "partition", "position", "value")
+
+    def __init__(
+        self, plan: TopicPlan, record: Record, partition: int, position: Position, value: V, answering: Answering | None
+    ) -> None:
+        self._plan, self._record, self._answering = plan, record, answering
+        self.partition, self.position = partition, position
+        self.value = value
+
+    @property
+    def key(self) -> K:
+        raw = self._record.key
+        return None if raw is None else self._plan.key.decode(raw)
+
+    @property
+    def headers(self) -> Headers:
+        """Pairs of name and bytes, in order; Thalweg's own are hidden."""
+        return names.hidden(self._record.headers)
+
+    @property
+    def timestamp(self) -> float:
+        return event_time(self._plan, self._record) / 1000
+
+    @property
+    def record(self) -> Record:
+        """The record itself: key, value and headers in bytes, timestamp in milliseconds."""
+        return self._record
+
+    @property
+    def topic(self) -> str:
+        return self._plan.name
+
+    @property
+    def id(self) -> str:
+        """The same at every attempt and after every crash: the idempotency key for calls to the outside world."""
+        given = names.find(self._record.headers, names.ID) if self._record.headers else None
+        return given.decode("utf-8", "replace") if given else f"{self.topic}/{self.partition}/{self.position}"
+
+    def answer(self, value: object) -> None:
+        """Answer whoever asked with this event, when the event commits. Needed where one item covers many events."""
+        if self._answering is None:
+            raise RuntimeError("this event was read outside an agent: nobody waits for an answer")
+        self._answering.answer(self._record, value)
+
+    def __repr__(self) -> str:
+        return f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+
+
+def event_time(plan: TopicPlan, record: Record) -> int:
+    """Milliseconds since the epoch."""
+    if plan.timestamp_of is None or record.value is None:
+        return record.timestamp
+    return round(plan.timestamp_of(plan.decode(record.value)) * 1000)

@@ -1,0 +1,53 @@
+"""The headers that Thalweg itself sets. Users' own `thalweg-*` headers are stripped on sending, ours hidden on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .message import Headers
+
+__all__ = [
+    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY", "TIMESTAMP",
+    "TOPIC", "TRACEBACK", "find", "hidden", "stripped",
+]  # fmt: skip
+
+PREFIX: Final = "thalweg-"
+ID: Final = "thalweg-id"  # the event's id, where it is not its position
+ONLY: Final = "thalweg-only"  # the one agent this message is for
+ANSWERS: Final = "thalweg-answers"  # the agent asked: others that read the same topic do not answer
+REPLY: Final = "thalweg-reply"  # where the answer goes
+CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
+ERROR: Final = "thalweg-error"  # on an answer: the remote traceback
+
+# on dead letters
+REASON: Final = "thalweg-reason"
+TRACEBACK: Final = "thalweg-traceback"
+TOPIC: Final = "thalweg-topic"
+PARTITION: Final = "thalweg-partition"
+POSITION: Final = "thalweg-position"
+ATTEMPTS: Final = "thalweg-attempts"
+TIMESTAMP: Final = "thalweg-timestamp"
+AGENT: Final = "thalweg-agent"
+
+
+def find(headers: Headers, name: str) -> bytes | None:
+    for header, value in headers:
+        if header == name:
+            return value
+    return None
+
+
+def hidden(headers: Headers) -> Headers:
+    """What a user sees."""
+    return tuple(pair for pair in headers if not pair[0].startswith(PREFIX)) if headers else ()
+
+
+def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
+    """What a user may send: pairs of name and bytes, ours removed, text as UTF-8."""
+    if not headers:
+        return ()
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return tuple(
+        (name, value.encode() if isinstance(value, str) else value) for name, value in pairs if not name.startswith(PREFIX)
+    )

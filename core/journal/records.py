@@ -1,0 +1,153 @@
+"""What lies in a journal, and which of it counts.
+
+A journal is one partition of a log. Its owner writes a `Marker` with a random token; every later record carries that
+token and a dense number. A record counts iff its token is that of the last marker before it and its number follows
+the previous one directly (design rule 1). `Fold` applies that rule; owner and replay use the same.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import msgspec
+
+from thalweg.errors import JournalMismatch
+from thalweg.message import Message, Position
+
+__all__ = ["Begin", "Chunk", "End", "Entry", "Fold", "Marker", "Part", "Release", "Rows", "checksum", "decode_entry", "messages"]
+
+
+class _Entry(msgspec.Struct, array_like=True, frozen=True):
+    token: bytes
+    number: int
+
+
+class Marker(_Entry, tag="marker", frozen=True):
+    """A new owner begins; `number` is 0. `epoch` grows with each; `journal` names the journal for ever."""
+
+    epoch: int
+    journal: bytes
+    owner: str
+    partitions: int
+    partitioner: str
+
+
+class Rows(_Entry, tag="rows", frozen=True):
+    """A commit: rows that changed; None deletes. `progress`: an event has been finished."""
+
+    rows: dict[bytes, bytes | None]
+    progress: bool
+
+
+class Begin(_Entry, tag="begin", frozen=True):
+    """A snapshot begins: from here on, parts and commits together give the whole state.
+
+    `marker` repeats the owner's, which the truncation that follows will remove.
+    """
+
+    marker: Marker
+
+
+class Part(_Entry, tag="part", frozen=True):
+    """Rows as they were committed when this was appended; in key order from part to part."""
+
+    rows: dict[bytes, bytes | None]
+
+
+class End(_Entry, tag="end", frozen=True):
+    """The snapshot that began at `begin` is complete: what lies before may be truncated."""
+
+    begin: Position
+
+
+class Release(_Entry, tag="release", frozen=True):
+    """The owner left in good order."""
+
+
+class Chunk(_Entry, tag="chunk", frozen=True):
+    """A piece of an entry above the broker's message size; only the piece with `last` makes the entry count."""
+
+    data: bytes
+    last: bool
+
+
+Entry = Marker | Rows | Begin | Part | End | Release | Chunk
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+_CHUNK_OVERHEAD = 64
+
+
+def decode_entry(data: bytes) -> Entry:
+    entry: Entry = _decode(data)
+    return entry
+
+
+def checksum(data: bytes | None) -> int:
+    return zlib.crc32(data or b"")
+
+
+def messages(entries: list[Entry], token: bytes, number: int, limit: int | None, timestamp: int) -> Iterator[Message]:
+    """Entries as messages, renumbered densely from `number`; those above `limit` bytes in chunks."""
+    for entry in entries:
+        entry = msgspec.structs.replace(entry, token=token, number=number)
+        data = _encode(entry)
+        if limit is None or len(data) <= limit:
+            yield Message(data, timestamp=timestamp)
+            number += 1
+            continue
+        step = limit - _CHUNK_OVERHEAD
+        for start in range(0, len(data), step):
+            piece = Chunk(token, number, data[start : start + step], start + step >= len(data))
+            yield Message(_encode(piece), timestamp=timestamp)
+            number += 1
+
+
+class Fold:
+    """Reads a journal from its beginning, or on from where a store stands (`marker`, `number`), and tells what counts.
+
+    `unclean`: markers since the last progress that followed no release: deaths of owners that got nothing done.
+    """
+
+    def __init__(self, marker: Marker | None = None, number: int = 0) -> None:
+        self.marker = marker
+        self.number = number
+        self.unclean = 0
+        self._released = marker is None
+        self._chunks: list[bytes] = []
+
+    def feed(self, data: bytes | None) -> Entry | None:
+        """The entry if it counts (a marker always does), else None."""
+        entry = decode_entry(data or b"")
+        if isinstance(entry, Marker):
+            self.check(entry)
+            self.unclean += not self._released
+            self.marker, self.number, self._released = entry, 0, False
+            self._chunks.clear()
+            return entry
+        if self.marker is None and isinstance(entry, Begin):  # truncated up to here
+            self.marker, self.number, self._released = entry.marker, entry.number - 1, False
+        if self.marker is None or entry.token != self.marker.token or entry.number != self.number + 1:
+            return None
+        self.number = entry.number
+        if isinstance(entry, Chunk):
+            self._chunks.append(entry.data)
+            if not entry.last:
+                return None
+            entry = decode_entry(b"".join(self._chunks))
+            self._chunks.clear()
+        if isinstance(entry, Rows) and entry.progress:
+            self.unclean = 0
+        self._released = isinstance(entry, Release)
+        return entry
+
+    def check(self, marker: Marker) -> None:
+        """Raises JournalMismatch if this marker's owner would read the journal's keys differently."""
+        was = self.marker
+        if was is not None and (was.partitions, was.partitioner) != (marker.partitions, marker.partitioner):
+            raise JournalMismatch(
+                f"the journal was written with {was.partitions} partitions by {was.partitioner!r}, and now the app has "
+                f"{marker.partitions} by {marker.partitioner!r}: state would be orphaned. Restore the old setting, or "
+                "start under a new app id and replay"
+            )

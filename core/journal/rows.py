@@ -1,0 +1,75 @@
+"""How a task's whole state lies in rows of bytes, so that a commit, a snapshot and a store are all "a set of rows".
+
+| row | key | value |
+|---|---|---|
+| a table's entry | `t` name `\\0` key | the encoded value |
+| how far an input was read | `p` input | position, CRC-32 of the record there |
+| a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
+| an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
+| a consumer's watermark (outbox ids) | `w` input `\\0` producer | epoch, seq |
+| a record parked out of order | `o` input `\\0` position | the message |
+| an unconfirmed output | `u` topic `\\0` partition `\\0` seq | the message and its id |
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from thalweg.message import Headers, Position, Record
+
+__all__ = ["Parked", "Reached", "Suspect", "below", "decode", "encode", "parked_key", "prefix", "reached_key", "suspect_key"]
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.decode
+
+
+class Reached(msgspec.Struct, array_like=True, frozen=True):
+    """The last finished position of an input; `checksum` is of the record there (0: no record was read yet)."""
+
+    position: Position | None
+    checksum: int
+
+
+class Parked(msgspec.Struct, array_like=True):
+    """An event that waits for its next attempt, or behind one of the same key that does."""
+
+    value: bytes | None
+    key: bytes | None
+    headers: Headers
+    timestamp: int
+    attempts: int
+    due: int  # milliseconds since the epoch
+    reason: str = ""
+
+    @classmethod
+    def of(cls, record: Record, attempts: int, due: int, reason: str) -> Parked:
+        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason)
+
+
+class Suspect(msgspec.Struct, array_like=True, frozen=True):
+    """This event of an agent is about to run, after the process has died in it `deaths - 1` times."""
+
+    input: str
+    position: Position
+    deaths: int
+
+
+def prefix(table: str) -> bytes:
+    return b"t" + table.encode() + b"\0"
+
+
+def below(start: bytes) -> bytes:
+    """The first key after all those that begin with `start` (which ends in a byte below 0xFF)."""
+    return start[:-1] + bytes([start[-1] + 1])
+
+
+def reached_key(input_name: str) -> bytes:
+    return b"p" + input_name.encode()
+
+
+def suspect_key(agent: str) -> bytes:
+    return b"s" + agent.encode()
+
+
+def parked_key(input_name: str, position: Position) -> bytes:
+    return b"r" + input_name.encode() + b"\0" + position.to_bytes(8, "big")

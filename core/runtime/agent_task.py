@@ -1,0 +1,529 @@
+"""One agent in one task: its inputs, its lanes, and what becomes of events that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+import traceback
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from thalweg import headers as names
+from thalweg.codec import explain
+from thalweg.errors import ProcessDied
+from thalweg.event import event_time
+from thalweg.journal.rows import Parked, Reached, Suspect, encode, parked_key, suspect_key
+from thalweg.message import Batch, Headers, Message, Position, Record
+from thalweg.policy import Action, Decision, Outcomes
+
+from .lane import Input, Lane, Part, Ticket
+from thalweg.plan import AgentPlan, SourcePlan, TopicPlan
+from .tables import TablePlan, TableState
+from .watermark import Segment, Watermark
+
+if TYPE_CHECKING:
+    from .task import Task
+
+__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter"]
+
+log = logging.getLogger("thalweg")
+
+
+class TopicInput:
+    """One topic-partition as an agent reads it: what was fetched, handed out and finished."""
+
+    def __init__(self, agent: AgentTask, source: SourcePlan, partition: int) -> None:
+        self.agent = agent
+        self.name = f"{agent.plan.name}/{source.topic.name}"
+        self.topic: TopicPlan = source.topic
+        self.ops = source.ops
+        self.partition = partition
+        self.buffer: deque[Batch] = deque()
+        self.fetched: Position | None = None
+        self.caught_up = False  # the last read gave less than it could have
+        self.watermark = Watermark()
+        self.committed = Reached(None, 0)
+
+    def head(self) -> int | None:
+        return event_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self.buffer) < 2
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the policy decided for an event; carried out when the event comes up again. Survives a rollback."""
+
+    decision: Decision | None  # None: run it alone (it was in a `take` that failed)
+    attempts: int = 0
+    trace: str = ""
+
+
+class _ParkedEvent(msgspec.Struct):
+    input: TopicInput
+    position: Position
+    event: Parked
+    trace: str = ""
+
+
+class _ParkedSegment(Segment):
+    """The record of a parked event: finishing it takes it out of the parking."""
+
+    __slots__ = ("_agent", "_lane_key")
+
+    def __init__(self, agent: AgentTask, lane_key: object, parked: _ParkedEvent) -> None:
+        super().__init__([parked.event], [parked.position])
+        self._agent, self._lane_key = agent, lane_key
+
+    def finish(self, index: int) -> None:
+        if not self.done:
+            self.done = 1
+            self._agent.unpark(self._lane_key)
+
+
+class AgentTask:
+    """The host of an agent's lanes. See `lane.Host` for what a lane asks of it."""
+
+    def __init__(self, task: Task, plan: AgentPlan) -> None:
+        self.task = task
+        self.plan = plan
+        self.app = task.app
+        self.clock = task.settings.clock
+        self.max_event_outputs = task.settings.max_event_outputs
+        self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
+        self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self.outcomes = Outcomes()
+        self.halted = ""
+        self.stopping = False
+        self.careful = False  # the last owner died: the next event runs alone, and is noted in the journal before
+        self.suspect: Suspect | None = None  # what the last owner had noted
+        self._noted = False
+        self._waiting: dict[Lane, asyncio.Future[None]] = {}
+        self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
+        self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
+        self._parked: dict[object, deque[_ParkedEvent]] = {}
+        self._parked_count = 0
+        self._due: list[tuple[int, int, object]] = []
+        self._pushes = 0
+        self._random = random.Random(f"{plan.name}/{task.index}")
+        self._empty_returns = 0
+        self._counted = 0
+        self._at_rest: asyncio.Future[None] | None = None
+
+    # --- feeding lanes -------------------------------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping or bool(self.halted)
+
+    async def next(self, lane: Lane, until: float | None = None) -> Part | None:
+        while True:
+            if not self.draining:
+                part = self._take(lane)
+                if part is not None:
+                    return await self._note(part) if self.careful else part
+            if until is not None and self.clock.now() >= until:
+                return None
+            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
+            self.task.idle(self)
+            if self._at_rest is not None and not self._at_rest.done():
+                self._at_rest.set_result(None)
+            timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
+            try:
+                await woken
+            finally:
+                self._waiting.pop(lane, None)
+                if timer is not None:
+                    timer.cancel()
+
+    def _wake(self, lane: Lane) -> None:
+        woken = self._waiting.pop(lane, None)
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    def wake(self, count: int = 1) -> None:
+        """There is work for `count` lanes."""
+        for lane in list(self._waiting)[:count]:
+            self._wake(lane)
+
+    @property
+    def resting(self) -> bool:
+        """Every lane waits for input, and there is none that could be had at once."""
+        return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
+
+    def arrived(self, input_: TopicInput, batch: Batch) -> None:
+        input_.buffer.append(batch)
+        input_.fetched = batch.positions[-1]
+        self.wake(len(batch.records))
+
+    def stop(self) -> None:
+        """Begin no further event."""
+        self.stopping = True
+        for lane in self.lanes:
+            lane.attention = True
+
+    async def stopped(self) -> None:
+        """Return when no event is open."""
+        while len(self._waiting) < len(self.lanes):
+            self._at_rest = asyncio.get_running_loop().create_future()
+            await self._at_rest
+
+    async def _note(self, part: Part) -> Part:
+        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12)."""
+        self._noted = True
+        (ticket,) = part.tickets = list(part.tickets)[:1]
+        ticket.alone = True
+        was = self.suspect
+        deaths = was.deaths if was is not None and (was.input, was.position) == (ticket.input.name, ticket.position) else 0
+        if deaths:
+            error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
+            decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
+            if decision.action is not Action.RETRY:
+                self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, deaths)
+                return part
+        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(ticket.input.name, ticket.position, deaths + 1))
+        await self.task.flush()
+        return part
+
+    def _cleared(self) -> None:
+        """The event that was noted did not kill the process."""
+        self.careful = self._noted = False
+        self.task.rows[suspect_key(self.plan.name)] = None
+        self.wake(len(self.lanes))
+
+    def _take(self, lane: Lane) -> Part | None:
+        if self._noted:
+            return None
+        if lane.queue:
+            tickets = list(lane.queue)
+            lane.queue.clear()
+            return Part(tickets[0].input, tickets[0].segment, False, tickets)
+        parked = self._take_parked()
+        if parked is not None:
+            return parked
+        if self._parked_count >= self.task.settings.max_parked:
+            return None
+        return self._take_alone() if self.plan.concurrency == 1 else self._take_shared(lane)
+
+    def _take_alone(self) -> Part | None:
+        """For the only lane: the earliest input, as far as it stays the earliest."""
+        ready = [input_ for input_ in self.inputs if input_.buffer]
+        if not ready:
+            return None
+        chosen = ready[0]
+        batch = chosen.buffer[0]
+        if len(ready) == 1:
+            chosen.buffer.popleft()
+        else:
+            chosen = min(ready, key=lambda input_: input_.head() or 0)
+            limit = min(input_.head() or 0 for input_ in ready if input_ is not chosen)
+            batch = chosen.buffer.popleft()
+            count = 1
+            while count < len(batch.records) and event_time(chosen.topic, batch.records[count]) <= limit:
+                count += 1
+            batch = _split(chosen, batch, count)
+        if self.careful:
+            batch = _split(chosen, batch, 1)
+        self.task.fetch_more(chosen)
+        segment = chosen.watermark.hand_out(batch.records, batch.positions)
+        plain = not (
+            chosen.ops
+            or self.careful
+            or self._parked
+            or self.task.verdicts
+            or self.task.checking
+            or self.takes_turns
+            or _has_ours(batch)
+        )
+        self.task.busy()
+        return Part(chosen, segment, plain)
+
+    def _take_shared(self, lane: Lane) -> Part | None:
+        if not self._shared:
+            for input_ in self.inputs:
+                if input_.buffer:
+                    batch = _split(input_, input_.buffer.popleft(), 1 if self.careful else 1 << 30)
+                    segment = input_.watermark.hand_out(batch.records, batch.positions)
+                    self._shared.extend(Part(input_, segment, False).tickets)
+                    self.task.fetch_more(input_)
+        while self._shared:
+            ticket = self._shared.popleft()
+            key = ticket.record.key
+            if key is not None:
+                owner = self._busy.setdefault(key, [lane, 0])
+                owner[1] += 1  # type: ignore[operator]
+                if owner[0] is not lane:
+                    other = owner[0]
+                    assert isinstance(other, Lane)
+                    other.queue.append(ticket)
+                    self._wake(other)
+                    continue
+            self.task.busy()
+            return Part(ticket.input, ticket.segment, False, [ticket])
+        return None
+
+    def head(self) -> int | None:
+        """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
+        if self.draining or self.halted or any(lane.open for lane in self.lanes):
+            return None
+        heads = [head for input_ in self.inputs if (head := input_.head()) is not None]
+        return min(heads) if heads and self._parked_count < self.task.settings.max_parked else None
+
+    # --- one event -----------------------------------------------------------------------------------------
+
+    def admit(self, lane: Lane, ticket: Ticket) -> bool:
+        if ticket.record.headers:
+            only = names.find(ticket.record.headers, names.ONLY)
+            if only is not None and only.decode() != self.plan.name:
+                self._done(lane, ticket)
+                return False
+            if not self.task.accept(ticket):
+                self._done(lane, ticket)
+                return False
+        input_ = ticket.input
+        assert isinstance(input_, TopicInput)
+        verdict = self.task.verdicts.pop((input_.name, ticket.position), None) if self.task.verdicts else None
+        if verdict is not None:
+            if verdict.decision is None:
+                ticket.alone = True
+            else:
+                self._carry_out(lane, ticket, verdict, verdict.decision)
+                return False
+        if isinstance(ticket.segment, _ParkedSegment):
+            return True
+        if self._parked and ticket.record.key is not None and ticket.record.key in self._parked:
+            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key", "")
+            self._done(lane, ticket)
+            return False
+        return True
+
+    def _done(self, lane: Lane, ticket: Ticket) -> None:
+        """The ticket needs no lane any more."""
+        ticket.segment.finish(ticket.index)
+        if self._noted:
+            self._cleared()
+        self._unbusy(lane, ticket)
+        self.task.progressed()
+
+    def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
+        key = ticket.record.key
+        if key is not None and self.plan.concurrency > 1 and not isinstance(ticket.segment, _ParkedSegment):
+            owner = self._busy.get(key)
+            if owner is not None and owner[0] is lane:
+                owner[1] -= 1  # type: ignore[operator]
+                if not owner[1]:
+                    del self._busy[key]
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.plan.stateful and self.task.contended
+
+    async def enter(self, lane: Lane, timestamp: int) -> None:
+        await self.task.turns.enter(self, timestamp, self.task.stateful_agents)
+        lane.entered = True
+
+    def leave(self, lane: Lane) -> None:
+        self.task.turns.leave(self.task.stateful_agents)
+
+    def table(self, plan: TablePlan) -> TableState | None:
+        return self.task.table_of(self, plan)
+
+    def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
+        if self.task.checking:
+            self.task.check(lane)
+        for ticket in tickets:
+            self._done(lane, ticket)
+        self.task.collect(lane)
+
+    # --- events that fail ----------------------------------------------------------------------------------
+
+    async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
+        tainted = lane.tainted
+        lane.discard()
+        if not tickets:
+            await self._failed_outside(error)
+            return
+        if self._noted and len(tickets) == 1:
+            self._noted = False  # it raised, so it did not kill
+        self._count_finished()
+        trace = _short_traceback(error)
+        for ticket in tickets:
+            attempts = ticket.attempts + 1
+            decision = None
+            if len(tickets) == 1:
+                decision = self._decide(error, attempts)
+                log.log(
+                    logging.WARNING if decision.action is Action.RETRY else logging.ERROR,
+                    "agent %s: event %s: attempt %d failed, %s: %s",
+                    *(self.plan.name, ticket.event(None, lane).id, attempts, decision.action.value, decision.reason),
+                    exc_info=error if decision.action is not Action.RETRY else None,
+                )
+            self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, attempts, trace)
+        lane.give_back(tickets)
+        if tainted:
+            await self.task.roll_back()
+
+    def _decide(self, error: Exception, attempts: int) -> Decision:
+        if self.task.settings.failures is not None:
+            self.task.settings.failures(self.plan.name, error)
+            return Decision(Action.SKIP, str(error))
+        return self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
+
+    async def _failed_outside(self, error: Exception) -> None:
+        """The agent raised before its first event, so no event can be blamed: nothing is lost, but nothing moves."""
+        if self.task.settings.failures is not None:
+            self.task.settings.failures(self.plan.name, error)
+        self._empty_returns += 1
+        delay = min(60.0, 0.1 * 2**self._empty_returns)
+        log.error("agent %s raised outside any event; called again in %.1f s", self.plan.name, delay, exc_info=error)
+        await self.clock.sleep(delay)
+
+    async def returned(self, lane: Lane, progress: bool) -> None:
+        self._empty_returns = 0 if progress else self._empty_returns + 1
+        if not progress:
+            delay = min(60.0, 0.1 * 2**self._empty_returns)
+            log.error(
+                "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
+                *(self.plan.name, delay),
+            )
+            await self.clock.sleep(delay)
+
+    def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
+        wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")
+        self._count_finished()
+        attempts = ticket.attempts + 1
+        decision = self._decide(wrapped, attempts)
+        log.error("agent %s: event %s: %s: %s", self.plan.name, ticket.event(None, lane).id, decision.action.value, wrapped)
+        self._carry_out(lane, ticket, Verdict(decision, attempts), decision)
+
+    def _carry_out(self, lane: Lane, ticket: Ticket, verdict: Verdict, decision: Decision) -> None:
+        input_ = ticket.input
+        assert isinstance(input_, TopicInput)
+        if decision.action is Action.HALT:
+            self.halted = decision.reason
+            lane.give_back([ticket])
+            log.critical(
+                "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
+                *(self.plan.name, self.task.index, decision.reason),
+            )
+            return
+        if decision.action is Action.RETRY:
+            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.trace)
+            if isinstance(ticket.segment, _ParkedSegment):
+                if self._noted:
+                    self._cleared()
+                return
+        elif decision.action is Action.DEAD_LETTER:
+            self.outcomes.dead_lettered()
+            self._counted += 1
+            self.task.send_dead_letter(
+                input_.topic.name, dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
+            )
+        if decision.action is not Action.RETRY:
+            self.task.answer_error(self.plan, ticket.record, decision.reason, verdict.trace)
+        self._done(lane, ticket)
+
+    def _count_finished(self) -> None:
+        total = sum(input_.watermark.finished for input_ in self.inputs)
+        self.outcomes.finished(max(0, total - self._counted))
+        self._counted = total
+
+    # --- parking: events that wait for their next attempt, in the journal ------------------------------------
+
+    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, trace: str) -> None:
+        input_ = ticket.input
+        assert isinstance(input_, TopicInput)
+        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason)
+        self.task.rows[parked_key(input_.name, ticket.position)] = encode(parked)
+        lane_key = self._lane_key(input_, parked, ticket.position)
+        if isinstance(ticket.segment, _ParkedSegment):  # it is there already, as the first of its key
+            self._parked[lane_key][0].event = parked
+            self._push_due(lane_key, parked.due)
+            return
+        self.restore(input_, ticket.position, parked)
+
+    def restore(self, input_: TopicInput, position: Position, parked: Parked) -> None:
+        """Put an event into the parking (on recovery too: in order of position)."""
+        lane_key = self._lane_key(input_, parked, position)
+        line = self._parked.setdefault(lane_key, deque())
+        line.append(_ParkedEvent(input_, position, parked))
+        self._parked_count += 1
+        if len(line) == 1:
+            self._push_due(lane_key, parked.due)
+
+    @staticmethod
+    def _lane_key(input_: TopicInput, record: Record, position: Position) -> object:
+        return (input_.name, position) if record.key is None else record.key
+
+    def _push_due(self, lane_key: object, due: int) -> None:
+        self._pushes += 1
+        heapq.heappush(self._due, (due, self._pushes, lane_key))
+        self.clock.call_later(due / 1000 - self.clock.now(), self.wake)
+
+    def _take_parked(self) -> Part | None:
+        if not self._due or self._due[0][0] > self.clock.now() * 1000 + 0.5:
+            return None
+        lane_key = heapq.heappop(self._due)[2]
+        parked = self._parked[lane_key][0]
+        segment = _ParkedSegment(self, lane_key, parked)
+        ticket = Ticket(parked.input, parked.event, parked.position, segment, 0)
+        ticket.attempts = parked.event.attempts
+        self.task.busy()
+        return Part(parked.input, segment, False, [ticket])
+
+    def unpark(self, lane_key: object) -> None:
+        """The first event of the line is finished; the next one may run."""
+        line = self._parked[lane_key]
+        parked = line.popleft()
+        self._parked_count -= 1
+        self.task.rows[parked_key(parked.input.name, parked.position)] = None
+        if line:
+            self._push_due(lane_key, line[0].event.due)
+        else:
+            del self._parked[lane_key]
+        self.wake()
+
+
+def _split(input_: Input, batch: Batch, count: int) -> Batch:
+    """The first `count` of a batch; the rest goes back."""
+    if count >= len(batch.records):
+        return batch
+    assert isinstance(input_, TopicInput)
+    input_.buffer.appendleft(Batch(batch.records[count:], batch.positions[count:]))
+    return Batch(batch.records[:count], batch.positions[:count])
+
+
+def _has_ours(batch: Batch) -> bool:
+    """Whether any record carries a header of ours, which the fast path does not look at."""
+    return any(
+        any(name.startswith(names.PREFIX) for name, _ in record.headers) for record in batch.records if record.headers
+    )
+
+
+def _short_traceback(error: Exception, limit: int = 8000) -> str:
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
+
+
+def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> Message:
+    """The record as it came, bytes intact, with what went wrong in headers."""
+    record = ticket.record
+    about: Iterable[tuple[str, str]] = (
+        (names.AGENT, agent),
+        (names.REASON, reason),
+        (names.TRACEBACK, trace),
+        (names.TOPIC, ticket.input.topic.name),
+        (names.PARTITION, str(ticket.input.partition)),
+        (names.POSITION, str(ticket.position)),
+        (names.ATTEMPTS, str(attempts)),
+        (names.TIMESTAMP, str(record.timestamp)),
+    )
+    ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
+    kept = names.hidden(record.headers)
+    return Message(record.value, record.key, (*kept, *ours), record.timestamp)

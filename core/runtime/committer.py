@@ -1,0 +1,102 @@
+"""When tasks commit: as soon as one is idle, at the latest `commit_interval` after its first event; all in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from thalweg.clock import Clock, Timer
+from thalweg.errors import BrokerError, EncodeError
+from thalweg.journal.writer import JournalKey, JournalWriter
+
+if TYPE_CHECKING:
+    from .task import Cut, Task
+
+__all__ = ["Committer"]
+
+log = logging.getLogger("thalweg")
+
+
+class Committer:
+    """One commit is under way at a time; what finishes meanwhile goes with the next."""
+
+    def __init__(self, writer: JournalWriter, clock: Clock, interval: float) -> None:
+        self._writer, self._clock, self._interval = writer, clock, interval
+        self.tasks: dict[JournalKey, Task] = {}
+        self._timer: Timer | None = None
+        self._due = asyncio.Event()
+        self._flushing: list[asyncio.Future[None]] = []
+        self._lock = asyncio.Lock()
+        self.commits = 0
+
+    def arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._clock.call_later(self._interval, self.soon)
+
+    def soon(self) -> None:
+        self._due.set()
+
+    async def flush(self) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self._flushing.append(done)
+        self.soon()
+        await done
+
+    async def run(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Commit what there is now."""
+        async with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            flushing, self._flushing = self._flushing, []
+            try:
+                cuts = self._cuts()
+                if cuts:
+                    await self.write(cuts)
+            finally:
+                for done in flushing:
+                    if not done.done():
+                        done.set_result(None)
+
+    async def release(self, task: Task) -> None:
+        """The last record of a task: its owner left in good order."""
+        async with self._lock:
+            await self.write({task.journal: task.release()})
+
+    def _cuts(self) -> dict[JournalKey, Cut]:
+        cuts: dict[JournalKey, Cut] = {}
+        for journal, task in list(self.tasks.items()):
+            try:
+                cut = task.cut()
+            except EncodeError as error:
+                task.checking = True
+                task.failed(error)
+            except Exception as error:
+                task.failed(error)
+            else:
+                if cut is not None:
+                    cuts[journal] = cut
+                elif task.has_work:
+                    self.arm()
+        return cuts
+
+    async def write(self, cuts: dict[JournalKey, Cut]) -> None:
+        self.commits += 1
+        results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
+        for journal, result in results.items():
+            task = self.tasks.get(journal)
+            if task is None:
+                continue
+            try:
+                if isinstance(result, BrokerError):
+                    raise result
+                await task.committed(cuts[journal], result)
+            except Exception as error:
+                task.failed(error)

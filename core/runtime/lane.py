@@ -1,0 +1,533 @@
+"""A lane runs one instance of an agent: it feeds events to it one after another, and knows which one is open.
+
+An event is open from the moment the agent has it until the agent asks for the next (design rule 10). What it does
+meanwhile (rows, sends, answers) is kept apart here, and joins the task's next commit when it is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from itertools import chain
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from thalweg.clock import Clock
+from thalweg.codec import DECODE_ERRORS
+from thalweg.errors import ConfigurationError, TooManyOutputs
+from thalweg.event import Event, event_time
+from thalweg.message import Message, Position, Record
+
+from .context import current_lane
+from thalweg.ops import Op, run_ops
+from thalweg.plan import AgentPlan, Destination, TopicPlan
+from .tables import TableState, TableView
+from .watermark import Segment
+
+if TYPE_CHECKING:
+    from .tables import TablePlan
+
+__all__ = ["EVENTS", "Host", "Input", "Lane", "Part", "Rerun", "Ticket"]
+
+EVENTS = object()
+"""In a chain of steps: from here on the values are `Event`s."""
+
+SUSPEND_EVERY = 0.010
+"""Seconds (design rule 16)."""
+
+
+class Rerun(BaseException):
+    """The event touched a table while another event had its turn: undo it and run it again, in its turn.
+
+    Not an Exception, so that an agent's own `except Exception` lets it pass.
+    """
+
+
+class Input(Protocol):
+    """One topic-partition as an agent reads it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def topic(self) -> TopicPlan: ...
+    @property
+    def ops(self) -> Sequence[Op]: ...
+    @property
+    def partition(self) -> int: ...
+
+
+class Ticket:
+    """One record handed to a lane. `alone`: a `take` that failed with it is given it in a list of one."""
+
+    __slots__ = ("alone", "attempts", "index", "input", "position", "record", "segment")
+
+    def __init__(self, input_: Input, record: Record, position: Position, segment: Segment, index: int) -> None:
+        self.input = input_
+        self.record = record
+        self.position = position
+        self.segment = segment
+        self.index = index
+        self.attempts = 0  # that went wrong before
+        self.alone = False
+
+    def event(self, value: Any, lane: Lane) -> Event[Any, Any]:
+        return Event(self.input.topic, self.record, self.input.partition, self.position, value, lane)
+
+
+class Part:
+    """What a lane works on next. `plain`: whole segment, nothing special about any record: the fast path."""
+
+    __slots__ = ("input", "plain", "segment", "tickets")
+
+    def __init__(self, input_: Input, segment: Segment, plain: bool, tickets: Iterable[Ticket] | None = None) -> None:
+        self.input = input_
+        self.segment = segment
+        self.plain = plain
+        self.tickets = self.rest() if tickets is None else tickets
+
+    def rest(self) -> Iterator[Ticket]:
+        """Tickets for what is not finished, evaluated as it is asked for."""
+        segment = self.segment
+        for index in range(segment.done, len(segment.positions)):
+            yield Ticket(self.input, segment.records[index], segment.positions[index], segment, index)
+
+
+class Host(Protocol):
+    """What a lane asks of the task (or queue) that it works for."""
+
+    plan: AgentPlan
+    clock: Clock
+    max_event_outputs: int
+
+    @property
+    def draining(self) -> bool:
+        """No further event may begin: `next` never returns."""
+        ...
+
+    @property
+    def app(self) -> object:
+        """Whose events these are: sends to another app's topics are not part of the commit."""
+        ...
+
+    async def next(self, lane: Lane, until: float | None = None) -> Part | None:
+        """The next part; None when the clock reached `until` (seconds since the epoch)."""
+        ...
+
+    def admit(self, lane: Lane, ticket: Ticket) -> bool:
+        """False: the ticket has been dealt with (parked, dead-lettered, a duplicate…), do not run it."""
+        ...
+
+    @property
+    def takes_turns(self) -> bool: ...
+    async def enter(self, lane: Lane, timestamp: int) -> None: ...
+    def leave(self, lane: Lane) -> None: ...
+
+    def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
+        """Outputs and answers of a finished event, and (outside the fast path) its tickets."""
+        ...
+
+    async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
+        """Undo, decide, and give the tickets back to the lane (`lane.give_back`) or keep them."""
+        ...
+
+    async def returned(self, lane: Lane, progress: bool) -> None:
+        """The agent function returned though its stream goes on: it will be called again."""
+        ...
+
+    def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None: ...
+
+    def table(self, plan: TablePlan) -> TableState | None:
+        """None where tables cannot be written (queues)."""
+        ...
+
+
+class Lane:
+    """One instance of an agent and the event it has open."""
+
+    def __init__(self, host: Host, number: int) -> None:
+        self.host = host
+        self.number = number
+        self.plan = host.plan
+        self.app = host.app
+        self.record: Record | None = None  # open in the fast path
+        self.tickets: Sequence[Ticket] = ()  # open in the slow path
+        self.undo: list[tuple[TableState, Any, Any]] = []
+        self.lent: dict[tuple[TableState, Any], None] = {}
+        self.tainted = False  # a mutable value with older uncommitted changes was lent out: only a rollback undoes it
+        self.entered = False  # it is this agent's turn
+        self.outputs: list[tuple[Destination, Message]] = []
+        self.answers: list[tuple[Record, Any]] = []
+        self.asks = 0
+        self._paused = False
+        self.attention = False  # look up after this event: there are outputs, answers, or others wait for a turn
+        self.views: dict[str, TableView] = {}
+        self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
+        self._part: Part | None = None
+        self._tickets: Iterator[Ticket] = iter(())
+        self._steps = 64
+        self._suspended = perf_counter()
+        self._streams: list[AsyncGenerator[Any, None]] = []
+        self.task: asyncio.Task[None] | None = None
+
+    # --- what the open event is ---------------------------------------------------------------------------
+
+    @property
+    def open(self) -> bool:
+        return self.record is not None or bool(self.tickets)
+
+    @property
+    def open_record(self) -> Record | None:
+        """The open event's record; None for a `take` of several."""
+        return self.record or (self.tickets[0].record if len(self.tickets) == 1 else None)
+
+    @property
+    def key_bytes(self) -> bytes | None:
+        """The open event's key (None too for a `take` of several)."""
+        record = self.open_record
+        return None if record is None else record.key
+
+    @property
+    def timestamp(self) -> int:
+        """The open event's, in milliseconds; of a `take`, the latest."""
+        if self.record is not None and self._part is not None:
+            return event_time(self._part.input.topic, self.record)
+        return max((event_time(t.input.topic, t.record) for t in self.tickets), default=0)
+
+    @property
+    def event_id(self) -> str:
+        """The id of the open event (its first one, in a `take`)."""
+        ticket = self.tickets[0] if self.tickets else next(self._part.rest()) if self._part and self.record else None
+        return "" if ticket is None else ticket.event(None, self).id
+
+    def ask_id(self) -> str:
+        """The id of this event's next question: the same at every attempt."""
+        self.asks += 1
+        return f"{self.event_id}/ask-{self.asks}"
+
+    async def pause(self) -> None:
+        """The open event waits for an answer: others may have the turn, unless it has touched a table."""
+        self._paused = self.entered and not self.touched
+        if self._paused:
+            self.entered = False
+            self.host.leave(self)
+
+    async def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            await self.host.enter(self, self.timestamp)
+
+    # --- what the open event does --------------------------------------------------------------------------
+
+    def send(self, destination: Destination, message: Message) -> None:
+        limit = self.host.max_event_outputs
+        if len(self.outputs) >= limit:
+            raise TooManyOutputs(
+                f"agent {self.plan.name!r}: one event sent more than max_event_outputs={limit} messages. "
+                "Split the work: send it to a topic in pieces and let another agent go on from there"
+            )
+        self.outputs.append((destination, message))
+        self.attention = True
+
+    def answer(self, record: Record, value: Any) -> None:
+        self.answers.append((record, value))
+        self.attention = True
+
+    def view(self, plan: TablePlan) -> TableView | None:
+        """This lane's view of a table; None where events cannot write tables."""
+        view = self.views.get(plan.name)
+        if view is None:
+            state = self.host.table(plan)
+            if state is None:
+                return None
+            view = self.views[plan.name] = TableView(state, self, self.plan.concurrency > 1)
+        return view
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.undo or self.lent) or any(view.touched for view in self.views.values())
+
+    def discard(self) -> None:
+        """Undo what the open event did: assigned values by the undo list, values lent out by reading them anew."""
+        for state, key, old in reversed(self.undo):
+            state.hot[key] = old
+        for state, key in self.lent:
+            state.hot.pop(key, None)
+            state.dirty.pop(key, None)
+        self._close()
+
+    def _close(self) -> None:
+        self.undo.clear()
+        self.lent.clear()
+        self.outputs.clear()
+        self.answers.clear()
+        self.tainted = self.attention = False
+        self.asks = 0
+        self.record, self.tickets = None, ()
+        for view in self.views.values():
+            view.touched = False
+        if self.entered:
+            self.entered = False
+            self.host.leave(self)
+
+    # --- feeding the agent ---------------------------------------------------------------------------------
+
+    def stream(self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]) -> AsyncIterator[Any]:
+        """The events of this lane through `steps`, then in lists if `take` is (count, seconds), then through `after`."""
+        if any(stream.ag_running or stream.ag_frame is not None for stream in self._streams):
+            raise ConfigurationError(f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop")
+        stream = self._values(steps) if take is None else self._takes(steps, *take, after)
+        self._streams.append(stream)
+        return stream
+
+    async def _values(self, steps: Sequence[Any]) -> AsyncGenerator[Any, None]:
+        """HOT PATH: about 0.3 µs an event beyond decoding. No await, call or allocation that is not needed."""
+        host = self.host
+        as_events = list(steps) == [EVENTS]
+        simple = as_events or not steps
+        undo = self.undo
+        while True:
+            ticket = await self._next_ticket(plain=simple)
+            if ticket is None:  # a plain part
+                part = self._part
+                assert part is not None
+                segment, topic = part.segment, part.input.topic
+                decode, partition, positions = topic.decode, part.input.partition, segment.positions
+                done = segment.done
+                steps_left = self._steps
+                for record in segment.records[done:] if done else segment.records:
+                    self.record = record
+                    raw = record.value
+                    try:
+                        value = None if raw is None else decode(raw)
+                    except DECODE_ERRORS as error:
+                        self._undecodable(next(part.rest()), error)
+                        done = segment.done
+                        continue
+                    if as_events:
+                        yield Event(topic, record, partition, positions[done], value, self)
+                    else:
+                        yield value
+                    done += 1
+                    segment.done = done
+                    if undo:
+                        undo.clear()
+                    if self.attention:
+                        self._finish(())
+                        if host.takes_turns or host.draining:
+                            self._slow_down()
+                            break
+                    steps_left -= 1
+                    if not steps_left:
+                        self.record = None
+                        await self._breathe()
+                        steps_left = self._steps
+                        if host.takes_turns or host.draining:
+                            self._slow_down()
+                            break
+                self.record = None
+                continue
+            if host.takes_turns:
+                await host.enter(self, event_time(ticket.input.topic, ticket.record))
+            self.tickets = (ticket,)
+            try:
+                value = self._decode(ticket)
+            except DECODE_ERRORS as error:
+                self._undecodable(ticket, error)
+                continue
+            for out in await self._through(chain(ticket.input.ops, steps), ticket, value):
+                yield out
+            self._finish(self.tickets)
+            await self._breathe_if_due()
+
+    async def _takes(
+        self, steps: Sequence[Any], count: int, within: float | None, after: Sequence[Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Lists of `count` values, or fewer once `within` seconds have passed since the first.
+
+        Only the list given out is open: what is being gathered holds back this agent's position and nothing else.
+        """
+        host, clock = self.host, self.host.clock
+        gathered: deque[tuple[Any, Ticket | None]] = deque()  # the ticket goes with its last value
+        deadline: float | None = None
+        alone = False
+        while True:
+            while len(gathered) < count and not alone:
+                ticket = await self._next_ticket(until=deadline)
+                if ticket is None:
+                    break
+                try:
+                    value = self._decode(ticket)
+                except DECODE_ERRORS as error:
+                    self._undecodable(ticket, error)
+                    continue
+                self.tickets = (ticket,)  # an error in a step is this event's
+                outs = list(await self._through(chain(ticket.input.ops, steps), ticket, value))
+                self.tickets = ()
+                if not outs:
+                    self._finish((ticket,))
+                gathered.extend((out, ticket if i == len(outs) else None) for i, out in enumerate(outs, 1))
+                if within is not None and deadline is None:
+                    deadline = clock.now() + within
+                alone = ticket.alone
+                self.gathering = [t for _, t in gathered if t is not None]
+            taken = [gathered.popleft() for _ in range(min(count, len(gathered)))]
+            deadline = clock.now() + within if within is not None and gathered else None
+            alone = alone and bool(gathered)
+            if not taken:
+                continue
+            tickets = [ticket for _, ticket in taken if ticket is not None]
+            self.gathering = [t for _, t in gathered if t is not None]
+            if host.takes_turns:
+                await host.enter(self, max((event_time(t.input.topic, t.record) for t in tickets), default=0))
+            self.tickets = tickets
+            for out in await self._through(after, None, [value for value, _ in taken]):
+                yield out
+            self._finish(tickets)
+            await self._breathe_if_due()
+
+    gathering: Sequence[Ticket] = ()
+    """Taken from the input by an open `take`, not given out yet."""
+
+    async def _next_ticket(self, plain: bool = False, until: float | None = None) -> Ticket | None:
+        """The next ticket to run. None: a plain part is ready in `_part` (only if `plain`), or it is `until`."""
+        while True:
+            while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
+                if self.host.admit(self, ticket):
+                    return ticket
+            part = await self.host.next(self, until)
+            self._suspended_now()
+            if part is None:
+                return None
+            self._part = part
+            if plain and part.plain:
+                return None
+            part.plain = False
+            self._tickets = iter(part.tickets)
+
+    def give_back(self, tickets: Iterable[Ticket]) -> None:
+        """These come next, before what is left."""
+        self._slow_down()
+        self._tickets = chain(tickets, self._tickets)
+
+    def _slow_down(self) -> None:
+        """Go on with what is left of a plain part ticket by ticket."""
+        part = self._part
+        if part is not None and part.plain:
+            part.plain = False
+            self._tickets = part.rest()
+
+    def _decode(self, ticket: Ticket) -> Any:
+        raw = ticket.record.value
+        return None if raw is None else ticket.input.topic.decode(raw)
+
+    async def _through(self, steps: Iterable[Any], ticket: Ticket | None, value: Any) -> Iterable[Any]:
+        ops: list[Op] = []
+        values: list[Any] = [value]
+        for step in steps:
+            if step is EVENTS:
+                assert ticket is not None
+                values = [out for value in values for out in await run_ops(ops, value)]
+                ops = []
+                values = [ticket.event(value, self) for value in values]
+            else:
+                ops.append(step)
+        return [out for value in values for out in await run_ops(ops, value)] if ops else values
+
+    def _undecodable(self, ticket: Ticket, error: Exception) -> None:
+        self.tickets = (ticket,)
+        self.record = None
+        self.host.undecodable(self, ticket, error)
+        self._close()
+
+    def _finish(self, tickets: Sequence[Ticket]) -> None:
+        """The agent asked for the next event, so the open one is finished. Nothing here may wait."""
+        self.host.finished(self, tickets)
+        self._close()
+
+    async def _breathe_if_due(self) -> None:
+        if perf_counter() - self._suspended > SUSPEND_EVERY:
+            await asyncio.sleep(0)
+            self._suspended_now()
+
+    async def _breathe(self) -> None:
+        """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond."""
+        elapsed = perf_counter() - self._suspended
+        if elapsed > SUSPEND_EVERY:
+            self._steps = max(1, self._steps // 2) if elapsed > 2 * SUSPEND_EVERY else self._steps
+            await asyncio.sleep(0)
+            self._suspended_now()
+        elif elapsed < SUSPEND_EVERY / 8:
+            self._steps = min(1024, self._steps * 2)
+
+    def _suspended_now(self) -> None:
+        self._suspended = perf_counter()
+
+    # --- running the agent ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        context = contextvars.copy_context()
+        context.run(current_lane.set, self)
+        name = f"thalweg {self.plan.name} {self.number}"
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
+
+    async def _run(self) -> None:
+        """Call the agent, again and again: after an error (which the policy deals with), or when it returned.
+
+        What the policy itself raises (a broken store, a bug of ours) ends the lane; the task then starts over.
+        """
+        try:
+            while True:
+                error: Exception | None = None
+                rerun = False
+                try:
+                    await self._call()
+                except Rerun:
+                    rerun = True
+                except Exception as caught:
+                    error = caught
+                await self._after(error, rerun)
+        finally:
+            for stream in self._streams:
+                await stream.aclose()
+
+    async def _after(self, error: Exception | None, rerun: bool) -> None:
+        tickets = [*self.tickets]
+        was_open = self.record is not None
+        self._slow_down()
+        if was_open:
+            tickets = [next(self._tickets)]
+            self.record = None
+            self.tickets = tickets
+        held = [ticket for ticket in self.gathering if ticket not in tickets]
+        self.gathering = ()
+        for stream in self._streams:
+            await stream.aclose()
+        self._streams.clear()
+        if rerun:
+            self.discard()
+            self.give_back([*tickets, *held])
+        elif error is not None:
+            self.give_back(held)
+            await self.host.failed(self, tickets, error)
+        else:  # it returned: what it has seen is finished
+            if tickets:
+                self._finish(tickets)
+            self.give_back(held)
+            await self.host.returned(self, bool(tickets or held))
+
+    async def _call(self) -> None:
+        result = self.plan.body(self)
+        if not isinstance(result, AsyncGenerator):
+            await result  # type: ignore[misc]
+            return
+        sinks = self.plan.sinks
+        async with aclosing(result) as answers:
+            async for answer in answers:
+                record = self.open_record
+                if record is not None and record.headers:
+                    self.answer(record, answer)
+                for sink in sinks:
+                    await sink(answer)

@@ -1,0 +1,37 @@
+"""The few numbers that a worker runs by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from thalweg.clock import Clock
+
+__all__ = ["Settings"]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Times in seconds, sizes in bytes.
+
+    commit_interval: a commit happens when a task is idle, and at the latest this long after the first event.
+    lease: how long a dead or hung worker keeps its tasks.
+    drain_timeout: how long events in progress may take to finish when the worker stops or gives up a task.
+    fetch_records, fetch_bytes: how much one read of a topic asks for, per partition and in all; up to two reads of a
+    partition wait to be handled.
+    max_event_outputs: how many messages one event may send. max_parked: how many events of one agent and partition
+    may wait for a retry before the partition waits with them.
+    failures: in tests, where an agent's exception goes instead of to its policy.
+    """
+
+    clock: Clock
+    commit_interval: float = 0.1
+    lease: float = 10.0
+    drain_timeout: float = 30.0
+    fetch_records: int = 2000
+    fetch_bytes: int = 16 * 1024 * 1024
+    max_event_outputs: int = 10_000
+    max_parked: int = 1000
+    snapshot_bytes: int = 4 * 1024 * 1024
+    exactly_once: bool = True
+    failures: Callable[[str, BaseException], None] | None = None

@@ -1,0 +1,192 @@
+"""The rows of a table in one task: plain Python objects in front of the store, with what changed since the last cut.
+
+`TableView` is what one lane sees of it: the same rows, and the lane's own undo list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from thalweg.codec import ENCODE_ERRORS
+from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
+from thalweg.journal.rows import below, prefix
+from thalweg.store import Store
+
+if TYPE_CHECKING:
+    from .lane import Lane
+
+__all__ = ["MISSING", "TablePlan", "TableState", "TableView"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""A row known to be absent; never shown to users."""
+
+HOT_ROWS = 100_000
+"""How many rows a task keeps as Python objects per table, beyond those that changed since the last commit."""
+
+
+class TablePlan(msgspec.Struct, frozen=True):
+    """A declared table, compiled."""
+
+    name: str
+    group: str
+    partitions: int
+    encode_key: Callable[[Any], bytes]
+    decode_key: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    default: Callable[[], Any] | None
+    mutable: bool
+    partition_of: Callable[[bytes, int], int]
+
+
+class TableState:
+    """One table's rows in one task."""
+
+    __slots__ = ("_prefix", "_store", "dirty", "hot", "partition", "plan")
+
+    def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
+        self.plan = plan
+        self.partition = partition
+        self.hot: dict[Any, Any] = {}
+        self.dirty: dict[Any, None] = {}
+        self._store = store
+        self._prefix = prefix(plan.name)
+
+    def fetch(self, key: Any) -> Any:
+        """The value as it is now, or MISSING."""
+        try:
+            return self.hot[key]
+        except KeyError:
+            raw = self._store.get(self._prefix + self.plan.encode_key(key))
+            value = self.hot[key] = MISSING if raw is None else self.plan.decode(raw)
+            return value
+
+    def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
+        """Add to `rows` what finished events changed; what open events changed stays dirty, at its older value.
+
+        Raises EncodeError naming the table and key.
+        """
+        before: dict[Any, Any] = {}
+        for lane in open_lanes:
+            for state, key, old in lane.undo:
+                if state is self:
+                    before.setdefault(key, old)
+        lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
+        plan = self.plan
+        for key in self.dirty:
+            if key in lent:
+                continue
+            value = before[key] if key in before else self.hot[key]
+            try:
+                raw_key = self._prefix + plan.encode_key(key)
+                raw = None if value is MISSING else plan.encode(value)
+            except ENCODE_ERRORS as error:
+                raise EncodeError(f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}") from error
+            if plan.mutable and self._unchanged(raw_key, raw):
+                continue
+            rows[raw_key] = raw
+        kept = [key for key in self.dirty if key in before or key in lent]
+        self.dirty.clear()
+        self.dirty.update(dict.fromkeys(kept))
+
+    def _unchanged(self, raw_key: bytes, raw: bytes | None) -> bool:
+        """A mutable value that was only looked at. A default that was only looked at is not stored either."""
+        stored = self._store.get(raw_key)
+        if stored is None and self.plan.default is not None:
+            return raw is None or raw == self.plan.encode(self.plan.default())
+        return raw == stored
+
+    def trim(self) -> None:
+        """Forget the oldest clean rows beyond HOT_ROWS. Only with no commit in flight: clean rows are in the store."""
+        surplus = len(self.hot) - HOT_ROWS
+        if surplus > 0:
+            clean = (key for key in self.hot if key not in self.dirty)
+            for key in [key for _, key in zip(range(surplus + HOT_ROWS // 10), clean, strict=False)]:
+                del self.hot[key]
+
+    def items(self, open_lanes: Sequence[Lane] = ()) -> Iterator[tuple[Any, Any]]:
+        """Rows as finished events left them, in no given order."""
+        before: dict[Any, Any] = {}
+        for lane in open_lanes:
+            for state, key, old in lane.undo:
+                if state is self:
+                    before.setdefault(key, old)
+        changed = {key: before.get(key, value) for key, value in self.hot.items()}
+        cut = len(self._prefix)
+        for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
+            key = self.plan.decode_key(raw_key[cut:])
+            if key not in changed:
+                yield key, self.plan.decode(raw)
+        for key, value in changed.items():
+            if value is not MISSING:
+                yield key, value
+
+
+class TableView:
+    """A table as the events of one lane see it. Hot: every access of a table goes through one."""
+
+    __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched", "undo")
+
+    def __init__(self, state: TableState, lane: Lane, strict: bool) -> None:
+        self.state = state
+        self.lane = lane
+        self.hot = state.hot
+        self.dirty = state.dirty
+        self.undo = lane.undo
+        self.strict = strict
+        self.mutable = state.plan.mutable
+        self.touched = False
+
+    def load(self, key: Any) -> Any:
+        """A row that is not hot: check that it is this task's, then ask the store. Hot rows were checked before."""
+        plan = self.state.plan
+        raw = plan.encode_key(key)
+        if raw != self.lane.key_bytes:
+            partition = plan.partition_of(raw, plan.partitions)
+            if partition != self.state.partition:
+                raise WrongPartition(
+                    f"table {plan.name!r}: key {key!r} belongs to partition {partition}, but this event is in partition "
+                    f"{self.state.partition} (its key is {self.lane.key_bytes!r}). Repartition the stream first: "
+                    f"`.group_by(lambda value: <the key>, name='by-{plan.name}')` on the agent's source"
+                )
+        return self.state.fetch(key)
+
+    def check(self, key: Any) -> None:
+        """With concurrency > 1: only the event's own key, since other lanes run in between."""
+        if self.state.plan.encode_key(key) != self.lane.key_bytes:
+            raise ConcurrentTableError(
+                f"table {self.state.plan.name!r}: an agent with concurrency > 1 may touch only the row of its event's "
+                f"own key, here {self.lane.key_bytes!r}, not {key!r}. Use concurrency=1, or `group_by` that key"
+            )
+
+    def default(self, key: Any) -> Any:
+        """What a missing row reads as; a mutable default becomes the row, for the caller may change it in place."""
+        make = self.state.plan.default
+        if make is None:
+            raise KeyError(key)
+        value = make()
+        if self.mutable:
+            self.hot[key] = value
+            self.lend(key)
+        return value
+
+    def lend(self, key: Any) -> None:
+        """The caller holds a value that may change in place: it counts as changed, and undoing needs the store."""
+        row = (self.state, key)
+        if row in self.lane.lent:
+            return
+        self.lane.attention = True
+        if key in self.dirty:
+            self.lane.tainted = True  # older changes of finished events lie in the same object
+        else:
+            self.dirty[key] = None
+            self.lane.lent[row] = None

@@ -1,0 +1,514 @@
+"""A task: partition *i* of every topic in a co-partitioned group, with its journal, its store, its agents.
+
+    input topics -> agents -> rows, outputs, answers of finished events -> one commit to the journal -> store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from thalweg.capabilities import Commit, Log
+from thalweg.codec import ENCODE_ERRORS
+from thalweg.errors import EncodeError, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.headers import ANSWERS, REPLY, find
+from thalweg.journal import rows as journal_rows
+from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
+from thalweg.journal.rows import Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
+from thalweg.journal.writer import JournalKey, JournalWriter, Written
+from thalweg.message import Message, Position, Record
+from thalweg.store import Checkpoint, Store
+
+from .agent_task import AgentTask, TopicInput, Verdict
+from .lane import Lane, Rerun, Ticket
+from thalweg.plan import AgentPlan, Destination
+from .settings import Settings
+from .tables import TablePlan, TableState
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey"]
+
+log = logging.getLogger("thalweg")
+
+Answer = tuple[AgentPlan, Record, Any]
+"""Who answers which question, and what."""
+
+TaskKey = tuple[str, int]
+"""Group and index."""
+
+REPLAY_ROWS = 10_000
+
+
+class Cut(msgspec.Struct):
+    """What a commit takes along: everything that finished events did up to one moment."""
+
+    rows: dict[bytes, bytes | None]
+    commit: Commit
+    answers: list[Answer]
+    number: int  # of the last journal record
+    size: int
+
+
+class _Position(msgspec.Struct, array_like=True):
+    """The store's own note of where in the numbering its checkpoint stands."""
+
+    marker: Marker
+    number: int
+
+
+class Task:
+    def __init__(
+        self, worker: Worker, group: str, index: int, partitions: int, agents: Sequence[AgentPlan], tables: Sequence[TablePlan]
+    ) -> None:
+        self.worker = worker
+        self.app: object = worker.app
+        self.settings: Settings = worker.settings
+        self.group, self.index, self.partitions = group, index, partitions
+        self.key: TaskKey = (group, index)
+        self.journal: JournalKey = (worker.journal_topic(group), index)
+        self.verdicts: dict[tuple[str, Position], Verdict] = {}
+        self.checking = False  # rows are encoded as each event finishes, to find the one that cannot be
+        self._agent_plans, self._table_plans = agents, tables
+        self._store: Store | None = None
+        self._closing = False
+        self.commits = 0
+        self.failed: Callable[[BaseException], None] = lambda _: None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.agents: list[AgentTask] = []
+        self.tables: dict[str, TableState] = {}
+        self.turns = Turns()
+        self.rows: dict[bytes, bytes | None] = {}
+        self.outputs: dict[Destination, list[Message]] = {}
+        self.answers: list[Answer] = []
+        self.has_work = False
+        self.in_flight = False
+        self._fold = Fold()
+        self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
+
+    # --- opening: claim the journal, replay it, start the agents ---------------------------------------------
+
+    async def open(self) -> None:
+        self._reset()
+        writer = self.worker.writer
+        store = self._open_store()
+        journal = await self.worker.log(self.journal[0])
+        replay = _Replay(journal, self.index, store)
+        await replay.to_end()
+        fold = replay.fold
+        was = fold.marker
+        marker = Marker(
+            token=secrets.token_bytes(8),
+            number=0,
+            epoch=max((was.epoch if was else 0) + 1, round(self.settings.clock.now() * 1000)),
+            journal=was.journal if was else secrets.token_bytes(16),
+            owner=f"{socket.gethostname()}/{os.getpid()}",
+            partitions=self.partitions,
+            partitioner=self.worker.partitioner,
+        )
+        fold.check(marker)
+        await writer.claim(self.journal, Message(encode(marker), timestamp=self._now_ms()))
+        await replay.to_marker(marker.token)
+        self._fold = fold
+        self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
+        await self._restore(store)
+        for agent in self.agents:
+            agent.careful = fold.unclean > 0
+            for input_ in agent.inputs:
+                self.worker.fetch(agent, input_)
+            for lane in agent.lanes:
+                lane.start()
+                assert lane.task is not None
+                lane.task.add_done_callback(self._lane_done)
+
+    def _open_store(self) -> Store:
+        if self._store is None:
+            self._store = self.worker.open_store(self.group, self.index)
+        return self._store
+
+    async def _restore(self, store: Store) -> None:
+        """Positions, parked retries and suspects from their rows."""
+        inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
+        for agent in self.agents:
+            raw = store.get(journal_rows.suspect_key(agent.plan.name))
+            agent.suspect = None if raw is None else journal_rows.decode(raw, type=Suspect)
+        for name, (agent, input_) in inputs.items():
+            raw = store.get(reached_key(name))
+            if raw is not None:
+                input_.committed = journal_rows.decode(raw, type=Reached)
+                await self._check_history(input_)
+            else:
+                # Decided once and committed, or a crash before the first commit would let "latest" skip events.
+                start = await self.worker.start_position(input_)
+                input_.committed = Reached(start, 0)
+                self.rows[reached_key(name)] = encode(input_.committed)
+                self.has_work = True
+            input_.fetched = input_.watermark.position = input_.committed.position
+            start_key = b"r" + name.encode() + b"\0"
+            for key, value in store.scan(start_key, journal_rows.below(start_key)):
+                position = int.from_bytes(key[-8:], "big")
+                agent.restore(input_, position, journal_rows.decode(value, type=Parked))
+
+    async def _check_history(self, input_: TopicInput) -> None:
+        """The record at the stored position must still be the one that was read there (design rule 3)."""
+        reached = input_.committed
+        if reached.position is None or not reached.checksum:
+            return
+        topic = await self.worker.log(input_.topic.name)
+        try:
+            batches = await topic.read({self.index: reached.position - 1}, 1, 1, 0)
+        except Gap:
+            return  # it was dropped by retention, with nothing after it: reading on will tell
+        bounds = await topic.bounds(self.index)
+        batch = batches.get(self.index)
+        there = batch.records[0] if batch and batch.positions[0] == reached.position else None
+        if there is not None and checksum(there.value) == reached.checksum:
+            return
+        if there is None and (bounds.first is None or reached.position < bounds.first) and not await self._behind(reached, topic):
+            return
+        raise HistoryChanged(
+            f"topic {input_.topic.name!r} partition {self.index}: the record at position {reached.position} is not the one "
+            f"that agent {input_.name.partition('/')[0]!r} read there: the broker lost or replaced a part of its log. "
+            "Restore it, or reset the agent's position if going on is right"
+        )
+
+    async def _behind(self, reached: Reached, topic: Log) -> bool:
+        """Whether the log now ends before a position that was read: it lost its end."""
+        last = (await topic.bounds(self.index)).last
+        return last is not None and reached.position is not None and last < reached.position
+
+    # --- what agents ask for ---------------------------------------------------------------------------------
+
+    @property
+    def stateful_agents(self) -> list[AgentTask]:
+        return [agent for agent in self.agents if agent.plan.stateful]
+
+    @property
+    def contended(self) -> bool:
+        """Whether several agents of this task use tables, so that their events must take turns."""
+        return len(self.stateful_agents) > 1
+
+    def table_of(self, agent: AgentTask, plan: TablePlan) -> TableState:
+        if not agent.plan.stateful:
+            self._becomes_stateful(agent)
+        state = self.tables.get(plan.name)
+        if state is None:
+            raise WrongPartition(
+                f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic with "
+                f"{self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
+            )
+        return state
+
+    def _becomes_stateful(self, agent: AgentTask) -> None:
+        """Learned at its first touch of a table. An event of another agent that is open keeps the turn."""
+        others = self.stateful_agents
+        agent.plan.stateful = True
+        if not others:
+            return
+        for other in others:
+            for lane in other.lanes:
+                lane.attention = True
+                if lane.open and not lane.entered:
+                    lane.entered = True
+                    self.turns.adopt(other)
+        if self.turns.held_by_another(agent):
+            raise Rerun
+        for lane in agent.lanes:
+            lane.attention = True
+            if lane.open and not lane.entered:
+                lane.entered = True
+                self.turns.adopt(agent)
+
+    def accept(self, ticket: Ticket) -> bool:
+        """False for a duplicate of a message that came through another task's outbox."""
+        return True
+
+    def collect(self, lane: Lane) -> None:
+        """A finished event's sends and answers join the next commit."""
+        for destination, message in lane.outputs:
+            self.outputs.setdefault(destination, []).append(message)
+        for record, value in lane.answers:
+            if _asked(lane.plan, record):
+                self.answers.append((lane.plan, record, value))
+
+    def check(self, lane: Lane) -> None:
+        """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
+        for state, key in [*((state, key) for state, key, _ in lane.undo), *lane.lent]:
+            value = state.hot.get(key)
+            try:
+                state.plan.encode_key(key)
+                state.plan.encode(value)
+            except ENCODE_ERRORS as error:
+                raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
+
+    def send_dead_letter(self, topic: str, message: Message) -> None:
+        destination = self.worker.dead_letter_destination(topic, message.key)
+        self.outputs.setdefault(destination, []).append(message)
+
+    def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
+        if record.headers and _asked(plan, record):
+            self.answers.append((plan, record, Failure(reason, trace)))
+
+    def progressed(self) -> None:
+        self.has_work = True
+
+    def busy(self) -> None:
+        """Events are being handled: a commit is due in `commit_interval` at the latest."""
+        self.has_work = True
+        self.worker.committer.arm()
+
+    def idle(self, agent: AgentTask) -> None:
+        """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.has_work and not self.in_flight and agent.resting:
+            self.worker.committer.soon()
+
+    def fetch_more(self, input_: TopicInput) -> None:
+        self.worker.fetch_more(input_)
+
+    async def flush(self) -> None:
+        """Return when what is in `rows` now has been committed."""
+        self.has_work = True
+        await self.worker.committer.flush()
+
+    # --- committing ------------------------------------------------------------------------------------------
+
+    def cut(self) -> Cut | None:
+        """All that finished events did and no commit took along yet; None if that is nothing."""
+        if not self.has_work or self.in_flight or self._store is None or self._closing:
+            return None
+        open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
+        if any(lane.tainted for lane in open_lanes):
+            return None  # its changes and older ones lie in the same object: wait until it is finished
+        rows = self.rows
+        for table in self.tables.values():
+            if table.dirty:
+                table.collect(rows, open_lanes)
+        progress = False
+        for agent in self.agents:
+            for input_ in agent.inputs:
+                if input_.watermark.advance():
+                    progress = True
+                    position, value = input_.watermark.position, input_.watermark.value
+                    rows[reached_key(input_.name)] = encode(Reached(position, checksum(value)))
+        self.has_work = bool(open_lanes)
+        outputs, answers = self.outputs, self.answers
+        if not (rows or outputs or answers):
+            return None
+        self.rows, self.outputs, self.answers = {}, {}, []
+        assert self._fold.marker is not None
+        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
+        entries.append(Rows(b"", 0, rows, progress))
+        return self._build(rows, outputs, answers, entries)
+
+    def _build(
+        self,
+        rows: dict[bytes, bytes | None],
+        outputs: dict[Destination, list[Message]],
+        answers: list[Answer],
+        entries: list[Entry],
+    ) -> Cut:
+        marker = self._fold.marker
+        assert marker is not None
+        limit = self.worker.message_bytes
+        records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
+        self.in_flight = True
+        size = sum(len(record.value or b"") for record in records)
+        return Cut(rows, Commit(records, outputs), answers, self._fold.number + len(records), size)
+
+    async def committed(self, cut: Cut, written: Written) -> None:
+        """The journal has it: now the store may, then the world."""
+        self.in_flight = False
+        self.commits += 1
+        self._fold.number = cut.number
+        marker = self._fold.marker
+        assert self._store is not None
+        assert marker is not None
+        local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
+        self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
+        for table in self.tables.values():
+            table.trim()
+        if cut.answers:
+            await self.worker.answer(cut.answers)
+        self._snapshotter.grew(cut.size)
+        before = self._snapshotter.committed(written.first)
+        if before is not None:
+            journal = await self.worker.log(self.journal[0])
+            await journal.truncate(self.index, before)
+        if self.checking:
+            self.checking = False
+        for agent in self.agents:
+            self.idle(agent)
+
+    # --- closing ---------------------------------------------------------------------------------------------
+
+    async def roll_back(self) -> None:
+        """Go back to the last commit (a failed event touched a mutable value): called by a lane, which ends here."""
+        self.failed(RolledBack())
+        await asyncio.get_running_loop().create_future()
+
+    def _lane_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
+            self.failed(error)
+
+    async def drain(self) -> None:
+        """Let open events finish, within `drain_timeout`; begin none."""
+        for agent in self.agents:
+            agent.stop()
+        try:
+            async with self.settings.clock.timeout(self.settings.drain_timeout):
+                for agent in self.agents:
+                    await agent.stopped()
+        except TimeoutError:
+            log.warning("task %s/%d: events still open after %g s are left for the next owner", *self.key, self.settings.drain_timeout)
+
+    async def stop_lanes(self) -> None:
+        """Cancel the agents where they are; what they had open is undone."""
+        tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for agent in self.agents:
+            for input_ in agent.inputs:
+                self.worker.stop_fetching(input_)
+            for lane in agent.lanes:
+                if lane.open:
+                    lane.discard()
+
+    def release(self) -> Cut:
+        """The last commit: says that this owner left in good order."""
+        return self._build({}, {}, [], [Release(b"", 0)])
+
+    def close(self) -> None:
+        self._closing = True
+        self.worker.writer.forget(self.journal)
+        self.close_store()
+
+    def close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def forget_store(self) -> None:
+        """The store cannot be trusted: empty it, and let the journal fill it again."""
+        log.warning("task %s/%d: its store is damaged; it is rebuilt from the journal", *self.key)
+        try:
+            if self._store is not None:
+                self._store.clear()
+        except StoreError:
+            pass
+        self.close_store()
+
+    # --- reading from outside ----------------------------------------------------------------------------------
+
+    def open_lanes(self) -> list[Lane]:
+        return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
+
+    def _now_ms(self) -> int:
+        return round(self.settings.clock.now() * 1000)
+
+
+def _asked(plan: AgentPlan, record: Record) -> bool:
+    """Whether somebody waits for this agent's answer to this record."""
+    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
+
+
+class RolledBack(Exception):
+    """Not an error: the task starts over from its last commit."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An answer that is an error."""
+
+    reason: str
+    trace: str
+
+
+class _Replay:
+    """Feeds a journal to a store, from the store's checkpoint on."""
+
+    def __init__(self, journal: Log, partition: int, store: Store) -> None:
+        self._journal, self._partition, self._store = journal, partition, store
+        self._after: Position | None = None
+        self._pending: dict[bytes, bytes | None] = {}
+        self._seen: Checkpoint | None = None
+        self.fold = Fold()
+        checkpoint = store.checkpoint()
+        raw = store.get(LOCAL_MARKER)
+        if checkpoint is not None and raw is not None:
+            local = journal_rows.decode(raw, type=_Position)
+            self.fold = Fold(local.marker, local.number)
+            self._after = checkpoint.position
+
+    async def to_end(self) -> None:
+        await self._check_store()
+        while await self._step(0):
+            pass
+        self._flush()
+
+    async def to_marker(self, token: bytes) -> None:
+        """On to the claim just made. What lies before it and was not seen yet counts."""
+        while self.fold.marker is None or self.fold.marker.token != token:
+            await self._step(10.0)
+        self._flush()
+
+    async def _check_store(self) -> None:
+        """A store that is behind the truncation, or was built on a journal that lost its end, starts over."""
+        checkpoint = self._store.checkpoint()
+        if checkpoint is None or self._after is None:
+            self._start_over()
+            return
+        try:
+            batches = await self._journal.read({self._partition: checkpoint.position - 1}, 1, 1, 0)
+            batch = batches.get(self._partition)
+            if batch and batch.positions[0] == checkpoint.position:
+                if checksum(batch.records[0].value) == checkpoint.checksum:
+                    return
+        except Gap:
+            pass
+        log.warning("partition %d: the store is not of this journal's past any more; it is rebuilt", self._partition)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._store.clear()
+        self._after = None
+        self.fold = Fold()
+
+    async def _step(self, timeout: float) -> bool:
+        batches = await self._journal.read({self._partition: self._after}, 2000, 16 << 20, timeout)
+        batch = batches.get(self._partition)
+        if batch is None:
+            return False
+        for position, record in zip(batch.positions, batch.records, strict=True):
+            entry = self.fold.feed(record.value)
+            self._after = position
+            if entry is None:
+                continue
+            if isinstance(entry, Rows | Part):
+                self._pending.update(entry.rows)
+                self._seen = Checkpoint(position, checksum(record.value))
+            elif isinstance(entry, Begin) and self._seen is None and self._store.checkpoint() is None:
+                self._pending.clear()
+        if len(self._pending) > REPLAY_ROWS:
+            self._flush()
+        return True
+
+    def _flush(self) -> None:
+        if self._seen is None or self.fold.marker is None:
+            return
+        local = encode(_Position(self.fold.marker, self.fold.number))
+        self._store.apply({**self._pending, LOCAL_MARKER: local}, self._seen)
+        self._pending.clear()
+        self._seen = None
