@@ -13,12 +13,13 @@ from .message import Headers, Message
 from .plan import AgentPlan, TopicPlan
 from .policy import Policy
 from .runtime.lane import Lane
+from .queue import Queue
 from .stream import Stream
 from .table import Table
+from .topic import Topic
 
 if TYPE_CHECKING:
     from .app import App
-    from .topic import Topic
 
 __all__ = ["Agent", "Sink", "answer_codec"]
 
@@ -114,9 +115,8 @@ def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
 def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
     if isinstance(sink, Agent):
         return sink.cast
-    send = getattr(sink, "send", None)
-    if send is not None:
-        return send  # type: ignore[no-any-return]
+    if isinstance(sink, Topic | Queue):
+        return sink.send
     if inspect.iscoroutinefunction(sink):
         return sink
     raise ConfigurationError(f"sinks=[{sink!r}]: expected a topic, a queue, an agent or an async function of one argument")

@@ -38,7 +38,7 @@ class Event(Generic[V, K]):
     @property
     def key(self) -> K:
         raw = self._record.key
-        return None if raw is None else self._plan.key.decode(raw)
+        return self._plan.key.decode(raw) if raw is not None else None  # type: ignore[return-value]
 
     @property
     def headers(self) -> Headers:

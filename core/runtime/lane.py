@@ -276,7 +276,7 @@ class Lane:
 
     def stream(self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, then in lists if `take` is (count, seconds), then through `after`."""
-        if any(stream.ag_running or stream.ag_frame is not None for stream in self._streams):
+        if self._streams:
             raise ConfigurationError(f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop")
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)

@@ -54,6 +54,7 @@ class Running:
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
         self.reply_partitions = 1
+        self.loop = asyncio.get_running_loop()
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}

@@ -425,6 +425,9 @@ class Task:
 
     # --- reading from outside ----------------------------------------------------------------------------------
 
+    def all_lanes(self) -> list[Lane]:
+        return [lane for agent in self.agents for lane in agent.lanes]
+
     def open_lanes(self) -> list[Lane]:
         return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
 

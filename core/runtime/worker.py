@@ -93,7 +93,8 @@ class Worker:
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
-        await asyncio.wait([settled, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [settled, self.failed]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         if self.failed.done():
             self.failed.result()
@@ -229,7 +230,7 @@ class Worker:
         if count > RESTARTS and not known:
             self._give_up(error)
             return None
-        delay = min(10.0, 0.05 * 2 ** (count - 1))
+        delay = min(10.0, 0.05 * 2.0 ** (count - 1))
         log.warning(
             "task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__, exc_info=None if known else error
         )
