@@ -139,7 +139,7 @@ class Transport(Protocol):
         """Create what is missing, durable; leave what exists as it is, and report it, in the order asked.
 
         Raises `TopicMismatch` where an existing topic has another partition count than a spec that names one, or is
-        a queue where a log is wanted.
+        a queue where a log is wanted, or a log where a queue is.
         """
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .broker import MemoryBroker
 from .faults import Faults, Hold, Operation
-from .session import Clock, Timer
 from .transport import MemoryOptions, MemoryTransport
 
-__all__ = ["Clock", "Faults", "Hold", "MemoryBroker", "MemoryOptions", "MemoryTransport", "Operation", "Timer"]
+__all__ = ["Faults", "Hold", "MemoryBroker", "MemoryOptions", "MemoryTransport", "Operation"]

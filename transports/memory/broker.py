@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from thalweg.channel import TopicInfo, TopicSpec
+from thalweg.clock import Clock, RealClock
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 
 from .faults import Faults
@@ -14,7 +15,7 @@ from .group import LogGroup
 from .locks import MemoryLock, PeerGroup
 from .partition import Partition
 from .queues import Queue
-from .session import Clock, RealClock
+from .session import Session
 
 __all__ = ["LogTopic", "MemoryBroker"]
 
@@ -139,15 +140,11 @@ class MemoryBroker:
             lock.expire()
         return self._locks.get(name)
 
-    def lock(self, lock: MemoryLock) -> None:
-        self._locks[lock.name] = lock
-
-    def unlock(self, lock: MemoryLock) -> None:
-        if self._locks.get(lock.name) is lock:
-            del self._locks[lock.name]
-
-    def next_lock_number(self) -> int:
-        return next(self._lock_numbers)
+    def lock(self, session: Session, name: str, lease: float) -> MemoryLock | None:
+        """The lock, if it is free."""
+        if self.holder(name) is not None:
+            return None
+        return MemoryLock(self._locks, session, name, lease, next(self._lock_numbers))
 
     def peers(self, group: str) -> PeerGroup:
         return self._peers.setdefault(group, PeerGroup())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from thalweg.errors import BrokerError, MissingCapability
 from thalweg.message import Delivery, Message, Position, QueueMessage
+from thalweg.partitioner import murmur2_partitioner
 
 from .faults import Faults
 from .partition import Partition, Prepared, prepare
@@ -144,8 +143,8 @@ class LogGroup:
 
     def __init__(self, topic: str, partitions: Sequence[Partition]) -> None:
         self.topic = topic
-        self.members: set[LogChannel] = set()
-        self.waiters: Waiters = set()
+        self.members: dict[LogChannel, None] = {}
+        self.waiters: Waiters = {}
         self.partitions = partitions
         self._cursors = [Cursor(partition) for partition in partitions]
         self._turn = 0
@@ -155,7 +154,7 @@ class LogGroup:
         for gone in [m for m in self.members if m.session.outlived(m.lease)]:
             gone.expire()
         if member not in self.members:  # new, or it was cut off for longer than its lease
-            self.members.add(member)
+            self.members[member] = None
             member.session.hold(member)
         taken: list[Delivery] = []
         self._turn = turn = (self._turn + 1) % len(self._cursors)
@@ -190,27 +189,21 @@ class LogGroup:
 
     def partition_for(self, key: bytes | None) -> int:
         if key is not None:
-            return zlib.crc32(key) % len(self.partitions)
+            return murmur2_partitioner(key, len(self.partitions))
         self._keyless = (self._keyless + 1) % len(self.partitions)
         return self._keyless
-
-
-class _Broker(Protocol):
-    @property
-    def faults(self) -> Faults: ...
 
 
 class LogChannel:
     """See `thalweg.channel.Channel`. A member keeps what it was lent until it commits, closes or dies."""
 
-    def __init__(
-        self, broker: _Broker, session: Session, group: LogGroup, lease: float, message_bytes: int | None
-    ) -> None:
-        self.session, self._group, self._lease, self._limit = session, group, lease, message_bytes
-        self._faults = broker.faults
+    def __init__(self, faults: Faults, session: Session, group: LogGroup, lease: float, message_bytes: int) -> None:
+        self._faults, self.session, self._group = faults, session, group
+        self._lease, self._limit = lease, message_bytes
         self.loans: dict[Loan, None] = {}  # in the order lent
-        self._waiters: Waiters = set()
+        self._waiters: Waiters = {}
         self._closed = False
+        session.channels[self] = None
 
     @property
     def lease(self) -> float:
@@ -279,12 +272,12 @@ class LogChannel:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self.session.down is None:
-                self.expire()
+            self.session.channels.pop(self, None)
+            self.session.give_up(self)
             wake(self._waiters)
 
     def expire(self) -> None:
-        self._group.members.discard(self)
+        self._group.members.pop(self, None)
         self.session.drop(self)
         if self.loans:
             self._group.give_back(self.loans)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from .session import Session, Waiters, wake
 
 __all__ = ["MemoryLock", "PeerGroup", "PeerMember"]
 
 
-class _Locker(Protocol):
-    def unlock(self, lock: MemoryLock) -> None: ...
-
-
 class MemoryLock:
     """See `thalweg.capabilities.Held`. Released while cut off, it stays taken until its lease ends."""
 
-    def __init__(self, broker: _Locker, session: Session, name: str, lease: float, number: int) -> None:
-        self._broker, self.session, self.name, self._lease, self._number = broker, session, name, lease, number
+    def __init__(self, locks: dict[str, MemoryLock], session: Session, name: str, lease: float, number: int) -> None:
+        self._locks, self.session, self.name, self._lease, self._number = locks, session, name, lease, number
         self._lost = asyncio.Event()
+        locks[name] = self
         session.hold(self)
 
     @property
@@ -35,13 +31,12 @@ class MemoryLock:
         return self._lease
 
     async def release(self) -> None:
-        if self.session.down is None:
-            self.expire()
-        else:
-            self._lost.set()
+        self._lost.set()
+        self.session.give_up(self)
 
     def expire(self) -> None:
-        self._broker.unlock(self)
+        if self._locks.get(self.name) is self:
+            del self._locks[self.name]
         self.session.drop(self)
         if not self.session.loop.is_closed():
             self._lost.set()
@@ -51,18 +46,18 @@ class PeerGroup:
     """Who is a live member. One name may be joined more than once."""
 
     def __init__(self) -> None:
-        self._members: set[PeerMember] = set()
-        self.waiters: Waiters = set()
+        self._members: dict[PeerMember, None] = {}
+        self.waiters: Waiters = {}
 
     def join(self, member: PeerMember) -> None:
         if member not in self._members:
-            self._members.add(member)
+            self._members[member] = None
             member.session.hold(member)
             wake(self.waiters)
 
     def leave(self, member: PeerMember) -> None:
         if member in self._members:
-            self._members.remove(member)
+            del self._members[member]
             wake(self.waiters)
 
     def live(self) -> frozenset[str]:

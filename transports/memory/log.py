@@ -21,7 +21,7 @@ class MemoryLog:
     def __init__(self, broker: MemoryBroker, session: Session, topic: LogTopic, message_bytes: int | None) -> None:
         self._broker, self._session, self._topic, self._limit = broker, session, topic, message_bytes
         self._faults = broker.faults
-        self._waiters: Waiters = set()
+        self._waiters: Waiters = {}
         self._closed = False
         self._turn = 0
 

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 
+import msgspec
 from thalweg.capabilities import Bounds
+from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Gap, MessageTooLarge
 from thalweg.message import Batch, Message, Position
 
-from .session import Clock, Waiters, wake
+from .session import Waiters, wake
 
 __all__ = ["MemoryClaim", "Partition", "Prepared", "prepare"]
 
@@ -64,8 +66,14 @@ def prepare(messages: Sequence[Message], limit: int | None, topic: str, clock: C
         )
     if not stamped:
         now = int(clock.now() * 1000)
-        messages = [m if m.timestamp else Message(m.value, m.key, m.headers, now) for m in messages]
+        messages = [m if m.timestamp else _stamped(m, now) for m in messages]
     return Prepared(messages, largest)
+
+
+def _stamped(message: Message, now: int) -> Message:
+    if type(message) is Message:
+        return Message(message.value, message.key, message.headers, now)
+    return msgspec.structs.replace(message, timestamp=now)
 
 
 class Partition:
@@ -76,7 +84,7 @@ class Partition:
         self.records: list[Message] = []
         self.first: Position = 0  # of the first record kept; where the next one goes if there is none
         self.owner: MemoryClaim | None = None
-        self.waiters: Waiters = set()
+        self.waiters: Waiters = {}
         self._largest = 0
         self._retention, self._clock = retention, clock
         self._arrivals: deque[tuple[float, Position]] = deque()  # (when, end of that append); kept with retention only

@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
+from thalweg.clock import Clock, Timer
 from thalweg.errors import BrokerError
 
-__all__ = ["Clock", "Leased", "RealClock", "Session", "Timer", "Waiters", "wake"]
+__all__ = ["Closable", "Leased", "Session", "Waiters", "wake"]
 
-Waiters = set["asyncio.Future[bool]"]
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """All that a memory broker knows of time."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Call back once, `delay` seconds from now."""
-        ...
-
-
-class RealClock:
-    def now(self) -> float:
-        return time.time()
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        return asyncio.get_running_loop().call_later(delay, callback)
+Waiters = dict["asyncio.Future[bool]", None]  # in order of arrival: runs under a seeded loop replay exactly
 
 
 class Leased(Protocol):
@@ -47,6 +23,10 @@ class Leased(Protocol):
     def expire(self) -> None:
         """Give it back to the broker. Twice is harmless."""
         ...
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
 
 
 def wake(waiters: Waiters) -> None:
@@ -69,8 +49,10 @@ class Session:
         self.down: str | None = None  # why calls fail
         self._ended = False
         self._silent_since: float | None = None
-        self._waiters: Waiters = set()
+        self.channels: dict[Closable, None] = {}  # those not closed yet
+        self._waiters: Waiters = {}
         self._leased: dict[Leased, Timer | None] = {}
+        self._given_up: list[Leased] = []
 
     def check(self) -> None:
         if self.down is not None:
@@ -84,6 +66,13 @@ class Session:
         timer = self._leased.pop(leased, None)
         if timer is not None:
             timer.cancel()
+
+    def give_up(self, leased: Leased) -> None:
+        """Give it back now, or, if the broker cannot be reached, as soon as it can, or when the lease ends."""
+        if self.down is None:
+            leased.expire()
+        else:
+            self._given_up.append(leased)
 
     def outlived(self, lease: float) -> bool:
         """Whether nothing was heard of it for `lease` seconds."""
@@ -110,8 +99,9 @@ class Session:
             if timer is not None:
                 timer.cancel()
                 self._leased[leased] = None
-            if self.outlived(leased.lease):
+            if self.outlived(leased.lease) or leased in self._given_up:
                 leased.expire()
+        self._given_up.clear()
         self.down = self._silent_since = None
 
     def end(self, reason: str) -> None:
@@ -122,18 +112,15 @@ class Session:
         self.down, self._ended = reason, True
         wake(self._waiters)
 
-    async def wait(
-        self, places: Iterable[Waiters], timeout: float, registered: Callable[[], object] | None = None
-    ) -> bool:
+    async def wait(self, places: Iterable[Waiters], timeout: float) -> bool:
         """Wait until one of `places` is woken (True) or `timeout` seconds have passed (False).
 
-        `registered` is called once a wake-up can no longer be missed.
         Raises `BrokerError` if the session goes down meanwhile.
         """
         woken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         for waiters in places:
-            waiters.add(woken)
-        self._waiters.add(woken)
+            waiters[woken] = None
+        self._waiters[woken] = None
         timer = None
 
         def time_out() -> None:
@@ -143,14 +130,12 @@ class Session:
         try:
             if timeout < math.inf:
                 timer = self.clock.call_later(timeout, time_out)
-            if registered is not None:
-                registered()
             in_time = await woken
         finally:
             if timer is not None:
                 timer.cancel()
-            self._waiters.discard(woken)
+            self._waiters.pop(woken, None)
             for waiters in places:
-                waiters.discard(woken)
+                waiters.pop(woken, None)
         self.check()
         return in_time

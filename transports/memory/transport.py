@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from math import inf
+from typing import Annotated
 
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
@@ -14,7 +15,7 @@ from thalweg.url import Url
 
 from .broker import LogTopic, MemoryBroker
 from .group import LogChannel
-from .locks import MemoryLock, PeerMember
+from .locks import PeerMember
 from .log import MemoryLog
 from .partition import MemoryClaim, Partition, Prepared, prepare
 from .queues import QueueChannel
@@ -30,9 +31,9 @@ class MemoryOptions(msgspec.Struct, frozen=True):
     lease: seconds until what was lent comes back: counted for a queue from delivery, for a log from a member's death.
     """
 
-    message_bytes: int = 1_048_576
-    commit_messages: int | None = None
-    lease: float = 30.0
+    message_bytes: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
+    commit_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    lease: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     log: bool = True
     locks: bool = True
     peers: bool = True
@@ -69,7 +70,6 @@ class MemoryTransport:
         self.session: Session | None = None
         self.capabilities = self.options.capabilities
         self.limits = Limits(self.options.message_bytes, self.options.commit_messages)
-        self._channels: list[Channel] = []
 
     @classmethod
     def from_url(cls, url: Url) -> MemoryTransport:
@@ -90,9 +90,8 @@ class MemoryTransport:
 
     async def close(self) -> None:
         if self.session is not None:
-            for channel in self._channels:
+            for channel in list(self.session.channels):
                 await channel.close()
-            self._channels.clear()
             self.session.end(f"{self.description}: the transport is closed")
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
@@ -106,15 +105,11 @@ class MemoryTransport:
     async def channel(self, topic: str, group: str) -> Channel:
         session, options = self._up(), self.options
         found = self.broker.topic(topic)
-        channel: LogChannel | QueueChannel
         if isinstance(found, LogTopic):
-            channel = LogChannel(self.broker, session, found.group(group), options.lease, options.message_bytes)
-        else:
-            channel = QueueChannel(
-                self.broker, session, found, group, options.lease, options.message_bytes, self.capabilities
-            )
-        self._channels.append(channel)
-        return channel
+            return LogChannel(self.broker.faults, session, found.group(group), options.lease, options.message_bytes)
+        return QueueChannel(
+            self.broker.faults, session, found, group, options.lease, options.message_bytes, self.capabilities
+        )
 
     # --- logs and fencing ----------------------------------------------------------------------------------
 
@@ -183,18 +178,17 @@ class MemoryTransport:
         if faults.armed:
             await faults.before("try_lock", name, session)
             session.check()
-        if self.broker.holder(name) is not None:
-            return None
-        lock = MemoryLock(self.broker, session, name, lease, self.broker.next_lock_number())
-        self.broker.lock(lock)
+        lock = self.broker.lock(session, name, lease)
         if faults.armed:
             await faults.after("try_lock", name, session)
         return lock
 
-    def peers(self, group: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         return self._members(self._up(Capability.PEERS), group, me, lease)
 
-    async def _members(self, session: Session, name: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
+    async def _members(
+        self, session: Session, name: str, me: str, lease: float
+    ) -> AsyncGenerator[frozenset[str], None]:
         group = self.broker.peers(name)
         member = PeerMember(group, session, me, lease)
         seen: frozenset[str] | None = None
@@ -209,8 +203,7 @@ class MemoryTransport:
                 else:
                     await session.wait((group.waiters,), inf)
         finally:
-            if session.down is None:
-                member.expire()
+            session.give_up(member)
 
     # --- as if the process or the network died -----------------------------------------------------------------
 
