@@ -197,7 +197,9 @@ class App:
         """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
         keep = None if retention is None else seconds(retention, "retention")
         spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
-        return Queue(self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name])
+        return Queue(
+            self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
+        )
 
     def _declare(
         self,
@@ -280,11 +282,23 @@ class App:
 
     @overload
     def agent(
-        self, source: Source[V], *, name: str | None = ..., concurrency: int = ..., sinks: Sequence[Sink] = ..., on_error: Policy = ...
+        self,
+        source: Source[V],
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
     ) -> _AgentDecorator[V]: ...
     @overload
     def agent(
-        self, source: Any, *, name: str | None = ..., concurrency: int = ..., sinks: Sequence[Sink] = ..., on_error: Policy = ...
+        self,
+        source: Any,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
     ) -> _AgentDecorator[Any]: ...
     def agent(
         self,
@@ -374,7 +388,9 @@ class App:
 
         body = sending_to(target)
         number = sum(name.startswith(f"to-{target.name}") for name in self.agents)
-        self._add_agent(body, body, stream, f"to-{target.name}" + (f"-{number}" if number else ""), 1, (), DEFAULT_POLICY)
+        self._add_agent(
+            body, body, stream, f"to-{target.name}" + (f"-{number}" if number else ""), 1, (), DEFAULT_POLICY
+        )
 
     # --- tables ------------------------------------------------------------------------------------------------
 
@@ -402,7 +418,9 @@ class App:
         if name in self.tables:
             raise ConfigurationError(f"table {name!r} is declared twice; use one object")
         if default is not None and not callable(default):
-            raise ConfigurationError(f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}")
+            raise ConfigurationError(
+                f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}"
+            )
         key_codec, value_codec = key_codec_for(key), codec_for(value, codec)
         plan = TablePlan(
             name=name,
@@ -446,7 +464,9 @@ class App:
 
     # --- by the clock --------------------------------------------------------------------------------------------
 
-    def timer(self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None) -> Callable[[F], F]:
+    def timer(
+        self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None
+    ) -> Callable[[F], F]:
         """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader."""
         every = seconds(interval, "timer(interval)")
         if every <= 0:
@@ -570,7 +590,6 @@ class App:
     def test(self, *, start: datetime | float | None = None, errors: Literal["raise", "policy"] = "raise") -> AppTest:
         """The real runtime on `memory://` under a virtual clock. See `thalweg.testing`."""
         from .testing import AppTest
-    from .topic_table import Replica
 
         return AppTest(self, start=start, errors=errors)
 

@@ -71,7 +71,9 @@ class Event(Generic[V, K]):
         self._answering.answer(self._record, value)
 
     def __repr__(self) -> str:
-        return f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        return (
+            f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        )
 
 
 def event_time(plan: TopicPlan, record: Record) -> int:

@@ -165,7 +165,9 @@ def _check_needs(app: App, transport: Transport) -> None:
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
             if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
-                raise ConfigurationError(f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'")
+                raise ConfigurationError(
+                    f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
+                )
 
 
 def _guarantee(app: App, transport: Transport) -> str:
@@ -192,8 +194,7 @@ async def _declare(app: App, transport: Transport) -> None:
         for group in _groups(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions))
     internal.extend(
-        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log)
-        for plan in plans
+        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
     )
     await transport.declare(internal)
 

@@ -161,7 +161,9 @@ class Table(Generic[K, V]):
 
     def _not_here(self) -> OutsideEvent:
         if self._read_only:
-            return OutsideEvent(f"table {self.name!r} is read-only: it mirrors a topic or a join; send to the topic instead")
+            return OutsideEvent(
+                f"table {self.name!r} is read-only: it mirrors a topic or a join; send to the topic instead"
+            )
         return OutsideEvent(
             f"table {self.name!r} is written outside an agent's event, so no commit could carry the change. "
             "`await agent.cast(value, key=…)` to an agent that writes it"

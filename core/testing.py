@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
+from .channel import Transport
 from .clock import Clock, VirtualClock
 from .errors import ConfigurationError
 from .event import Event
-from .channel import Transport
 from .message import Position, Record
 from .registry import load_stores, load_transport
 from .runtime.worker import Worker
@@ -190,4 +190,3 @@ class AppTest:
     def now(self) -> float:
         """Seconds since the epoch, by the virtual clock."""
         return self.clock.now()
-

@@ -116,8 +116,11 @@ class Replica(Table[K, V]):
         return self._rows.get(key)
 
     def __setitem__(self, key: K, value: V) -> None:
-        raise OutsideEvent(f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send to the topic")
+        raise OutsideEvent(
+            f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send to the topic"
+        )
 
     def __delitem__(self, key: K) -> None:
-        raise OutsideEvent(f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send None to the topic")
-
+        raise OutsideEvent(
+            f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send None to the topic"
+        )

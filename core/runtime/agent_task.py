@@ -12,17 +12,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
 from thalweg.event import event_time
 from thalweg.journal.rows import Parked, Reached, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
+from thalweg.plan import AgentPlan, SourcePlan, TopicPlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .lane import Input, Lane, Part, Ticket
-from thalweg.plan import AgentPlan, SourcePlan, TopicPlan
 from .tables import TablePlan, TableState
 from .watermark import Segment, Watermark
 
@@ -180,7 +179,9 @@ class AgentTask:
         (ticket,) = part.tickets = list(part.tickets)[:1]
         ticket.alone = True
         was = self.suspect
-        deaths = was.deaths if was is not None and (was.input, was.position) == (ticket.input.name, ticket.position) else 0
+        deaths = (
+            was.deaths if was is not None and (was.input, was.position) == (ticket.input.name, ticket.position) else 0
+        )
         if deaths:
             error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
             decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
@@ -281,9 +282,6 @@ class AgentTask:
         if ticket.record.headers:
             only = names.find(ticket.record.headers, names.ONLY)
             if only is not None and only.decode() != self.plan.name:
-                self._done(lane, ticket)
-                return False
-            if not self.task.accept(ticket):
                 self._done(lane, ticket)
                 return False
         input_ = ticket.input
@@ -501,9 +499,7 @@ def _has_ours(batch: Batch) -> bool:
     )
 
 
-def log_failure(
-    agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception
-) -> None:
+def log_failure(agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception) -> None:
     """One line while it is retried, with the traceback once it is not. Never the payload."""
     final = decision.action is not Action.RETRY
     log.log(

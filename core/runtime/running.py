@@ -47,7 +47,9 @@ class Leading(Protocol):
 
 
 class Running:
-    def __init__(self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]) -> None:
+    def __init__(
+        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+    ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.worker: Worker | None = None

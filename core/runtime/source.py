@@ -35,6 +35,7 @@ class Source:
 
     def add(self, input_: TopicInput) -> None:
         self._inputs[input_.partition] = input_
+        self._reading_partitions -= {input_.partition}  # what is being read there follows another position
         self.more(input_)
 
     def remove(self, input_: TopicInput) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from math import inf
 from typing import Annotated
 
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
+from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Fenced, MissingCapability
 from thalweg.message import Message, Position
 from thalweg.url import Url
