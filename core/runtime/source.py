@@ -10,8 +10,8 @@ from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Position
 
-from .agent_task import TopicInput
 from .settings import Settings
+from .topic_input import TopicInput
 
 __all__ = ["Source"]
 

@@ -27,11 +27,12 @@ from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, TopicInput, Verdict
+from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
 from .lane import Lane, Rerun
 from .settings import Settings
 from .tables import TablePlan, TableState
+from .topic_input import TopicInput
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -161,15 +162,13 @@ class Task:
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
-                input_.committed = journal_rows.decode(raw, type=Reached)
+                input_.restore(journal_rows.decode(raw, type=Reached), store)
                 await self._check_history(input_)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
-                start = await self.worker.start_position(input_)
-                input_.committed = Reached(start, 0)
+                input_.restore(Reached(await self.worker.start_position(input_), 0), store)
                 self.rows[reached_key(name)] = encode(input_.committed)
                 self.has_work = True
-            input_.fetched = input_.watermark.position = input_.committed.position
             start_key = b"r" + name.encode() + b"\0"
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
@@ -329,10 +328,7 @@ class Task:
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
-                if input_.watermark.advance():
-                    progress = True
-                    position, value = input_.watermark.position, input_.watermark.value
-                    rows[reached_key(input_.name)] = encode(Reached(position, checksum(value)))
+                progress = input_.collect(rows) or progress
         self.has_work = bool(open_lanes)
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):

@@ -17,13 +17,14 @@ from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
-from .agent_task import AgentTask, TopicInput
+from .agent_task import AgentTask
 from .committer import Committer
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
 
