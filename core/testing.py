@@ -61,7 +61,9 @@ class _Private(Transport, Protocol):
 class AppTest:
     """Made by `app.test()`."""
 
-    def __init__(self, app: App, *, start: datetime | float | None, errors: Literal["raise", "policy"]) -> None:
+    def __init__(
+        self, app: App, *, start: datetime | float | None, errors: Literal["raise", "policy"], broker: str
+    ) -> None:
         if errors not in ("raise", "policy"):
             raise ConfigurationError(f"errors={errors!r}; expected 'raise' or 'policy'")
         begin = START if start is None else start
@@ -69,8 +71,9 @@ class AppTest:
         self.clock = VirtualClock(begin.timestamp() if isinstance(begin, datetime) else begin)
         self._raise = errors == "raise"
         self._failures: list[BaseException] = []
-        driver = load_transport("memory://")
-        assert isinstance(driver, _Private)
+        driver = load_transport(broker)
+        if not isinstance(driver, _Private):
+            raise ConfigurationError(f"broker={broker!r}: tests run on memory://, with options if you like")
         self._broker = driver.private(self.clock)
         self._running: AbstractAsyncContextManager[Worker] | None = None
         self._worker: Worker | None = None

@@ -59,11 +59,15 @@ def make():
     return dict(locals())
 
 
-async def test_all():
+BROKERS = ("memory://", "memory://?fencing=false")
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_all(broker: str):
     g = make()
     app = g["app"]
     w = g["withdrawals"]
-    async with app.test() as t:
+    async with app.test(broker=broker) as t:
         await w.send(W("ada", "NO", 5), key="ada")
         await t.settle()
         assert g["totals"]["ada"] == 5
@@ -85,11 +89,12 @@ async def test_all():
         assert [e.value for e in t.sent(g["alerts"])] == ["big 500"]
 
 
-async def test_policy():
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_policy(broker: str):
     g = make()
     app = g["app"]
     w = g["withdrawals"]
-    async with app.test(errors="policy") as t:
+    async with app.test(errors="policy", broker=broker) as t:
         await w.send(W("ada", "NO", 5), key="ada")
         await w.send(W("ada", "NO", 13), key="ada")
         await w.send(W("ada", "NO", 6), key="ada")
