@@ -95,25 +95,33 @@ class Database:
     async def open(self) -> None:
         try:
             for run, jobs in ((self._write_loop, self._writing), (self._read_loop, self._reading)):
-                opened = _Mark()
-                thread = threading.Thread(target=run, args=(opened,), name=f"sqlite {self.file.name}", daemon=True)
-                thread.start()
-                self._threads.append((thread, jobs))
-                await opened.future
+                await self._start(run, jobs)
             self._usable = True
         except BaseException:
             await self.close()
             raise
+
+    async def _start(self, run: Callable[[_Mark], None], jobs: queue.SimpleQueue[_Job[Any]]) -> None:
+        opened = _Mark()
+        thread = threading.Thread(target=run, args=(opened,), name=f"sqlite {self.file.name}", daemon=True)
+        thread.start()
+        try:
+            await asyncio.shield(opened.future)
+        finally:  # cancelled, it must be known all the same whether there is a thread to end
+            await asyncio.wait([opened.future])
+            if opened.future.exception() is None:
+                self._threads.append((thread, jobs))
+            else:
+                thread.join()
 
     async def close(self) -> None:
         """Finish what was submitted, then close. To be shielded from cancellation."""
         self._usable = False
         while self._threads:
             thread, jobs = self._threads.pop()
-            if thread.is_alive():
-                closed = _Mark()
-                jobs.put(closed)
-                await closed.future
+            closed = _Mark()
+            jobs.put(closed)
+            await closed.future
             thread.join()
 
     def write(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:

@@ -133,6 +133,7 @@ class SqliteTransport:
         except BrokerError:
             pass  # they end with our door
         finally:
+            self._leases.end_all()  # those that were being taken meanwhile
             await self._bell.deaf()
             await self._database.close()
             self._bell.close()
