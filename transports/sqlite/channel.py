@@ -202,14 +202,12 @@ class SqliteChannel:
         return deliveries
 
     def _take(self, transaction: Transaction, holder: int | None, limit: int) -> _Taken:
+        self._leases.reap(transaction)  # before all else: what comes back goes before what is new
         lease = None
         if holder is None or not transaction.execute("SELECT 1 FROM leases WHERE id = ?", (holder,)).fetchone():
             lease = self._leases.take(transaction, "consumer", str(self._group), None, self._seconds)
             holder = lease[0]
-        self._leases.reap_now_and_then(transaction)  # what comes back goes before what is new
         deliveries, more = self._take_and_lend(transaction, holder, limit)
-        if not deliveries and self._leases.reap(transaction):
-            deliveries, more = self._take_and_lend(transaction, holder, limit)
         return _Taken(lease, deliveries, None if deliveries else self._next_due(transaction), more)
 
     def _next_due(self, transaction: Transaction) -> float | None:

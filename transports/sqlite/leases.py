@@ -18,7 +18,6 @@ from .doorbell import LEASES, Doorbell
 
 __all__ = ["Lease", "Leases", "boot_clock"]
 
-_REAP = 0.2  # seconds
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
 
 
@@ -80,7 +79,6 @@ class Leases:
     def __init__(self, bell: Doorbell) -> None:
         self._bell = bell
         self._held: dict[int, Lease] = {}
-        self._reap_at = 0.0
 
     def open(self, database: Database) -> None:
         self._database = database
@@ -189,14 +187,9 @@ class Leases:
 
     def reap(self, transaction: Transaction) -> bool:
         """End the leases that ran out and those of processes that died; whether there were any."""
-        self._reap_at = boot_clock() + _REAP
         doors = [door.decode() for (door,) in transaction.execute("SELECT DISTINCT door FROM leases")]
         ended = [_end(transaction, "door = ?", door) for door in doors if not self._bell.alive(door)]
         return _end(transaction, "expires <= ?", boot_clock()) or any(ended)
-
-    def reap_now_and_then(self, transaction: Transaction) -> None:
-        if boot_clock() >= self._reap_at:
-            self.reap(transaction)
 
     def due(self) -> float | None:
         renewal = min((lease.renewal for lease in list(self._held.values())), default=None)
