@@ -31,7 +31,7 @@ from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
 from .lane import Lane, Rerun
 from .settings import Settings
-from .tables import TablePlan, TableState
+from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
 from .turns import Turns
 
@@ -279,7 +279,8 @@ class Task:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
-                state.plan.encode(value)
+                if value is not MISSING:
+                    state.plan.decode(state.plan.encode(value))
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
