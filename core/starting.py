@@ -20,6 +20,7 @@ from .runtime.replies import SUFFIX
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
+from .schedule import Background, Crontab, Timer
 from .store import Stores
 
 if TYPE_CHECKING:
@@ -117,7 +118,28 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     stack.push_async_callback(running.close)
     app.set_running(running)
     stack.callback(app.set_running, None)
+    await _start_replicas(app, running, stack)
     return running
+
+
+async def _start_replicas(app: App, running: Running, stack: AsyncExitStack) -> None:
+    """Replicated tables are complete as of now before anything else begins."""
+    loop = asyncio.get_running_loop()
+    for replica in app.replicas:
+        replica.clear()
+        ready = loop.create_future()
+        reader = await running.open_log(replica.topic_name)
+        following = loop.create_task(replica.follow(reader, ready), name=f"thalweg table {replica.name}")
+        stack.push_async_callback(_cancelled, following)
+        both: list[asyncio.Future[None]] = [ready, following]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _by_channel(topic: TopicPlan, transport: Transport) -> bool:
@@ -143,7 +165,9 @@ def _check_needs(app: App, transport: Transport) -> None:
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
             if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
-                raise ConfigurationError(f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'")
+                raise ConfigurationError(
+                    f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
+                )
 
 
 def _guarantee(app: App, transport: Transport) -> str:
@@ -170,8 +194,7 @@ async def _declare(app: App, transport: Transport) -> None:
         for group in _groups(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions))
     internal.extend(
-        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log)
-        for plan in plans
+        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
     )
     await transport.declare(internal)
 
@@ -197,7 +220,8 @@ def _groups(app: App, transport: Transport) -> Mapping[str, Group]:
         group(topics[0].partitions).agents.append(agent.plan)
     for table in app.tables.values():
         group(table.partitions).tables.append(table)
-    if any(part.on_leader for part in (*app.timers, *app.crontabs, *app.backgrounds)):
+    scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
+    if any(part.on_leader for part in scheduled):
         groups[LEADER_GROUP] = Group(LEADER_GROUP, 1)
     return groups
 

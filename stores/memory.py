@@ -71,15 +71,15 @@ class MemoryStore:
 
     def apply(self, changes: Mapping[bytes, bytes | None], checkpoint: Checkpoint) -> None:
         self._check_open()
-        rows, before = self._rows, len(self._rows)
         written = {key: value for key, value in changes.items() if value is not None}
+        deleted = [key for key, value in changes.items() if value is None] if len(written) < len(changes) else ()
+        rows, before = self._rows, len(self._rows)
         rows.update(written)
         # A dict keeps new keys at its end, so that those of keys it had cost nothing here.
         self._keys.update(islice(reversed(rows), len(rows) - before))
-        if len(written) < len(changes):
-            for key, value in changes.items():
-                if value is None and rows.pop(key, None) is not None:
-                    self._keys.remove(key)
+        for key in deleted:
+            if rows.pop(key, None) is not None:
+                self._keys.remove(key)
         self._checkpoint = checkpoint
 
     def checkpoint(self) -> Checkpoint | None:

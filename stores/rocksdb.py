@@ -38,9 +38,7 @@ try:
         WriteBufferManager,
     )
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        'the RocksDB store needs rocksdict: pip install "thalweg[rocksdb]"', name=missing.name
-    ) from missing
+    raise ModuleNotFoundError("rocksdict is not installed (extra: thalweg[rocksdb])", name=missing.name) from missing
 
 __all__ = ["RocksdbOptions", "RocksdbStore", "RocksdbStores"]
 

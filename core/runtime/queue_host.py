@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-
 from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Channel
@@ -94,7 +93,7 @@ class QueueRunner:
         for coroutine in (self._fetch(self._channel), self._settle_all(self._channel), self._renew(self._channel)):
             self._services.append(loop.create_task(coroutine, name=f"thalweg queue {self._input.name}"))
         for lane in self._lanes:
-            lane.start()
+            lane.start(self._worker.context)
 
     async def stop(self) -> None:
         self.draining = True
@@ -169,7 +168,11 @@ class QueueRunner:
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
             if self._at_rest is not None and not self._at_rest.done():
                 self._at_rest.set_result(None)
-            timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake_lane(lane))
+            timer = (
+                None
+                if until is None
+                else self.clock.call_later(until - self.clock.now(), lambda: self._wake_lane(lane))
+            )
             try:
                 await woken
             finally:

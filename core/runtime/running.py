@@ -47,13 +47,16 @@ class Leading(Protocol):
 
 
 class Running:
-    def __init__(self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]) -> None:
+    def __init__(
+        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+    ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
         self.reply_partitions = 1
+        self.loop = asyncio.get_running_loop()
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
 from thalweg.journal.rows import below, prefix
@@ -90,7 +89,9 @@ class TableState:
                 raw_key = self._prefix + plan.encode_key(key)
                 raw = None if value is MISSING else plan.encode(value)
             except ENCODE_ERRORS as error:
-                raise EncodeError(f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}") from error
+                raise EncodeError(
+                    f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}"
+                ) from error
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw

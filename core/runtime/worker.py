@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,13 +17,14 @@ from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
-from .agent_task import AgentTask, TopicInput
+from .agent_task import AgentTask
 from .committer import Committer
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
 
@@ -59,6 +61,7 @@ class Worker:
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
+        self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
         self.tasks: dict[TaskKey, Task] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -93,7 +96,8 @@ class Worker:
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
-        await asyncio.wait([settled, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [settled, self.failed]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         if self.failed.done():
             self.failed.result()
@@ -203,7 +207,9 @@ class Worker:
         if isinstance(error, ConfigurationError):
             self._give_up(error)
             return
-        self._restarting[task.key] = asyncio.get_running_loop().create_task(self._restart(task, error))
+        self._restarting[task.key] = asyncio.get_running_loop().create_task(
+            self._restart(task, error), name=f"restart {task.group}/{task.index}", context=self.context.copy()
+        )
 
     async def _restart(self, task: Task, error: BaseException) -> None:
         try:
@@ -229,9 +235,13 @@ class Worker:
         if count > RESTARTS and not known:
             self._give_up(error)
             return None
-        delay = min(10.0, 0.05 * 2 ** (count - 1))
+        delay = min(10.0, 0.05 * 2.0 ** (count - 1))
         log.warning(
-            "task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__, exc_info=None if known else error
+            "task %s/%d starts over in %.2f s: %s",
+            *task.key,
+            delay,
+            error or type(error).__name__,
+            exc_info=None if known else error,
         )
         return delay
 
@@ -239,6 +249,10 @@ class Worker:
         """The task, if this worker may serve reads of its tables."""
         task = self.tasks.get((group, index))
         return task if task is not None and task.journal in self.committer.tasks else None
+
+    def joins_commits(self, destination: Destination) -> bool:
+        """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
+        return self.writer.atomic_outputs and destination[1] >= 0
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 

@@ -42,12 +42,11 @@ class _Loan(msgspec.Struct, eq=False):
 
 
 class _Taken(msgspec.Struct):
-    """What a claim brought. ready: when the next delayed message will be, ms since the epoch. more: claim again."""
+    """What a claim brought. lease: a new one, and its end. due: boot clock, when time alone may free a message."""
 
-    holder: int
     lease: tuple[int, float] | None
     deliveries: list[Delivery]
-    ready: int | None
+    due: float | None
     more: bool
 
 
@@ -73,9 +72,8 @@ class SqliteChannel:
         self._seconds = lease
         self._lease: Lease | None = None
         self._claim: asyncio.Future[_Taken] | None = None
+        self._rung = asyncio.Event()
         self._fetched: deque[Delivery] = deque()
-        self._ready: int | None = None
-        self._more = False
         self._turn = 0
         self._closed = False
 
@@ -93,18 +91,24 @@ class SqliteChannel:
         self._check_open()
         deadline = time.monotonic() + timeout
         while not self._closed:
-            rung = self._bell.event(self._topic.id)
-            if not self._fetched:
-                await asyncio.shield(self._claiming(limit))
             if deliveries := self._next(limit):
                 return deliveries
-            if self._more:
-                continue
+            claim = self._claiming(limit)
+            rung = self._rung
+            try:
+                taken = await asyncio.shield(claim)
+            except asyncio.CancelledError:
+                claim.add_done_callback(self._ring)  # what it brings is for whoever waits here
+                raise
+            if deliveries := self._next(limit):
+                return deliveries
+            if taken.deliveries or taken.more:
+                continue  # others were faster, or there is more to look through
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._closed:
+            if remaining <= 0:
                 break
-            if self._ready is not None:
-                remaining = min(remaining, max(0.001, (self._ready - records.wall_clock()) / 1000))
+            if taken.due is not None:
+                remaining = min(remaining, max(0.001, taken.due - boot_clock()))
             await self._bell.wait(rung, remaining)
         return []
 
@@ -129,7 +133,7 @@ class SqliteChannel:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._bell.ring_here((self._topic.id,))
+            self._ring(None)
             await asyncio.shield(asyncio.ensure_future(self._leave()))
 
     async def _leave(self) -> None:
@@ -155,8 +159,12 @@ class SqliteChannel:
     # --- lending ---------------------------------------------------------------------------------------------
 
     def _claiming(self, limit: int) -> asyncio.Future[_Taken]:
-        """The claim under way, or a new one. It survives the `get` that started it: what it brings is kept."""
+        """The claim under way, or a new one. It survives the `get` that started it: what it brings is kept.
+
+        `_rung` has been listening since before it began.
+        """
         if self._claim is None:
+            self._rung = self._bell.event(self._topic.id)
             holder = None if self._lease is None or self._lease.lost.is_set() else self._lease.number
             self._claim = self._database.write(partial(self._take, holder=holder, limit=limit))
             self._claim.add_done_callback(self._claimed)
@@ -170,7 +178,9 @@ class SqliteChannel:
         if taken.lease is not None:
             self._lease = self._leases.hold(*taken.lease, self._seconds)
         self._fetched.extend(taken.deliveries)
-        self._ready, self._more = taken.ready, taken.more
+
+    def _ring(self, _: object) -> None:
+        self._bell.ring_here((self._topic.id,))
 
     def _next(self, limit: int) -> list[Delivery]:
         """Of what was fetched, what is still ours."""
@@ -193,10 +203,16 @@ class SqliteChannel:
         deliveries = self._lend(transaction, holder, limit)
         if not deliveries and self._leases.reap(transaction):
             deliveries = self._lend(transaction, holder, limit)
-        (ready,) = transaction.execute(
-            "SELECT min(ready) FROM pending WHERE grp = ? AND holder IS NULL AND ready > 0", (self._group,)
+        return _Taken(lease, deliveries, None if deliveries else self._next_due(transaction), more)
+
+    def _next_due(self, transaction: Transaction) -> float | None:
+        ready, until = transaction.execute(
+            "SELECT (SELECT min(ready) FROM pending WHERE grp = ?1 AND holder IS NULL AND ready > 0), "
+            "(SELECT min(until) FROM pending WHERE grp = ?1 AND holder IS NOT NULL AND until > 0)",
+            (self._group,),
         ).fetchone()
-        return _Taken(holder, lease, deliveries, ready, more)
+        delayed = None if ready is None else boot_clock() + (ready - records.wall_clock()) / 1000
+        return min((due for due in (delayed, until) if due is not None), default=None)
 
     def _take_up(self, transaction: Transaction, limit: int) -> bool:
         """Copy the places of new records into `pending`: all of a queue, as priorities decide; of a topic some."""
