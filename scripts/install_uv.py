@@ -27,8 +27,8 @@ def main(target: Path) -> None:
         pip = next((pip for pip in pips(Path(folder, "venv")) if succeeds([*pip, "--version"])), None)
         if pip is None:
             sys.exit(
-                f"scripts/install_uv.py: {sys.executable} has neither pip nor a working venv; run `sudo apt-get install "
-                "-y python3-pip` (or what your system has instead), or put uv on PATH, and try again."
+                f"scripts/install_uv.py: {sys.executable} has neither pip nor a working venv; run `sudo apt-get "
+                "install -y python3-pip` (or what your system has instead), or put uv on PATH, and try again."
             )
         new = Path(folder, "tools")
         command = [*pip, "install", "--quiet", "--no-user", "--target", str(new), UV]
