@@ -80,7 +80,7 @@ class SqliteStores:
     def __init__(self, folder: str | os.PathLike[str], *, verify_mb: int = 256) -> None:
         self._folder = Path(folder)
         self._verify_mb = verify_mb
-        self._open: dict[str, SqliteStore] = {}
+        self._open: set[SqliteStore] = set()
 
     @classmethod
     def from_url(cls, url: Url) -> SqliteStores:
@@ -93,22 +93,22 @@ class SqliteStores:
     def open(self, name: str) -> SqliteStore:
         place = Place(self._folder, name, ".db")
         try:
-            store = SqliteStore(place, self._verify_mb, closed=lambda: self._open.pop(name, None))
+            store = SqliteStore(place, self._verify_mb, closed=self._open.discard)
         except BaseException:
             place.release()
             raise
-        self._open[name] = store
+        self._open.add(store)
         return store
 
     def close(self) -> None:
-        for store in list(self._open.values()):
+        for store in list(self._open):
             store.close()
 
 
 class SqliteStore:
     """One task's rows in one file, each with a checksum over key and value."""
 
-    def __init__(self, place: Place, verify_mb: int, closed: Callable[[], object]) -> None:
+    def __init__(self, place: Place, verify_mb: int, closed: Callable[[SqliteStore], object]) -> None:
         self._place = place
         self._verify_mb = verify_mb
         self._closed = closed
@@ -164,7 +164,7 @@ class SqliteStore:
     def close(self) -> None:
         self._connection.close()
         self._place.release()
-        self._closed()
+        self._closed(self)
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file; an empty one instead if it is damaged."""

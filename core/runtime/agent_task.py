@@ -142,6 +142,14 @@ class AgentTask:
                 self.task.verdicts[(input_.name, odd.position)] = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
         self.wake(len(batch.records))
 
+    def halt(self, reason: str) -> None:
+        """Handle nothing more here: what follows could only do harm. All events are kept."""
+        self.halted = reason
+        log.critical(
+            "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
+            *(self.plan.name, self.task.index, reason),
+        )
+
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
@@ -374,12 +382,8 @@ class AgentTask:
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
         if decision.action is Action.HALT:
-            self.halted = decision.reason
             lane.give_back([ticket])
-            log.critical(
-                "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
-                *(self.plan.name, self.task.index, decision.reason),
-            )
+            self.halt(decision.reason)
             return
         if decision.action is Action.RETRY:
             self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.trace)

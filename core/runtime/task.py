@@ -58,6 +58,7 @@ class Cut(msgspec.Struct):
     commit: Commit
     answers: list[Answer]
     outboxed: dict[Destination, int]  # how many outputs wait in each outbox for this commit
+    ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
 
@@ -163,7 +164,7 @@ class Task:
             raw = store.get(reached_key(name))
             if raw is not None:
                 input_.restore(journal_rows.decode(raw, type=Reached), store)
-                await self._check_history(input_)
+                await self._check_history(agent, input_)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
                 input_.restore(Reached(await self.worker.start_position(input_), 0), store)
@@ -174,37 +175,31 @@ class Task:
                 position = int.from_bytes(key[-8:], "big")
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
 
-    async def _check_history(self, input_: TopicInput) -> None:
-        """The record at the stored position must still be the one that was read there (design rule 3)."""
+    async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
+        """The record at the stored position must still be the one that was read there (design rule 3).
+
+        It may be gone (retention, compaction): whether anything after it is gone too, reading on will tell.
+        """
         reached = input_.committed
-        if reached.position is None or not reached.checksum:
+        if reached.position is None:
             return
         topic = await self.worker.log(input_.topic.name)
-        try:
-            batches = await topic.read({self.index: reached.position - 1}, 1, 1, 0)
-        except Gap:
-            return  # it was dropped by retention, with nothing after it: reading on will tell
-        bounds = await topic.bounds(self.index)
-        batch = batches.get(self.index)
-        there = batch.records[0] if batch and batch.positions[0] == reached.position else None
-        if there is not None and checksum(there.value) == reached.checksum:
-            return
-        if (
-            there is None
-            and (bounds.first is None or reached.position < bounds.first)
-            and not await self._behind(reached, topic)
-        ):
-            return
-        raise HistoryChanged(
-            f"topic {input_.topic.name!r} partition {self.index}: the record at position {reached.position} is not the one "
-            f"that agent {input_.name.partition('/')[0]!r} read there: the broker lost or replaced a part of its log. "
-            "Restore it, or reset the agent's position if going on is right"
-        )
-
-    async def _behind(self, reached: Reached, topic: Log) -> bool:
-        """Whether the log now ends before a position that was read: it lost its end."""
         last = (await topic.bounds(self.index)).last
-        return last is not None and reached.position is not None and last < reached.position
+        lost = last is not None and last < reached.position
+        if not lost and reached.checksum:
+            try:
+                batch = (await topic.read({self.index: reached.position - 1}, 1, 1, 0)).get(self.index)
+            except Gap:
+                return
+            there = batch.records[0] if batch is not None and batch.positions[0] == reached.position else None
+            lost = there is not None and checksum(there.value) != reached.checksum
+        if lost:
+            error = HistoryChanged(
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not the "
+                f"record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
+                "Restore it, or reset the agent's position if going on is right"
+            )
+            agent.halt(str(error))
 
     # --- what agents ask for ---------------------------------------------------------------------------------
 
@@ -335,11 +330,13 @@ class Task:
             return None
         self.rows, self.outputs, self.answers = {}, {}, []
         joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
-        outboxed = self.deliveries.add({to: m for to, m in outputs.items() if to not in joining}, rows)
+        others = {to: messages for to, messages in outputs.items() if to not in joining}
+        ahead = {} if self.settings.exactly_once else others
+        outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
-        return self._build(rows, joining, answers, outboxed, entries)
+        return self._build(rows, joining, answers, outboxed, ahead, entries)
 
     def _build(
         self,
@@ -347,6 +344,7 @@ class Task:
         outputs: dict[Destination, list[Message]],
         answers: list[Answer],
         outboxed: dict[Destination, int],
+        ahead: dict[Destination, list[Message]],
         entries: list[Entry],
     ) -> Cut:
         marker = self._fold.marker
@@ -355,7 +353,7 @@ class Task:
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, self._fold.number + len(records), size)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -426,7 +424,7 @@ class Task:
 
     def release(self) -> Cut:
         """The last commit: says that this owner left in good order."""
-        return self._build({}, {}, [], {}, [Release(b"", 0)])
+        return self._build({}, {}, [], {}, {}, [Release(b"", 0)])
 
     def close(self) -> None:
         self._closing = True

@@ -248,7 +248,9 @@ class Worker:
     def serving(self, group: str, index: int) -> Task | None:
         """The task, if this worker may serve reads of its tables."""
         task = self.tasks.get((group, index))
-        return task if task is not None and task.journal in self.committer.tasks else None
+        if task is None or task.journal not in self.committer.tasks or not self.ownership.holds(task.key):
+            return None
+        return task
 
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""

@@ -42,6 +42,20 @@ class SqliteOptions(msgspec.Struct, frozen=True):
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
 
 
+_CAPABILITIES = frozenset(
+    {
+        Capability.LOG,
+        Capability.LOCKS,
+        Capability.PEERS,
+        Capability.FENCING,
+        Capability.WORK_QUEUE,
+        Capability.PRIORITY,
+        Capability.DELAY,
+        Capability.EXPIRY,
+    }
+)
+
+
 class SqliteClaim:
     """Ownership of a journal partition: good as long as `number` is the partition's fence."""
 
@@ -78,7 +92,7 @@ class SqliteTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset(Capability) - {Capability.GROUPED}
+        return _CAPABILITIES
 
     @property
     def limits(self) -> Limits:
@@ -133,6 +147,7 @@ class SqliteTransport:
         except BrokerError:
             pass  # they end with our door
         finally:
+            self._leases.end_all()  # those that were being taken meanwhile
             await self._bell.deaf()
             await self._database.close()
             self._bell.close()
