@@ -502,7 +502,8 @@ class Image:
 
 @pytest.fixture(params=[(kind, end) for kind in DISK for end in ("killed", "closed")], ids="-".join)
 def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
-    return Image(*request.param, tmp_path)
+    kind, end = request.param
+    return Image(kind, end, tmp_path)
 
 
 def test_an_undamaged_image_is_whole(image: Image) -> None:
@@ -588,6 +589,14 @@ def test_a_file_in_the_place_of_a_store_is_set_aside(on_disk: Stores, caplog: py
     store.apply({b"k": b"v"}, Checkpoint(1, 0))
     assert rows_of(store) == {b"k": b"v"}
     assert len(warnings_in(caplog)) == 1
+
+
+def test_a_folder_in_the_place_of_an_sqlite_file_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "task.db").mkdir()
+    stores = load_stores(url_of("sqlite", tmp_path))
+    for _ in range(2):  # the first attempt lets go of the lock
+        with pytest.raises(StoreError, match="unable to open"):
+            stores.open("task")
 
 
 def test_a_store_whose_folder_is_deleted_meanwhile_refuses_to_write(on_disk: Stores) -> None:
