@@ -12,13 +12,14 @@ from .errors import ConfigurationError
 from .message import Headers, Message
 from .plan import AgentPlan, TopicPlan
 from .policy import Policy
+from .queue import Queue
 from .runtime.lane import Lane
 from .stream import Stream
 from .table import Table
+from .topic import Topic
 
 if TYPE_CHECKING:
     from .app import App
-    from .topic import Topic
 
 __all__ = ["Agent", "Sink", "answer_codec"]
 
@@ -72,7 +73,12 @@ class Agent(Generic[V, R]):
         return await self._app.running.ask(self, value, key, timeout)  # type: ignore[no-any-return]
 
     async def cast(
-        self, value: V, *, key: Any = None, reply_to: Agent[R, Any] | Topic[Any, R] | None = None, correlation: str | None = None
+        self,
+        value: V,
+        *,
+        key: Any = None,
+        reply_to: Agent[R, Any] | Topic[Any, R] | None = None,
+        correlation: str | None = None,
     ) -> None:
         """Send `value` and do not wait; the answer goes to `reply_to`. Inside an event: with its commit.
 
@@ -114,12 +120,13 @@ def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
 def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
     if isinstance(sink, Agent):
         return sink.cast
-    send = getattr(sink, "send", None)
-    if send is not None:
-        return send  # type: ignore[no-any-return]
+    if isinstance(sink, Topic | Queue):
+        return sink.send
     if inspect.iscoroutinefunction(sink):
         return sink
-    raise ConfigurationError(f"sinks=[{sink!r}]: expected a topic, a queue, an agent or an async function of one argument")
+    raise ConfigurationError(
+        f"sinks=[{sink!r}]: expected a topic, a queue, an agent or an async function of one argument"
+    )
 
 
 def uses_tables(function: Callable[..., Any], depth: int = 3) -> bool:
@@ -140,7 +147,8 @@ def uses_tables(function: Callable[..., Any], depth: int = 3) -> bool:
         except ValueError:
             pass  # not filled yet
     return any(
-        isinstance(value, Table) or (isinstance(value, types.FunctionType) and value is not function and uses_tables(value, depth - 1))
+        isinstance(value, Table)
+        or (isinstance(value, types.FunctionType) and value is not function and uses_tables(value, depth - 1))
         for value in found
     )
 

@@ -16,10 +16,11 @@ from typing_extensions import TypeForm
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
 from .clock import Clock, RealClock
-from .codec import Codec, checker_for, codec_for, key_codec_for
+from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
 from .handler import handler_body
+from .message import Headers, Message
 from .partitioner import partitioner_for
 from .plan import SourcePlan, TopicPlan
 from .policy import DEFAULT_POLICY, Policy
@@ -36,6 +37,7 @@ from .type_facts import is_immutable
 if TYPE_CHECKING:
     from .portal import Portal
     from .testing import AppTest
+    from .topic_table import Replica
 
 __all__ = ["App"]
 
@@ -95,10 +97,12 @@ class App:
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
         self._declared: dict[str, tuple[object, object]] = {}
+        self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
         self._shared: list[tuple[TopicPlan, TopicPlan]] = []
         self.agents: dict[str, Agent[Any, Any]] = {}
         self.tables: dict[str, TablePlan] = {}
         self.table_like: dict[str, TopicPlan | int | None] = {}
+        self.replicas: list[Replica[Any, Any]] = []
         self.timers: list[Timer] = []
         self.crontabs: list[Crontab] = []
         self.backgrounds: list[Background] = []
@@ -176,7 +180,8 @@ class App:
             dict(options or {}),
         )
         begin = start.timestamp() if isinstance(start, datetime) else start
-        return Topic(self, self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of), checker_for(value, codec))
+        plan = self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of)
+        return Topic(self, plan, self._checks[name])
 
     def queue(
         self,
@@ -192,7 +197,9 @@ class App:
         """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
         keep = None if retention is None else seconds(retention, "retention")
         spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
-        return Queue(self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), checker_for(value, codec))
+        return Queue(
+            self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
+        )
 
     def _declare(
         self,
@@ -230,7 +237,12 @@ class App:
         )
         self.topics[spec.name] = plan
         self._declared[spec.name] = types
+        self._checks[spec.name] = checker_for(value, codec)
         return plan
+
+    def question(self, plan: TopicPlan, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
+        """A message with headers of ours for the topic that an agent reads."""
+        return Topic(self, plan, self._checks[plan.name]).question(value, key, headers)
 
     def share_partitions(self, plan: TopicPlan, of: TopicPlan) -> TopicPlan:
         """`plan` is another view of the same topic: it gets its partition count at start-up too."""
@@ -262,6 +274,7 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
+        self._checks[full] = checker_for(Any if value is None else value)
         self._declared[full] = (key, value)
         return plan
 
@@ -269,11 +282,23 @@ class App:
 
     @overload
     def agent(
-        self, source: Source[V], *, name: str | None = ..., concurrency: int = ..., sinks: Sequence[Sink] = ..., on_error: Policy = ...
+        self,
+        source: Source[V],
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
     ) -> _AgentDecorator[V]: ...
     @overload
     def agent(
-        self, source: Any, *, name: str | None = ..., concurrency: int = ..., sinks: Sequence[Sink] = ..., on_error: Policy = ...
+        self,
+        source: Any,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
     ) -> _AgentDecorator[Any]: ...
     def agent(
         self,
@@ -345,8 +370,8 @@ class App:
         if isinstance(source, Topic | Queue):
             return source.stream()
         if isinstance(source, Sequence) and source and all(isinstance(topic, Topic | Queue) for topic in source):
-            first, *others = (topic.stream() for topic in source)
-            return first.merge(*others)
+            streams: list[Stream[Any]] = [topic.stream() for topic in source]
+            return streams[0].merge(*streams[1:])
         raise ConfigurationError(f"source {source!r}: expected a topic, a queue, a stream or a list of topics")
 
     def forward(self, name: str, stream: Stream[Any], topic: TopicPlan, key_of: Callable[[Any], Any] | None) -> None:
@@ -363,7 +388,9 @@ class App:
 
         body = sending_to(target)
         number = sum(name.startswith(f"to-{target.name}") for name in self.agents)
-        self._add_agent(body, body, stream, f"to-{target.name}" + (f"-{number}" if number else ""), 1, (), DEFAULT_POLICY)
+        self._add_agent(
+            body, body, stream, f"to-{target.name}" + (f"-{number}" if number else ""), 1, (), DEFAULT_POLICY
+        )
 
     # --- tables ------------------------------------------------------------------------------------------------
 
@@ -391,7 +418,9 @@ class App:
         if name in self.tables:
             raise ConfigurationError(f"table {name!r} is declared twice; use one object")
         if default is not None and not callable(default):
-            raise ConfigurationError(f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}")
+            raise ConfigurationError(
+                f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}"
+            )
         key_codec, value_codec = key_codec_for(key), codec_for(value, codec)
         plan = TablePlan(
             name=name,
@@ -408,6 +437,26 @@ class App:
         self.tables[name] = plan
         return plan, key_codec
 
+    def declare_table_of(self, topic: Topic[K, V], name: str) -> Table[K, V]:
+        """A read-only table of a topic's types and partitions, kept by an internal agent."""
+        key, value = self._declared[topic.name]
+        plan, codec_of_key = self._table_plan(name, key, value, None, None)
+        plan.partition_of = topic._plan.partition_of
+        plan.encode_key, plan.decode_key = topic._plan.key.encode, topic._plan.key.decode
+        plan.encode, plan.decode = topic._plan.value.encode, topic._plan.value.decode
+        self.table_like[name] = topic._plan
+        return Table(self, plan, codec_of_key, checker_for(value), read_only=True)
+
+    def replica_plan(self, topic: Topic[K, V], name: str) -> tuple[TablePlan, TypeCodec[Any]]:
+        """As above, for a table that is on every worker and has no journal."""
+        self.declare_table_of(topic, name)
+        plan = self.tables.pop(name)
+        del self.table_like[name]
+        return plan, topic._plan.key
+
+    def add_internal_agent(self, function: Callable[[Stream[Any]], Any], stream: Stream[Any], name: str) -> None:
+        self._add_agent(function, function, stream, name, 1, (), DEFAULT_POLICY)
+
     def topic_table(self, topic: Topic[K, V], name: str, replicated: bool) -> Table[K, V]:
         from .topic_table import add_topic_table
 
@@ -415,7 +464,9 @@ class App:
 
     # --- by the clock --------------------------------------------------------------------------------------------
 
-    def timer(self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None) -> Callable[[F], F]:
+    def timer(
+        self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None
+    ) -> Callable[[F], F]:
         """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader."""
         every = seconds(interval, "timer(interval)")
         if every <= 0:
@@ -452,7 +503,7 @@ class App:
     def background(self, function: F, /) -> F: ...
     @overload
     def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
-    def background(self, function: Any = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:
@@ -536,11 +587,22 @@ class App:
 
         return Portal(self)
 
-    def test(self, *, start: datetime | float | None = None, errors: Literal["raise", "policy"] = "raise") -> AppTest:
-        """The real runtime on `memory://` under a virtual clock. See `thalweg.testing`."""
+    def test(
+        self,
+        *,
+        start: datetime | float | None = None,
+        errors: Literal["raise", "policy"] = "raise",
+        broker: str = "memory://",
+    ) -> AppTest:
+        """The real runtime on a `memory://` broker of its own, under a virtual clock. See `thalweg.testing`.
+
+        start: what the clock shows first (default: 2020-01-01T00:00:00Z). errors: "raise" has an agent's exception
+        fail the test, "policy" leaves it to the agent's policy. broker: options switch capabilities off, to test as on
+        a lesser broker: "memory://?fencing=false".
+        """
         from .testing import AppTest
 
-        return AppTest(self, start=start, errors=errors)
+        return AppTest(self, start=start, errors=errors, broker=broker)
 
     async def serve(self) -> None:
         """Run as a worker until SIGINT or SIGTERM, then drain and stop."""

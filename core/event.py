@@ -38,7 +38,7 @@ class Event(Generic[V, K]):
     @property
     def key(self) -> K:
         raw = self._record.key
-        return None if raw is None else self._plan.key.decode(raw)
+        return self._plan.key.decode(raw) if raw is not None else None  # type: ignore[return-value]
 
     @property
     def headers(self) -> Headers:
@@ -71,7 +71,9 @@ class Event(Generic[V, K]):
         self._answering.answer(self._record, value)
 
     def __repr__(self) -> str:
-        return f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        return (
+            f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        )
 
 
 def event_time(plan: TopicPlan, record: Record) -> int:

@@ -49,5 +49,7 @@ def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
         return ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     return tuple(
-        (name, value.encode() if isinstance(value, str) else value) for name, value in pairs if not name.startswith(PREFIX)
+        (name, value.encode() if isinstance(value, str) else value)
+        for name, value in pairs
+        if not name.startswith(PREFIX)
     )

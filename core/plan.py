@@ -9,9 +9,8 @@ import msgspec
 
 from .channel import TopicSpec
 from .codec import TypeCodec, codec_for
-from .policy import Policy
-
 from .ops import Op
+from .policy import Policy
 
 if TYPE_CHECKING:
     from .runtime.lane import Lane

@@ -36,7 +36,9 @@ class Crontab:
         try:
             self.zone = ZoneInfo(timezone)
         except Exception:
-            raise ConfigurationError(f"crontab {name!r}: timezone={timezone!r} is unknown; write e.g. 'Europe/London'") from None
+            raise ConfigurationError(
+                f"crontab {name!r}: timezone={timezone!r} is unknown; write e.g. 'Europe/London'"
+            ) from None
         if misfire not in ("run_once", "skip"):
             raise ConfigurationError(f"crontab {name!r}: misfire={misfire!r}; expected 'run_once' or 'skip'")
         self.name, self.function, self.expression = name, function, expression

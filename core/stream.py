@@ -141,7 +141,9 @@ class Stream(Generic[V]):
         """The same values and keys through a topic of another partition count."""
         return self._through(name, key_of=None, key=None, value=value, partitions=partitions)
 
-    def _through(self, name: str, *, key_of: Callable[[V], Any] | None, key: Any, value: Any, partitions: int | None) -> Stream[V]:
+    def _through(
+        self, name: str, *, key_of: Callable[[V], Any] | None, key: Any, value: Any, partitions: int | None
+    ) -> Stream[V]:
         sources = self._folded("group_by()" if key_of else "repartition()")
         topic = self._app.repartition_topic(name, sources, key=key, value=value, partitions=partitions)
         self._app.forward(f"repartition-{name}", Stream(self._app, sources), topic, key_of)

@@ -117,6 +117,21 @@ class Table(Generic[K, V]):
         """The row from whichever worker owns it; missing: the table's default, else None."""
         return await self._app.running.ask_table(self._plan, key, timeout)  # type: ignore[no-any-return]
 
+    def _put(self, key: K, value: V) -> None:
+        """Write, though read-only to users: for the agent that keeps it."""
+        self._writable().__setitem__(key, value)
+
+    def _remove(self, key: K) -> None:
+        if key in self:
+            self._writable().__delitem__(key)
+
+    def _writable(self) -> Table[K, V]:
+        if self._inner is None:
+            self._inner = Table(self._app, self._plan, self._key, (None, lambda _: None))
+        return self._inner
+
+    _inner: Table[K, V] | None = None
+
     def _peek(self, view: TableView, key: K) -> Any:
         view.touched = True
         if view.strict:
@@ -146,7 +161,9 @@ class Table(Generic[K, V]):
 
     def _not_here(self) -> OutsideEvent:
         if self._read_only:
-            return OutsideEvent(f"table {self.name!r} is read-only: it mirrors a topic or a join; send to the topic instead")
+            return OutsideEvent(
+                f"table {self.name!r} is read-only: it mirrors a topic or a join; send to the topic instead"
+            )
         return OutsideEvent(
             f"table {self.name!r} is written outside an agent's event, so no commit could carry the change. "
             "`await agent.cast(value, key=…)` to an agent that writes it"

@@ -11,11 +11,23 @@ import zlib
 from collections.abc import Iterator
 
 import msgspec
-
 from thalweg.errors import JournalMismatch
 from thalweg.message import Message, Position
 
-__all__ = ["Begin", "Chunk", "End", "Entry", "Fold", "Marker", "Part", "Release", "Rows", "checksum", "decode_entry", "messages"]
+__all__ = [
+    "Begin",
+    "Chunk",
+    "End",
+    "Entry",
+    "Fold",
+    "Marker",
+    "Part",
+    "Release",
+    "Rows",
+    "checksum",
+    "decode_entry",
+    "messages",
+]
 
 
 class _Entry(msgspec.Struct, array_like=True, frozen=True):

@@ -20,10 +20,10 @@ from thalweg.codec import DECODE_ERRORS
 from thalweg.errors import ConfigurationError, TooManyOutputs
 from thalweg.event import Event, event_time
 from thalweg.message import Message, Position, Record
-
-from .context import current_lane
 from thalweg.ops import Op, run_ops
 from thalweg.plan import AgentPlan, Destination, TopicPlan
+
+from .context import current_lane
 from .tables import TableState, TableView
 from .watermark import Segment
 
@@ -274,10 +274,14 @@ class Lane:
 
     # --- feeding the agent ---------------------------------------------------------------------------------
 
-    def stream(self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]) -> AsyncIterator[Any]:
+    def stream(
+        self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
+    ) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, then in lists if `take` is (count, seconds), then through `after`."""
-        if any(stream.ag_running or stream.ag_frame is not None for stream in self._streams):
-            raise ConfigurationError(f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop")
+        if self._streams:
+            raise ConfigurationError(
+                f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
+            )
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)
         return stream
@@ -467,8 +471,9 @@ class Lane:
 
     # --- running the agent ---------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        context = contextvars.copy_context()
+    def start(self, context: contextvars.Context) -> None:
+        """Run in a copy of `context`: the worker's own, for a lane's would bring along its views of tables."""
+        context = context.copy()
         context.run(current_lane.set, self)
         name = f"thalweg {self.plan.name} {self.number}"
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)

@@ -121,6 +121,13 @@ class Ownership:
             except BrokerError as error:
                 log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
 
+    def holds(self, key: TaskKey) -> bool:
+        """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""
+        if key not in self._held:
+            return False
+        held = self._held[key]
+        return held is None or not held.lost.is_set()
+
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once."""
         await asyncio.gather(*(self._give_up(key) for key in list(self._held)))

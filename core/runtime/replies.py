@@ -34,7 +34,11 @@ class Replies:
     """The answers that this process waits for, and those that its agents give."""
 
     def __init__(
-        self, app_id: str, sender: Sender, open_log: Callable[[str], Awaitable[Log]], partition_in: Callable[[str, bytes | None], int | None]
+        self,
+        app_id: str,
+        sender: Sender,
+        open_log: Callable[[str], Awaitable[Log]],
+        partition_in: Callable[[str, bytes | None], int | None],
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)

@@ -12,7 +12,7 @@ from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
 from thalweg.codec import TypeCodec
 from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead, ThalwegError
-from thalweg.message import Headers, Message
+from thalweg.message import Headers, Message, Record
 from thalweg.plan import AgentPlan, TopicPlan
 
 from .agent_task import AgentTask
@@ -41,12 +41,22 @@ class Asked(Protocol):
         ...
 
 
+class Leading(Protocol):
+    @property
+    def leads(self) -> bool: ...
+
+
 class Running:
-    def __init__(self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]) -> None:
+    def __init__(
+        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+    ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.worker: Worker | None = None
+        self.clockwork: Leading | None = None
+        self.guarantee = "at_least_once"
         self.reply_partitions = 1
+        self.loop = asyncio.get_running_loop()
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
@@ -82,6 +92,36 @@ class Running:
         if channel is None:
             channel = self._channels.setdefault(topic, await self.transport.channel(topic, f"{self.app_id}-put"))
         await channel.put(messages)
+
+    async def send_any(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
+        """To a topic's partitions, or to a queue (partition -1)."""
+        queued = records.get(-1)
+        if queued:
+            await self.put(topic, queued)
+        logged = {partition: messages for partition, messages in records.items() if partition >= 0}
+        if logged:
+            await self.send(topic, logged)
+
+    @property
+    def has_log(self) -> bool:
+        return Capability.LOG in self.transport.capabilities
+
+    async def open_log(self, topic: str) -> Log:
+        return await self._open_log(topic)
+
+    async def peek_queue(self, topic: str) -> AsyncIterator[Record]:
+        """What lies in a queue now; it stays there."""
+        channel = await self.transport.channel(topic, f"{self.app_id}-peek")
+        try:
+            while deliveries := await channel.get(1000, 0):
+                for delivery in deliveries:
+                    yield delivery.record
+        finally:
+            await channel.close()
+
+    @property
+    def is_leader(self) -> bool:
+        return self.clockwork is not None and self.clockwork.leads
 
     def partitions_of(self, plan: TopicPlan) -> int:
         if not plan.partitions:

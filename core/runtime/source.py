@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
+from thalweg.message import Batch, Position
 
-from .agent_task import TopicInput
 from .settings import Settings
+from .topic_input import TopicInput
 
 __all__ = ["Source"]
 
@@ -28,12 +29,13 @@ class Source:
         self._topic, self._open_log, self._settings = topic, open_log, settings
         self._log: Log | None = None
         self._inputs: dict[int, TopicInput] = {}
-        self._reading: asyncio.Task[object] | None = None
+        self._reading: asyncio.Task[Mapping[int, Batch]] | None = None
         self._reading_partitions: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
 
     def add(self, input_: TopicInput) -> None:
         self._inputs[input_.partition] = input_
+        self._reading_partitions -= {input_.partition}  # what is being read there follows another position
         self.more(input_)
 
     def remove(self, input_: TopicInput) -> None:
@@ -80,9 +82,9 @@ class Source:
                 input_.caught_up = True
                 input_.agent.task.idle(input_.agent)
             self._reading_partitions = frozenset(after)
-            self._reading = asyncio.ensure_future(reader.read(after, limit, max_bytes, WAIT))
+            self._reading = asyncio.get_running_loop().create_task(_read(reader, after, limit, max_bytes))
             try:
-                batches = await self._reading  # type: ignore[assignment]
+                batches = await self._reading
             except asyncio.CancelledError:
                 current = asyncio.current_task()
                 if current is not None and current.cancelling():
@@ -105,5 +107,8 @@ class Source:
         """What follows the position may be gone: going on would skip it in silence. The other partitions go on."""
         input_ = self._inputs.pop(gap.partition, None)
         if input_ is not None:
-            log.critical("agent %s: halted in partition %d: %s", input_.agent.plan.name, gap.partition, gap)
-            input_.agent.halted = str(gap)
+            input_.agent.halt(str(gap))
+
+
+async def _read(reader: Log, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> Mapping[int, Batch]:
+    return await reader.read(after, limit, max_bytes, WAIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -12,17 +13,18 @@ from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
-from thalweg.message import Position
+from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
-from .agent_task import AgentTask, TopicInput
+from .agent_task import AgentTask
 from .committer import Committer
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
 
@@ -53,11 +55,13 @@ class Worker:
         partitioner: str,
         answer: Callable[[Sequence[Answer]], Coroutine[Any, Any, None]],
         dead_letters: Callable[[str, bytes | None], Destination],
+        send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
-        self.answer, self.dead_letter_destination = answer, dead_letters
+        self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
+        self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
         self.tasks: dict[TaskKey, Task] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,6 +73,8 @@ class Worker:
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
         self._stopping = False
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
@@ -90,7 +96,8 @@ class Worker:
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
-        await asyncio.wait([settled, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [settled, self.failed]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         if self.failed.done():
             self.failed.result()
@@ -109,6 +116,7 @@ class Worker:
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
         for task in self.tasks.values():
+            await self._closing(task)
             await task.stop_lanes()
             task.close()
         self.tasks.clear()
@@ -141,6 +149,17 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def on_task(
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Call back when this task runs here, and before it ceases to."""
+        self._on_task[key] = (opened, closing)
+
+    async def _closing(self, task: Task) -> None:
+        hook = self._on_task.get(task.key)
+        if hook is not None:
+            await hook[1]()
+
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _open_task(self, key: TaskKey) -> None:
@@ -158,6 +177,9 @@ class Worker:
         else:
             self.committer.tasks[task.journal] = task
             self.committer.soon()
+            hook = self._on_task.get(task.key)
+            if hook is not None:
+                hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
@@ -166,6 +188,7 @@ class Worker:
         task = self.tasks.pop(key, None)
         if task is None:
             return
+        await self._closing(task)
         if in_good_order and task.journal in self.committer.tasks:
             await task.drain()
             await self.committer.commit()
@@ -184,10 +207,13 @@ class Worker:
         if isinstance(error, ConfigurationError):
             self._give_up(error)
             return
-        self._restarting[task.key] = asyncio.get_running_loop().create_task(self._restart(task, error))
+        self._restarting[task.key] = asyncio.get_running_loop().create_task(
+            self._restart(task, error), name=f"restart {task.group}/{task.index}", context=self.context.copy()
+        )
 
     async def _restart(self, task: Task, error: BaseException) -> None:
         try:
+            await self._closing(task)
             await task.stop_lanes()
             if not isinstance(error, RolledBack):
                 delay = self._backoff(task, error)
@@ -209,16 +235,26 @@ class Worker:
         if count > RESTARTS and not known:
             self._give_up(error)
             return None
-        delay = min(10.0, 0.05 * 2 ** (count - 1))
+        delay = min(10.0, 0.05 * 2.0 ** (count - 1))
         log.warning(
-            "task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__, exc_info=None if known else error
+            "task %s/%d starts over in %.2f s: %s",
+            *task.key,
+            delay,
+            error or type(error).__name__,
+            exc_info=None if known else error,
         )
         return delay
 
     def serving(self, group: str, index: int) -> Task | None:
         """The task, if this worker may serve reads of its tables."""
         task = self.tasks.get((group, index))
-        return task if task is not None and task.journal in self.committer.tasks else None
+        if task is None or task.journal not in self.committer.tasks or not self.ownership.holds(task.key):
+            return None
+        return task
+
+    def joins_commits(self, destination: Destination) -> bool:
+        """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
+        return self.writer.atomic_outputs and destination[1] >= 0
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 

@@ -42,12 +42,11 @@ class _Loan(msgspec.Struct, eq=False):
 
 
 class _Taken(msgspec.Struct):
-    """What a claim brought. ready: when the next delayed message will be, ms since the epoch. more: claim again."""
+    """What a claim brought. lease: a new one, and its end. due: boot clock, when time alone may free a message."""
 
-    holder: int
     lease: tuple[int, float] | None
     deliveries: list[Delivery]
-    ready: int | None
+    due: float | None
     more: bool
 
 
@@ -73,9 +72,8 @@ class SqliteChannel:
         self._seconds = lease
         self._lease: Lease | None = None
         self._claim: asyncio.Future[_Taken] | None = None
+        self._rung = asyncio.Event()
         self._fetched: deque[Delivery] = deque()
-        self._ready: int | None = None
-        self._more = False
         self._turn = 0
         self._closed = False
 
@@ -92,19 +90,25 @@ class SqliteChannel:
     async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         self._check_open()
         deadline = time.monotonic() + timeout
-        while not self._closed:
-            rung = self._bell.event(self._topic.id)
-            if not self._fetched:
-                await asyncio.shield(self._claiming(limit))
+        while limit > 0 and not self._closed:
             if deliveries := self._next(limit):
                 return deliveries
-            if self._more:
-                continue
+            claim = self._claiming(limit)
+            rung = self._rung
+            try:
+                taken = await asyncio.shield(claim)
+            except asyncio.CancelledError:
+                claim.add_done_callback(self._ring)  # what it brings is for whoever waits here
+                raise
+            if deliveries := self._next(limit):
+                return deliveries
+            if taken.deliveries or taken.more:
+                continue  # others were faster, or there is more to look through
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._closed:
+            if remaining <= 0:
                 break
-            if self._ready is not None:
-                remaining = min(remaining, max(0.001, (self._ready - records.wall_clock()) / 1000))
+            if taken.due is not None:
+                remaining = min(remaining, max(0.001, taken.due - boot_clock()))
             await self._bell.wait(rung, remaining)
         return []
 
@@ -114,8 +118,14 @@ class SqliteChannel:
             return
 
         def work(transaction: Transaction) -> list[_Loan]:
-            stale = [loan for loan in loans if not self._remove(transaction, loan)]
-            self._clear(transaction, [(loan.partition, loan.position) for loan in loans])
+            done: list[tuple[int, int]] = []
+            stale: list[_Loan] = []
+            for loan in loans:
+                if self._remove(transaction, loan):
+                    done.append((loan.partition, loan.position))
+                else:
+                    stale.append(loan)
+            self._clear(transaction, done)
             if self._unblocks(transaction, loans[0].holder):
                 transaction.touched.add(self._topic.id)
             return stale
@@ -129,7 +139,7 @@ class SqliteChannel:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._bell.ring_here((self._topic.id,))
+            self._ring(None)
             await asyncio.shield(asyncio.ensure_future(self._leave()))
 
     async def _leave(self) -> None:
@@ -155,8 +165,13 @@ class SqliteChannel:
     # --- lending ---------------------------------------------------------------------------------------------
 
     def _claiming(self, limit: int) -> asyncio.Future[_Taken]:
-        """The claim under way, or a new one. It survives the `get` that started it: what it brings is kept."""
+        """The claim under way, or a new one. It survives the `get` that started it: what it brings is kept.
+
+        `_rung` has been listening since before it began.
+        """
         if self._claim is None:
+            self._rung = self._bell.event(self._topic.id)
+            self._turn += 1
             holder = None if self._lease is None or self._lease.lost.is_set() else self._lease.number
             self._claim = self._database.write(partial(self._take, holder=holder, limit=limit))
             self._claim.add_done_callback(self._claimed)
@@ -170,7 +185,9 @@ class SqliteChannel:
         if taken.lease is not None:
             self._lease = self._leases.hold(*taken.lease, self._seconds)
         self._fetched.extend(taken.deliveries)
-        self._ready, self._more = taken.ready, taken.more
+
+    def _ring(self, _: object) -> None:
+        self._bell.ring_here((self._topic.id,))
 
     def _next(self, limit: int) -> list[Delivery]:
         """Of what was fetched, what is still ours."""
@@ -185,25 +202,42 @@ class SqliteChannel:
         return deliveries
 
     def _take(self, transaction: Transaction, holder: int | None, limit: int) -> _Taken:
+        self._leases.reap(transaction)  # before all else: what comes back goes before what is new
         lease = None
         if holder is None or not transaction.execute("SELECT 1 FROM leases WHERE id = ?", (holder,)).fetchone():
             lease = self._leases.take(transaction, "consumer", str(self._group), None, self._seconds)
             holder = lease[0]
-        more = self._take_up(transaction, limit)
-        deliveries = self._lend(transaction, holder, limit)
-        if not deliveries and self._leases.reap(transaction):
-            deliveries = self._lend(transaction, holder, limit)
-        (ready,) = transaction.execute(
-            "SELECT min(ready) FROM pending WHERE grp = ? AND holder IS NULL AND ready > 0", (self._group,)
+        deliveries, more = self._take_and_lend(transaction, holder, limit)
+        return _Taken(lease, deliveries, None if deliveries else self._next_due(transaction), more)
+
+    def _next_due(self, transaction: Transaction) -> float | None:
+        ready, until = transaction.execute(
+            "SELECT (SELECT min(ready) FROM pending WHERE grp = ?1 AND holder IS NULL AND ready > 0), "
+            "(SELECT min(until) FROM pending WHERE grp = ?1 AND holder IS NOT NULL AND until > 0)",
+            (self._group,),
         ).fetchone()
-        return _Taken(holder, lease, deliveries, ready, more)
+        delayed = None if ready is None else boot_clock() + (ready - records.wall_clock()) / 1000
+        return min((due for due in (delayed, until) if due is not None), default=None)
+
+    def _take_and_lend(self, transaction: Transaction, holder: int, limit: int) -> tuple[list[Delivery], bool]:
+        skipped = 0
+        while True:
+            more = self._take_up(transaction, limit + skipped)
+            deliveries, passed_over = self._lend(transaction, holder, limit)
+            if deliveries or passed_over in (skipped, _SKIPS):
+                return deliveries, more and not passed_over
+            skipped = passed_over  # all of keys that others have on loan: look further
 
     def _take_up(self, transaction: Transaction, limit: int) -> bool:
-        """Copy the places of new records into `pending`: all of a queue, as priorities decide; of a topic some."""
+        """Copy the places of new records into `pending`, so that `limit` are free; True: there are more.
+
+        Of a queue many at once, as priorities and delays decide which comes first.
+        """
         free = 0
         if not self._topic.queue:
             (free,) = transaction.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM pending WHERE grp = ? AND holder IS NULL AND ready = 0 LIMIT ?)",
+                "SELECT count(*) FROM (SELECT 1 FROM pending INDEXED BY pending_free "
+                "WHERE grp = ? AND holder IS NULL AND ready = 0 LIMIT ?)",
                 (self._group, limit),
             ).fetchone()
         behind = transaction.execute(
@@ -213,8 +247,8 @@ class SqliteChannel:
             (self._group, self._topic.id),
         ).fetchall()
         room = _TAKE_UP if self._topic.queue else limit - free
+        more = False
         start = self._turn % len(behind) if behind else 0
-        self._turn += 1
         for partition, end, cursor in behind[start:] + behind[:start]:
             if room <= 0:
                 return True
@@ -223,6 +257,7 @@ class SqliteChannel:
                 "SELECT min(position) FROM records WHERE topic = ? AND partition = ? AND position >= ?", place
             ).fetchone()
             stop = end if first is None else min(end, first + room)
+            more |= stop < end
             room -= transaction.execute(
                 "INSERT INTO pending (grp, partition, position, priority, ready) "
                 "SELECT ?, partition, position, coalesce(priority, 0), coalesce(ready, 0) FROM records "
@@ -230,9 +265,10 @@ class SqliteChannel:
                 (self._group, *place, stop),
             ).rowcount
             transaction.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (self._group, partition, stop))
-        return False
+        return more
 
-    def _lend(self, transaction: Transaction, holder: int, limit: int) -> list[Delivery]:
+    def _lend(self, transaction: Transaction, holder: int, limit: int) -> tuple[list[Delivery], int]:
+        """Lend what is free; also says how many messages were passed over."""
         now, until = records.wall_clock(), self._until()
         transaction.execute(
             "UPDATE pending SET ready = 0 WHERE grp = ? AND holder IS NULL AND ready > 0 AND ready <= ?",
@@ -244,6 +280,7 @@ class SqliteChannel:
         )
         busy = self._busy_keys(transaction, holder)
         deliveries: list[Delivery] = []
+        lent: list[tuple[int, float | None, int, int, int]] = []
         dropped: list[tuple[int, int]] = []
         size = skipped = 0
         rows = transaction.execute(
@@ -260,12 +297,13 @@ class SqliteChannel:
                 continue
             if key in busy:
                 skipped += 1
-                if skipped > _SKIPS:
+                if skipped == _SKIPS:
                     break
                 continue
             message = Message(value, key, records.decode_headers(headers) if headers else (), timestamp)
             loan = _Loan(self, partition, position, attempts + 1, holder, until)
             deliveries.append(Delivery(message, loan.attempt, loan))
+            lent.append((holder, until, self._group, partition, position))
             size += message.size
             if len(deliveries) >= limit or size >= _LOAN_BYTES:
                 break
@@ -273,14 +311,14 @@ class SqliteChannel:
         transaction.executemany(
             "UPDATE pending SET holder = ?, until = ?, attempts = attempts + 1 "
             "WHERE grp = ? AND partition = ? AND position = ?",
-            [(holder, until, self._group, loan.partition, loan.position) for loan in self._loans(deliveries)],
+            lent,
         )
         transaction.executemany(
             "DELETE FROM pending WHERE grp = ? AND partition = ? AND position = ?",
             [(self._group, *place) for place in dropped],
         )
         self._clear(transaction, dropped)
-        return deliveries
+        return deliveries, skipped
 
     def _until(self) -> float | None:
         return None
@@ -404,11 +442,11 @@ class SqliteQueue(SqliteChannel):
         return set()
 
     def _clear(self, transaction: Transaction, places: Sequence[tuple[int, int]]) -> None:
-        """Delete records that no group is waiting for."""
+        """Delete those of these records, done with here, for which no other group is waiting."""
         others = transaction.execute(
             "SELECT g.id, coalesce(c.position, 0) FROM groups g "
-            "LEFT JOIN cursors c ON c.grp = g.id AND c.partition = 0 WHERE g.topic = ?",
-            (self._topic.id,),
+            "LEFT JOIN cursors c ON c.grp = g.id AND c.partition = 0 WHERE g.topic = ? AND g.id <> ?",
+            (self._topic.id, self._group),
         ).fetchall()
         waits = "SELECT 1 FROM pending WHERE grp = ? AND partition = ? AND position = ?"
         transaction.executemany(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from .database import Database, Transaction
@@ -94,7 +94,7 @@ class Leases:
 
         return await self._take(work, seconds)
 
-    async def peers(self, group: str, me: str, seconds: float) -> AsyncIterator[frozenset[str]]:
+    async def peers(self, group: str, me: str, seconds: float) -> AsyncGenerator[frozenset[str], None]:
         def join(transaction: Transaction) -> tuple[int, float]:
             return self.take(transaction, "member", group, me, seconds)
 

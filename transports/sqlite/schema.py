@@ -52,7 +52,7 @@ CREATE TABLE pending (
     PRIMARY KEY (grp, partition, position)) WITHOUT ROWID;
 CREATE INDEX pending_free ON pending (grp, priority DESC, partition, position) WHERE holder IS NULL AND ready = 0;
 CREATE INDEX pending_delayed ON pending (grp, ready) WHERE holder IS NULL AND ready > 0;
-CREATE INDEX pending_lent ON pending (grp, holder, until) WHERE holder IS NOT NULL;
+CREATE INDEX pending_lent ON pending (grp, until, holder) WHERE holder IS NOT NULL;
 CREATE TABLE leases (
     id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL, member TEXT, door TEXT NOT NULL,
     seconds REAL NOT NULL, expires REAL NOT NULL);

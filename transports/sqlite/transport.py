@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, Fenced
 from thalweg.message import Message, Position
 from thalweg.url import Url
 
@@ -42,6 +42,20 @@ class SqliteOptions(msgspec.Struct, frozen=True):
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
 
 
+_CAPABILITIES = frozenset(
+    {
+        Capability.LOG,
+        Capability.LOCKS,
+        Capability.PEERS,
+        Capability.FENCING,
+        Capability.WORK_QUEUE,
+        Capability.PRIORITY,
+        Capability.DELAY,
+        Capability.EXPIRY,
+    }
+)
+
+
 class SqliteClaim:
     """Ownership of a journal partition: good as long as `number` is the partition's fence."""
 
@@ -64,6 +78,7 @@ class SqliteTransport:
         self._options = options or SqliteOptions()
         self._topics: dict[str, records.Topic] = {}
         self._opened = False
+        self._closing: asyncio.Future[None] | None = None
         self._version = -1
 
     @classmethod
@@ -77,7 +92,7 @@ class SqliteTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset(Capability) - {Capability.GROUPED}
+        return _CAPABILITIES
 
     @property
     def limits(self) -> Limits:
@@ -99,6 +114,9 @@ class SqliteTransport:
     async def open(self) -> None:
         if self._opened:
             return
+        if self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
+        self._topics.clear()
         file = _absolute(self._given)
         self._bell = Doorbell(file)
         self._leases = Leases(self._bell)
@@ -118,7 +136,9 @@ class SqliteTransport:
     async def close(self) -> None:
         if self._opened:
             self._opened = False
-            await asyncio.shield(asyncio.ensure_future(self._close()))
+            self._closing = asyncio.ensure_future(self._close())
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         try:
@@ -127,6 +147,7 @@ class SqliteTransport:
         except BrokerError:
             pass  # they end with our door
         finally:
+            self._leases.end_all()  # those that were being taken meanwhile
             await self._bell.deaf()
             await self._database.close()
             self._bell.close()
@@ -154,22 +175,20 @@ class SqliteTransport:
         return kind(self._database, self._bell, self._leases, found, number, options.message_bytes, options.lease)
 
     async def log(self, topic: str) -> Log:
-        found = await self._topic(topic)
-        if found.queue:
-            raise TopicMismatch(f"{topic!r} is a queue: it has no log to read; open it as a channel")
+        found = await self._log_topic(topic)
         return SqliteLog(self._database, self._bell, found, self._options.message_bytes)
 
     async def try_lock(self, name: str, lease: float) -> Held | None:
         self._use()
         return await self._leases.try_lock(name, lease)
 
-    def peers(self, group: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         self._use()
         return self._leases.peers(group, me, lease)
 
     async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
         ready = records.prepare([marker], self._options.message_bytes, topic)
-        found = await self._topic(topic)
+        found = await self._log_topic(topic)
 
         def work(transaction: Transaction) -> tuple[Position, int]:
             (position,) = records.append(transaction, found, partition, ready)
@@ -192,7 +211,7 @@ class SqliteTransport:
             claims[claim] = records.prepare(commit.records, limit, claim.topic)
             for place, messages in commit.outputs.items():
                 outputs.setdefault(place, []).extend(records.prepare(messages, limit, place[0]))
-        targets = {name: await self._topic(name) for name, _ in outputs}
+        targets = {name: await self._log_topic(name) for name, _ in outputs}
 
         def work(transaction: Transaction) -> dict[Claim, Sequence[Position]]:
             _check_claims(transaction, claims)
@@ -213,6 +232,12 @@ class SqliteTransport:
             if topic is None:
                 raise BrokerError(f"{self._given} has no topic or queue {name!r}; declare it first")
             self._topics[name] = topic
+        return topic
+
+    async def _log_topic(self, name: str) -> records.Topic:
+        topic = await self._topic(name)
+        if topic.queue:
+            raise BrokerError(f"{name!r} is a queue: it is no log, and is written by its channels' put")
         return topic
 
     def _use(self) -> Database:
