@@ -147,7 +147,7 @@ class Doorbell:
                 os.close(door)
 
     def alive(self, name: str) -> bool:
-        """Whether the owner of the door lives. True when in doubt, as when someone removed the folder: leases decide."""
+        """Whether the owner of the door lives. True if in doubt, as when someone removed the folder: leases decide."""
         if name == self.name:
             return True
         try:
