@@ -66,7 +66,6 @@ class QueueGroup:
 
     def take(self, member: QueueChannel, limit: int, lease: float) -> list[Delivery]:
         now = self.catch_up()
-        soonest = self.next_due()
         taken: list[Delivery] = []
         while self._ready and len(taken) < limit:
             _, number, item = heappop(self._ready)
@@ -78,8 +77,6 @@ class QueueGroup:
             member.loans[loan] = None
             self.extend(loan, now + lease)
             taken.append(Delivery(item.message, item.attempts, loan))
-        if taken and now + lease < soonest:
-            wake(self.waiters)  # they must look again earlier than they thought
         self._forget_outdated()
         return taken
 
@@ -97,7 +94,7 @@ class QueueGroup:
         self._schedule(loan.item, due)
 
     def next_due(self) -> float:
-        """When the next delay or lease ends, or earlier."""
+        """When the next delay or lease ends, or earlier. Who waits must ask again whenever it is woken."""
         return min((heap[0][0] for heap in (self._delayed, self._leases) if heap), default=inf)
 
     def catch_up(self) -> float:
