@@ -33,6 +33,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file"
 LEADER_GROUP = "leader"
+SNAPSHOT_BYTES = 4 * 1024 * 1024
+"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
 
 
 @asynccontextmanager
@@ -273,6 +275,7 @@ def _make_worker(
         lease=app.lease,
         drain_timeout=app.drain_timeout,
         max_event_outputs=app.max_event_outputs,
+        snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
         failures=failures,
     )
