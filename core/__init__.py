@@ -1,0 +1,55 @@
+"""Thalweg: write a stream program once and run it on any broker by changing a URL."""
+
+from .agent import Agent
+from .app import App
+from .errors import (
+    AgentError,
+    AskDeadlock,
+    BrokerError,
+    ConcurrentTableError,
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    MessageTooLarge,
+    MissingCapability,
+    OutsideEvent,
+    ThalwegError,
+    TooManyOutputs,
+    WrongPartition,
+    WrongType,
+)
+from .event import Event
+from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
+from .queue import Queue
+from .stream import Stream
+from .table import Table
+from .topic import Topic
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "App",
+    "AskDeadlock",
+    "BrokerError",
+    "ConcurrentTableError",
+    "ConfigurationError",
+    "DeadLetter",
+    "DecodeError",
+    "EncodeError",
+    "Event",
+    "MessageTooLarge",
+    "MissingCapability",
+    "OutsideEvent",
+    "Queue",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "Skip",
+    "Stream",
+    "Table",
+    "ThalwegError",
+    "TooManyOutputs",
+    "Topic",
+    "WrongPartition",
+    "WrongType",
+]

@@ -95,7 +95,11 @@ class Held(Protocol):
 
     @property
     def lost(self) -> asyncio.Event:
-        """Set as soon as this process knows, or must assume, that the lock may be another's."""
+        """Set as soon as this process knows, or must assume, that the lock may be another's.
+
+        Asking for it checks the lease by the machine's own clock: a process that was stopped does not believe, in
+        the moment it goes on, that it still holds the lock.
+        """
         ...
 
     @property

@@ -8,7 +8,7 @@ from typing_extensions import TypeVar
 
 from . import headers as names
 from .message import Headers, Position, Record
-from .runtime.plan import TopicPlan
+from .plan import TopicPlan
 
 __all__ = ["Event"]
 
@@ -38,7 +38,7 @@ class Event(Generic[V, K]):
     @property
     def key(self) -> K:
         raw = self._record.key
-        return None if raw is None else self._plan.decode_key(raw)  # type: ignore[return-value]
+        return self._plan.key.decode(raw) if raw is not None else None  # type: ignore[return-value]
 
     @property
     def headers(self) -> Headers:
@@ -48,6 +48,11 @@ class Event(Generic[V, K]):
     @property
     def timestamp(self) -> float:
         return event_time(self._plan, self._record) / 1000
+
+    @property
+    def record(self) -> Record:
+        """The record itself: key, value and headers in bytes, timestamp in milliseconds."""
+        return self._record
 
     @property
     def topic(self) -> str:
@@ -66,7 +71,9 @@ class Event(Generic[V, K]):
         self._answering.answer(self._record, value)
 
     def __repr__(self) -> str:
-        return f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        return (
+            f"Event(topic={self.topic!r}, partition={self.partition}, position={self.position}, value={self.value!r})"
+        )
 
 
 def event_time(plan: TopicPlan, record: Record) -> int:

@@ -8,13 +8,14 @@ from typing import Final
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY", "TIMESTAMP",
+    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY", "TIMESTAMP",
     "TOPIC", "TRACEBACK", "find", "hidden", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"
 ID: Final = "thalweg-id"  # the event's id, where it is not its position
 ONLY: Final = "thalweg-only"  # the one agent this message is for
+ANSWERS: Final = "thalweg-answers"  # the agent asked: others that read the same topic do not answer
 REPLY: Final = "thalweg-reply"  # where the answer goes
 CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
 ERROR: Final = "thalweg-error"  # on an answer: the remote traceback
@@ -48,5 +49,7 @@ def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
         return ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     return tuple(
-        (name, value.encode() if isinstance(value, str) else value) for name, value in pairs if not name.startswith(PREFIX)
+        (name, value.encode() if isinstance(value, str) else value)
+        for name, value in pairs
+        if not name.startswith(PREFIX)
     )

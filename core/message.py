@@ -29,7 +29,7 @@ class Record(Protocol):
     def timestamp(self) -> int: ...
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False, tag="message"):
     """One message to be written. `None` as value is a tombstone and differs from `b""`.
 
     timestamp: integer milliseconds since the epoch.
@@ -49,7 +49,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return total
 
 
-class QueueMessage(Message, frozen=True, gc=False):
+class QueueMessage(Message, frozen=True, gc=False, tag="queue"):
     """A message for a work queue. Each field beyond Message's needs the capability of its name.
 
     priority: 0 (lowest) to 9. delay: seconds until it may be delivered.

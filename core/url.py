@@ -1,10 +1,16 @@
-"""URLs that name brokers and stores: parsed once, options typed, credentials never shown."""
+"""URLs that name brokers and stores: parsed once, options typed, credentials never shown.
+
+The standard library's parser is not used: it ends the credentials at the first `/`, drops line breaks in silence, and
+quotes the whole URL in the exceptions it raises. Here a complaint about a URL quotes nothing of it but the scheme, and
+is never raised while another exception is handled: that one would hang on it as its context, and may quote more.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Annotated, TypeVar, get_args, get_origin
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -12,75 +18,153 @@ from .errors import ConfigurationError, UnknownOption
 
 __all__ = ["Url"]
 
+T = TypeVar("T")
 O = TypeVar("O", bound=msgspec.Struct)  # noqa: E741 - options
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*(?:\.\w+)*)(?:://|$)", re.ASCII)
+_HOST = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(?::(.*))?")
+_OPTION = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.ASCII)
+_SECRET = re.compile(r"pass|pwd|secret|token|key|cred|auth|sign|private|jwt", re.IGNORECASE)
 
 
 class Url:
-    """`scheme://user:password@host:port,host/path?option=value`. `repr` and `str` leave the credentials out."""
+    """`scheme://user:password@host:port,host/path?option=value`. `repr` and `str` leave the credentials out.
+
+    The scheme may be a dotted path: `my.package:MyTransport`, alone or before `://`. In a password, `@ / ? # %` and
+    blanks are percent-encoded. A `+` stands for itself. Raises `ConfigurationError` for what is not such a URL, or
+    could be read in two ways.
+
+    `hosts` is the list as written, `path` and `query` are decoded; `username` and `password` too, None if missing.
+    """
 
     def __init__(self, text: str) -> None:
-        parts = urlsplit(text)
-        if not parts.scheme or "://" not in text:
+        text = text.strip()
+        match = _SCHEME.match(text) or _DOTTED.match(text)
+        if match is None:
+            shown = repr(text) if re.fullmatch(r"[\w.-]*(:[0-9]+)?", text) else "it"
             raise ConfigurationError(
-                f"not a URL: {_redact(text)!r}; expected something like 'memory://' or 'sqlite:///file.db'"
+                f"not a URL: {shown} has no '://'; expected one like 'memory://' or 'redis://host'"
             )
-        self.scheme = parts.scheme
+        self.scheme = match[1] if ":" in match[1] else match[1].lower()
         self.text = text  # the secret whole: for a client to connect with, never to show
-        self.path = unquote(parts.path)
-        credentials, _, self.hosts = parts.netloc.rpartition("@")
+        rest = text[match.end() :]
+        if " " in rest or not rest.isprintable():
+            raise self._wrong("blanks and control characters must be percent-encoded (a blank: %20)")
+        if "#" in rest:
+            raise self._wrong("a '#' must be percent-encoded (%23)")
+
+        place, _, query = rest.partition("?")
+        authority, slash, path = place.partition("/")
+        if authority and "@" in path:
+            raise self._wrong("an '@' follows a '/': percent-encode '/' (%2F) in a password, and '@' (%40) in a path")
+        credentials, _, self.hosts = authority.rpartition("@")
+        if "@" in credentials and "," in credentials:
+            raise self._wrong("credentials go once, before all hosts; percent-encode '@' (%40) in a password")
         user, _, password = credentials.partition(":")
-        self.username: str | None = unquote(user) or None
-        self.password: str | None = unquote(password) or None
-        self.query: Mapping[str, str] = dict(parse_qsl(parts.query, keep_blank_values=True))
+        options = [self._option(pair) for pair in query.split("&") if pair]
+
+        self.username: str | None = self._decode(user) or None
+        self.password: str | None = self._decode(password) or None
+        self.path = self._decode(slash + path)
+        self.query: Mapping[str, str] = {name: self._decode(value) for name, value in options}
+        self._addresses = [self._address(host) for host in self.hosts.split(",")] if self.hosts else []
+        if len(self.query) < len(options):
+            raise self._wrong("an option is given twice")
+
+        hidden = {name: value for name, value in options if _is_secret(name, value)}
+        hidden_user = "" if password else user  # a token, as in nats://token@host
+        raw = {password, hidden_user, *hidden.values()} - {""}
+        self._secrets = sorted(raw | {self._decode(secret) for secret in raw}, key=len, reverse=True)
+        who = f"{user}:***@" if password else "***@" if user else ""
+        shown_options = "&".join(f"{name}=***" if name in hidden else f"{name}={value}" for name, value in options)
+        self._shown = f"{self.scheme}://{who}{self.hosts}{slash}{path}{'?' if options else ''}{shown_options}"
 
     @property
     def file(self) -> str:
         """The file of `scheme:///relative` or `scheme:////absolute` (SQLAlchemy's rule); '' if none is named."""
+        if self.hosts:
+            raise self._wrong(f"a file takes three slashes: '{self.scheme}:///file', or four if its path is absolute")
         return self.path.removeprefix("/")
+
+    def addresses(self, default_port: int) -> list[tuple[str, int]]:
+        """Host and port of each host (an IPv6 address without its brackets); `localhost` if none is named."""
+        return [(host, port or default_port) for host, port in self._addresses] or [("localhost", default_port)]
 
     def options(self, into: type[O]) -> O:
         """The query as the driver's `Struct` of options.
 
-        Raises `UnknownOption` naming the option, the value seen and the known ones with their types.
+        Raises `UnknownOption` naming the option, the value seen (unless secret) and the known ones with their types.
         """
         fields = {field.encode_name: field for field in msgspec.structs.fields(into)}
         known = ", ".join(f"{name} ({_type_name(field.type)})" for name, field in fields.items()) or "none"
-        for name in self.query:
-            if name not in fields:
-                raise UnknownOption(f"{self.scheme}:// has no option {name!r}; its options: {known}")
         values: dict[str, object] = {}
         for name, text in self.query.items():
-            try:
-                values[name] = msgspec.convert(text, fields[name].type, strict=False)
-            except msgspec.ValidationError as error:
-                raise UnknownOption(f"{self.scheme}:// option {name}={text!r}: {error}; its options: {known}") from None
-        try:
-            return msgspec.convert(values, into)
-        except msgspec.ValidationError as error:
-            raise UnknownOption(f"{self.scheme}:// options: {error}; its options: {known}") from None
+            if name not in fields:
+                raise UnknownOption(f"{self.scheme}:// has no option {name!r}; its options: {known}")
+            values[name], problem = _convert(text, fields[name].type)
+            if problem:
+                seen = f"{name}=***" if _is_secret(name, text) else f"{name}={text!r}: {problem}"
+                raise UnknownOption(f"{self.scheme}:// cannot use option {seen}; its options: {known}")
+        options, problem = _convert(values, into)
+        if options is None:
+            raise UnknownOption(f"{self.scheme}:// options: {self.redact(problem)}; its options: {known}")
+        return options
+
+    def redact(self, text: str) -> str:
+        """`text` with the secrets of this URL masked: for what a client library says about a URL it was given."""
+        text = text.replace(self.text, self._shown)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def __str__(self) -> str:
-        return _redact(self.text)
+        return self._shown
 
     def __repr__(self) -> str:
-        return f"Url({_redact(self.text)!r})"
+        return f"Url({self._shown!r})"
+
+    def _wrong(self, why: str) -> ConfigurationError:
+        return ConfigurationError(f"cannot read the {self.scheme}:// URL: {why}")
+
+    def _decode(self, text: str) -> str:
+        data = unquote_to_bytes(text)
+        decoded = data.decode(errors="replace")  # the strict way raises an exception that holds the secret
+        if decoded.encode() != data or "\0" in decoded:
+            raise self._wrong("what is percent-encoded must be UTF-8 without NUL")
+        return decoded
+
+    def _option(self, pair: str) -> tuple[str, str]:
+        match = _OPTION.fullmatch(pair)
+        if match is None:
+            raise self._wrong("options are written ?name=value&name=value; percent-encode a '?' (%3F) before them")
+        return match[1], match[2]
+
+    def _address(self, host: str) -> tuple[str, int | None]:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            raise self._wrong("hosts are written host:port,host:port, IPv6 addresses in brackets: [::1]:port")
+        name, port = match[1].strip("[]"), match[2]
+        if port is None:
+            return name, None
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise self._wrong("a port is not a number from 1 to 65535 (or a password lacks the '@' and host after it)")
+        return name, int(port)
 
 
-def _redact(text: str) -> str:
-    """Hide credentials and any query value whose name sounds like one."""
-    head, mark, query = text.partition("?")
-    scheme, _, rest = head.partition("://")
-    credentials, at, place = rest.rpartition("@")
-    if at:
-        user, colon, _ = credentials.partition(":")
-        rest = f"{user}:***@{place}" if colon else f"***@{place}"
-    shown = [
-        f"{name}=***" if any(word in name.lower() for word in ("pass", "secret", "token", "key", "cred")) else pair
-        for pair in query.split("&")
-        for name in [pair.partition("=")[0]]
-    ]
-    return f"{scheme}://{rest}{mark}{'&'.join(shown)}" if "://" in head else head
+def _is_secret(name: str, value: str) -> bool:
+    return bool(_SECRET.search(name)) or ("://" in value and "@" in value)
+
+
+def _convert(value: object, into: type[T]) -> tuple[T | None, str]:
+    """The value as `into`, or what is wrong with it (returned, so that no exception hangs on the one raised for it)."""
+    try:
+        return msgspec.convert(value, into, strict=False), ""
+    except msgspec.ValidationError as error:
+        return None, str(error) or "invalid"
 
 
 def _type_name(kind: object) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -11,11 +11,23 @@ import zlib
 from collections.abc import Iterator
 
 import msgspec
-
 from thalweg.errors import JournalMismatch
 from thalweg.message import Message, Position
 
-__all__ = ["Begin", "Chunk", "End", "Entry", "Fold", "Marker", "Part", "Release", "Rows", "checksum", "decode_entry", "messages"]
+__all__ = [
+    "Begin",
+    "Chunk",
+    "End",
+    "Entry",
+    "Fold",
+    "Marker",
+    "Part",
+    "Release",
+    "Rows",
+    "checksum",
+    "decode_entry",
+    "messages",
+]
 
 
 class _Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -121,7 +133,7 @@ class Fold:
         """The entry if it counts (a marker always does), else None."""
         entry = decode_entry(data or b"")
         if isinstance(entry, Marker):
-            self._check(entry)
+            self.check(entry)
             self.unclean += not self._released
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()
@@ -142,7 +154,8 @@ class Fold:
         self._released = isinstance(entry, Release)
         return entry
 
-    def _check(self, marker: Marker) -> None:
+    def check(self, marker: Marker) -> None:
+        """Raises JournalMismatch if this marker's owner would read the journal's keys differently."""
         was = self.marker
         if was is not None and (was.partitions, was.partitioner) != (marker.partitions, marker.partitioner):
             raise JournalMismatch(

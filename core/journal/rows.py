@@ -6,18 +6,35 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
 | an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
-| a consumer's watermark (outbox ids) | `w` input `\\0` producer | epoch, seq |
-| a record parked out of order | `o` input `\\0` position | the message |
-| an unconfirmed output | `u` topic `\\0` partition `\\0` seq | the message and its id |
+| crashes of owners in a row | `k` | their number |
+| a crontab's last tick | `c` name | seconds since the epoch |
+| a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
+| an outbox | `v` topic `\\0` partition | the newest id given, the newest confirmed |
+| an unconfirmed output | `u` topic `\\0` partition `\\0` epoch, seq | the message, its id and the one before |
 """
 
 from __future__ import annotations
 
 import msgspec
-
 from thalweg.message import Headers, Position, Record
 
-__all__ = ["Parked", "Reached", "Suspect", "below", "decode", "encode", "parked_key", "prefix", "reached_key", "suspect_key"]
+CRASHES = b"k"
+
+__all__ = [
+    "Parked",
+    "Reached",
+    "Suspect",
+    "below",
+    "decode",
+    "encode",
+    "outbox_key",
+    "output_key",
+    "parked_key",
+    "prefix",
+    "reached_key",
+    "suspect_key",
+    "watermark_key",
+]
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.decode
@@ -40,10 +57,11 @@ class Parked(msgspec.Struct, array_like=True):
     attempts: int
     due: int  # milliseconds since the epoch
     reason: str = ""
+    deaths: int = 0
 
     @classmethod
-    def of(cls, record: Record, attempts: int, due: int, reason: str) -> Parked:
-        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason)
+    def of(cls, record: Record, attempts: int, due: int, reason: str, deaths: int) -> Parked:
+        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason, deaths)
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):
@@ -69,6 +87,19 @@ def reached_key(input_name: str) -> bytes:
 
 def suspect_key(agent: str) -> bytes:
     return b"s" + agent.encode()
+
+
+def outbox_key(topic: str, partition: int) -> bytes:
+    return b"v" + topic.encode() + b"\0" + str(partition).encode()
+
+
+def output_key(topic: str, partition: int, id: tuple[int, int]) -> bytes:
+    place = topic.encode() + b"\0" + str(partition).encode() + b"\0"
+    return b"u" + place + id[0].to_bytes(8, "big") + id[1].to_bytes(8, "big")
+
+
+def watermark_key(input_name: str, journal: bytes) -> bytes:
+    return b"w" + input_name.encode() + b"\0" + journal
 
 
 def parked_key(input_name: str, position: Position) -> bytes:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import msgspec
-
 from thalweg.capabilities import Claim, Commit, Fencing, Log
 from thalweg.errors import AmbiguousCommit, BrokerError, Fenced
 from thalweg.message import Message, Position

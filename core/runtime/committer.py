@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from thalweg.clock import Clock, Timer
@@ -58,11 +57,31 @@ class Committer:
                 self._timer = None
             flushing, self._flushing = self._flushing, []
             try:
-                await self.write(self._cuts())
+                cuts = self._cuts()
+                if cuts:
+                    await self.write(cuts)
             finally:
                 for done in flushing:
                     if not done.done():
                         done.set_result(None)
+
+    async def release(self, task: Task) -> None:
+        """The last record of a task: its owner left in good order."""
+        async with self._lock:
+            await self.write({task.journal: task.release()})
+
+    async def _send_ahead(self, cuts: dict[JournalKey, Cut]) -> None:
+        """At least once: outputs that cannot join the commit go before it."""
+        for journal, cut in list(cuts.items()):
+            task = self.tasks.get(journal)
+            try:
+                for (topic, partition), messages in cut.ahead.items():
+                    assert task is not None
+                    await task.worker.send_now(topic, {partition: messages})
+            except Exception as error:
+                del cuts[journal]
+                if task is not None:
+                    task.failed(error)
 
     def _cuts(self) -> dict[JournalKey, Cut]:
         cuts: dict[JournalKey, Cut] = {}
@@ -82,9 +101,10 @@ class Committer:
         return cuts
 
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:
+        self.commits += 1
+        await self._send_ahead(cuts)
         if not cuts:
             return
-        self.commits += 1
         results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
         for journal, result in results.items():
             task = self.tasks.get(journal)
@@ -96,6 +116,3 @@ class Committer:
                 await task.committed(cuts[journal], result)
             except Exception as error:
                 task.failed(error)
-
-
-_ = Callable

@@ -20,10 +20,10 @@ from thalweg.codec import DECODE_ERRORS
 from thalweg.errors import ConfigurationError, TooManyOutputs
 from thalweg.event import Event, event_time
 from thalweg.message import Message, Position, Record
+from thalweg.ops import Op, run_ops
+from thalweg.plan import AgentPlan, Destination, TopicPlan
 
 from .context import current_lane
-from .ops import Op, run_ops
-from .plan import AgentPlan, Destination, TopicPlan
 from .tables import TableState, TableView
 from .watermark import Segment
 
@@ -160,6 +160,8 @@ class Lane:
         self.entered = False  # it is this agent's turn
         self.outputs: list[tuple[Destination, Message]] = []
         self.answers: list[tuple[Record, Any]] = []
+        self.asks = 0
+        self._paused = False
         self.attention = False  # look up after this event: there are outputs, answers, or others wait for a turn
         self.views: dict[str, TableView] = {}
         self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
@@ -177,11 +179,15 @@ class Lane:
         return self.record is not None or bool(self.tickets)
 
     @property
+    def open_record(self) -> Record | None:
+        """The open event's record; None for a `take` of several."""
+        return self.record or (self.tickets[0].record if len(self.tickets) == 1 else None)
+
+    @property
     def key_bytes(self) -> bytes | None:
         """The open event's key (None too for a `take` of several)."""
-        if self.record is not None:
-            return self.record.key
-        return self.tickets[0].record.key if len(self.tickets) == 1 else None
+        record = self.open_record
+        return None if record is None else record.key
 
     @property
     def timestamp(self) -> int:
@@ -195,6 +201,23 @@ class Lane:
         """The id of the open event (its first one, in a `take`)."""
         ticket = self.tickets[0] if self.tickets else next(self._part.rest()) if self._part and self.record else None
         return "" if ticket is None else ticket.event(None, self).id
+
+    def ask_id(self) -> str:
+        """The id of this event's next question: the same at every attempt."""
+        self.asks += 1
+        return f"{self.event_id}/ask-{self.asks}"
+
+    async def pause(self) -> None:
+        """The open event waits for an answer: others may have the turn, unless it has touched a table."""
+        self._paused = self.entered and not self.touched
+        if self._paused:
+            self.entered = False
+            self.host.leave(self)
+
+    async def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            await self.host.enter(self, self.timestamp)
 
     # --- what the open event does --------------------------------------------------------------------------
 
@@ -241,6 +264,7 @@ class Lane:
         self.outputs.clear()
         self.answers.clear()
         self.tainted = self.attention = False
+        self.asks = 0
         self.record, self.tickets = None, ()
         for view in self.views.values():
             view.touched = False
@@ -250,10 +274,14 @@ class Lane:
 
     # --- feeding the agent ---------------------------------------------------------------------------------
 
-    def stream(self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]) -> AsyncIterator[Any]:
+    def stream(
+        self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
+    ) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, then in lists if `take` is (count, seconds), then through `after`."""
-        if any(stream.ag_running or stream.ag_frame is not None for stream in self._streams):
-            raise ConfigurationError(f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop")
+        if self._streams:
+            raise ConfigurationError(
+                f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
+            )
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)
         return stream
@@ -443,8 +471,9 @@ class Lane:
 
     # --- running the agent ---------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        context = contextvars.copy_context()
+    def start(self, context: contextvars.Context) -> None:
+        """Run in a copy of `context`: the worker's own, for a lane's would bring along its views of tables."""
+        context = context.copy()
         context.run(current_lane.set, self)
         name = f"thalweg {self.plan.name} {self.number}"
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
@@ -502,8 +531,8 @@ class Lane:
         sinks = self.plan.sinks
         async with aclosing(result) as answers:
             async for answer in answers:
-                record = self.record or (self.tickets[0].record if len(self.tickets) == 1 else None)
-                if record is not None and record.headers and self.plan.answers:
+                record = self.open_record
+                if record is not None and record.headers:
                     self.answer(record, answer)
                 for sink in sinks:
                     await sink(answer)

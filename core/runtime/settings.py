@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-
 from thalweg.clock import Clock
 
 __all__ = ["Settings"]

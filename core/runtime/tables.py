@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
 from thalweg.journal.rows import below, prefix
@@ -33,7 +32,7 @@ HOT_ROWS = 100_000
 """How many rows a task keeps as Python objects per table, beyond those that changed since the last commit."""
 
 
-class TablePlan(msgspec.Struct, frozen=True):
+class TablePlan(msgspec.Struct):
     """A declared table, compiled."""
 
     name: str
@@ -45,6 +44,7 @@ class TablePlan(msgspec.Struct, frozen=True):
     decode: Callable[[bytes], Any]
     default: Callable[[], Any] | None
     mutable: bool
+    verify: bool  # the class of a value does not prove that it will decode
     partition_of: Callable[[bytes, int], int]
 
 
@@ -89,8 +89,12 @@ class TableState:
             try:
                 raw_key = self._prefix + plan.encode_key(key)
                 raw = None if value is MISSING else plan.encode(value)
+                if plan.verify and raw is not None:
+                    plan.decode(raw)  # a row that does not decode could not be recovered
             except ENCODE_ERRORS as error:
-                raise EncodeError(f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}") from error
+                raise EncodeError(
+                    f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}"
+                ) from error
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw

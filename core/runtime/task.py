@@ -1,6 +1,6 @@
 """A task: partition *i* of every topic in a co-partitioned group, with its journal, its store, its agents.
 
-    input topics -> agents -> rows, outputs, answers of finished events -> one commit to the journal -> store
+input topics -> agents -> rows, outputs, answers of finished events -> one commit to the journal -> store
 """
 
 from __future__ import annotations
@@ -10,41 +10,48 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import EncodeError, Gap, HistoryChanged, OutsideEvent, StoreError, WrongPartition
-from thalweg.headers import REPLY, find
+from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
-from thalweg.journal.rows import Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
-from thalweg.journal.writer import JournalKey, JournalWriter, Written
+from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
+from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, TopicInput, Verdict
-from .lane import Lane, Rerun, Ticket
-from .plan import AgentPlan, Destination
+from .agent_task import AgentTask, Verdict
+from .deliveries import Deliveries
+from .lane import Lane, Rerun
 from .settings import Settings
-from .tables import TablePlan, TableState
+from .tables import MISSING, TablePlan, TableState
+from .topic_input import TopicInput
 from .turns import Turns
 
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Cut", "Task", "TaskKey"]
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey", "asked"]
 
 log = logging.getLogger("thalweg")
+
+Answer = tuple[AgentPlan, Record, Any]
+"""Who answers which question, and what."""
 
 TaskKey = tuple[str, int]
 """Group and index."""
 
 REPLAY_ROWS = 10_000
+CALM = 10.0
+"""Seconds after which an owner that took over from a dead one counts as well."""
+MOST_CAREFUL = 64
 
 
 class Cut(msgspec.Struct):
@@ -52,7 +59,9 @@ class Cut(msgspec.Struct):
 
     rows: dict[bytes, bytes | None]
     commit: Commit
-    answers: list[tuple[Record, Any]]
+    answers: list[Answer]
+    outboxed: dict[Destination, int]  # how many outputs wait in each outbox for this commit
+    ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
 
@@ -66,7 +75,13 @@ class _Position(msgspec.Struct, array_like=True):
 
 class Task:
     def __init__(
-        self, worker: Worker, group: str, index: int, partitions: int, agents: Sequence[AgentPlan], tables: Sequence[TablePlan]
+        self,
+        worker: Worker,
+        group: str,
+        index: int,
+        partitions: int,
+        agents: Sequence[AgentPlan],
+        tables: Sequence[TablePlan],
     ) -> None:
         self.worker = worker
         self.app: object = worker.app
@@ -79,6 +94,7 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
 
@@ -88,9 +104,11 @@ class Task:
         self.turns = Turns()
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: dict[Destination, list[Message]] = {}
-        self.answers: list[tuple[Record, Any]] = []
+        self.answers: list[Answer] = []
         self.has_work = False
+        self._calm_at: float | None = None
         self.in_flight = False
+        self.deliveries: Deliveries | None = None
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -120,13 +138,19 @@ class Task:
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
+        self.deliveries = Deliveries(
+            marker.journal, marker.epoch, self.settings.clock, self.worker.send_now, self._delivered
+        )
+        self.deliveries.restore(store)
         await self._restore(store)
+        careful = self._count_crash(store, fold.unclean > 0)
+        self.deliveries.start()
         for agent in self.agents:
-            agent.careful = fold.unclean > 0
+            agent.careful = careful
             for input_ in agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
-                lane.start()
+                lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
 
@@ -138,53 +162,61 @@ class Task:
     async def _restore(self, store: Store) -> None:
         """Positions, parked retries and suspects from their rows."""
         inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
-        for agent in self.agents:
-            raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            agent.suspect = None if raw is None else journal_rows.decode(raw, type=Suspect)
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
-                input_.committed = journal_rows.decode(raw, type=Reached)
-                await self._check_history(input_)
+                input_.restore(journal_rows.decode(raw, type=Reached), store)
+                await self._check_history(agent, input_)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
-                start = await self.worker.start_position(input_)
-                input_.committed = Reached(start, 0)
+                input_.restore(Reached(await self.worker.start_position(input_), 0), store)
                 self.rows[reached_key(name)] = encode(input_.committed)
                 self.has_work = True
-            input_.fetched = input_.watermark.position = input_.committed.position
             start_key = b"r" + name.encode() + b"\0"
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
+        for agent in self.agents:
+            raw = store.get(journal_rows.suspect_key(agent.plan.name))
+            if raw is not None:
+                agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
 
-    async def _check_history(self, input_: TopicInput) -> None:
-        """The record at the stored position must still be the one that was read there (design rule 3)."""
+    def _count_crash(self, store: Store, crashed: bool) -> int:
+        """How many events to begin with are to run with care: the more, the more owners died in a row."""
+        raw = store.get(CRASHES)
+        before = 0 if raw is None else journal_rows.decode(raw, type=int)
+        crashes = before + 1 if crashed else 0
+        if crashes != before:
+            self.rows[CRASHES] = encode(crashes)
+            self.has_work = True
+        self._calm_at = self.settings.clock.now() + CALM if crashes else None
+        return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
+
+    async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
+        """The record at the stored position must still be the one that was read there (design rule 3).
+
+        It may be gone (retention, compaction): whether anything after it is gone too, reading on will tell.
+        """
         reached = input_.committed
-        if reached.position is None or not reached.checksum:
+        if reached.position is None:
             return
         topic = await self.worker.log(input_.topic.name)
-        try:
-            batches = await topic.read({self.index: reached.position - 1}, 1, 1, 0)
-        except Gap:
-            return  # it was dropped by retention, with nothing after it: reading on will tell
-        bounds = await topic.bounds(self.index)
-        batch = batches.get(self.index)
-        there = batch.records[0] if batch and batch.positions[0] == reached.position else None
-        if there is not None and checksum(there.value) == reached.checksum:
-            return
-        if there is None and (bounds.first is None or reached.position < bounds.first) and not await self._behind(reached, topic):
-            return
-        raise HistoryChanged(
-            f"topic {input_.topic.name!r} partition {self.index}: the record at position {reached.position} is not the one "
-            f"that agent {input_.name.partition('/')[0]!r} read there: the broker lost or replaced a part of its log. "
-            "Restore it, or reset the agent's position if going on is right"
-        )
-
-    async def _behind(self, reached: Reached, topic: Log) -> bool:
-        """Whether the log now ends before a position that was read: it lost its end."""
         last = (await topic.bounds(self.index)).last
-        return last is not None and reached.position is not None and last < reached.position
+        lost = last is not None and last < reached.position
+        if not lost and reached.checksum:
+            try:
+                batch = (await topic.read({self.index: reached.position - 1}, 1, 1, 0)).get(self.index)
+            except Gap:
+                return
+            there = batch.records[0] if batch is not None and batch.positions[0] == reached.position else None
+            lost = there is not None and checksum(there.value) != reached.checksum
+        if lost:
+            error = HistoryChanged(
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not the "
+                f"record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
+                "Restore it, or reset the agent's position if going on is right"
+            )
+            agent.halt(str(error))
 
     # --- what agents ask for ---------------------------------------------------------------------------------
 
@@ -228,15 +260,18 @@ class Task:
                 lane.entered = True
                 self.turns.adopt(agent)
 
-    def accept(self, ticket: Ticket) -> bool:
-        """False for a duplicate of a message that came through another task's outbox."""
-        return True
+    def _delivered(self) -> None:
+        """Outputs were confirmed by their destination: the journal may forget them, at its leisure."""
+        self.has_work = True
+        self.worker.committer.arm()
 
     def collect(self, lane: Lane) -> None:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs.setdefault(destination, []).append(message)
-        self.answers.extend(lane.answers)
+        for record, value in lane.answers:
+            if asked(lane.plan, record):
+                self.answers.append((lane.plan, record, value))
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
@@ -244,7 +279,8 @@ class Task:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
-                state.plan.encode(value)
+                if value is not MISSING:
+                    state.plan.decode(state.plan.encode(value))
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
@@ -252,9 +288,9 @@ class Task:
         destination = self.worker.dead_letter_destination(topic, message.key)
         self.outputs.setdefault(destination, []).append(message)
 
-    def answer_error(self, record: Record, reason: str, trace: str) -> None:
-        if record.headers and find(record.headers, REPLY) is not None:
-            self.answers.append((record, Failure(reason, trace)))
+    def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
+        if record.headers and asked(plan, record):
+            self.answers.append((plan, record, Failure(reason, trace)))
 
     def progressed(self) -> None:
         self.has_work = True
@@ -264,9 +300,9 @@ class Task:
         self.has_work = True
         self.worker.committer.arm()
 
-    def idle(self) -> None:
-        """A lane waits for input."""
-        if self.has_work and not self.in_flight and all(agent.resting for agent in self.agents if agent.ran):
+    def idle(self, agent: AgentTask) -> None:
+        """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
     def fetch_more(self, input_: TopicInput) -> None:
@@ -277,41 +313,59 @@ class Task:
         self.has_work = True
         await self.worker.committer.flush()
 
+    def read_row(self, key: bytes) -> bytes | None:
+        """A row of the task's own, as committed."""
+        return None if self._store is None else self._store.get(key)
+
+    async def write_row(self, key: bytes, value: bytes) -> None:
+        """Write a row of the task's own; committed when this returns. Raises Fenced if the task was lost meanwhile."""
+        commits = self.commits
+        self.rows[key] = value
+        await self.flush()
+        if self.commits == commits:
+            raise Fenced(f"task {self.group}/{self.index} was lost before the row was committed")
+
     # --- committing ------------------------------------------------------------------------------------------
 
     def cut(self) -> Cut | None:
         """All that finished events did and no commit took along yet; None if that is nothing."""
-        if not self.has_work or self.in_flight or self._store is None or self._closing:
+        if not self.has_work or self.in_flight or self._store is None or self._closing or self.deliveries is None:
             return None
         open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
         if any(lane.tainted for lane in open_lanes):
             return None  # its changes and older ones lie in the same object: wait until it is finished
         rows = self.rows
+        if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
+            self._calm_at = None
+            rows[CRASHES] = encode(0)
         for table in self.tables.values():
             if table.dirty:
                 table.collect(rows, open_lanes)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
-                if input_.watermark.advance():
-                    progress = True
-                    position, value = input_.watermark.position, input_.watermark.value
-                    rows[reached_key(input_.name)] = encode(Reached(position, checksum(value)))
+                progress = input_.collect(rows) or progress
         self.has_work = bool(open_lanes)
         outputs, answers = self.outputs, self.answers
-        if not (rows or outputs or answers):
+        if not (rows or outputs or answers or self.deliveries.news):
             return None
         self.rows, self.outputs, self.answers = {}, {}, []
+        joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
+        others = {to: messages for to, messages in outputs.items() if to not in joining}
+        ahead = {} if self.settings.exactly_once else others
+        outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
-        return self._build(rows, outputs, answers, entries)
+        return self._build(rows, joining, answers, outboxed, ahead, entries)
 
     def _build(
         self,
         rows: dict[bytes, bytes | None],
         outputs: dict[Destination, list[Message]],
-        answers: list[tuple[Record, Any]],
+        answers: list[Answer],
+        outboxed: dict[Destination, int],
+        ahead: dict[Destination, list[Message]],
         entries: list[Entry],
     ) -> Cut:
         marker = self._fold.marker
@@ -320,19 +374,22 @@ class Task:
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, self._fold.number + len(records), size)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
         self.in_flight = False
+        self.commits += 1
         self._fold.number = cut.number
         marker = self._fold.marker
         assert self._store is not None
         assert marker is not None
+        assert self.deliveries is not None
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
             table.trim()
+        self.deliveries.committed(cut.outboxed)
         if cut.answers:
             await self.worker.answer(cut.answers)
         self._snapshotter.grew(cut.size)
@@ -342,8 +399,8 @@ class Task:
             await journal.truncate(self.index, before)
         if self.checking:
             self.checking = False
-        if self.has_work:
-            self.idle()
+        for agent in self.agents:
+            self.idle(agent)
 
     # --- closing ---------------------------------------------------------------------------------------------
 
@@ -365,7 +422,11 @@ class Task:
                 for agent in self.agents:
                     await agent.stopped()
         except TimeoutError:
-            log.warning("task %s/%d: events still open after %g s are left for the next owner", *self.key, self.settings.drain_timeout)
+            log.warning(
+                "task %s/%d: events still open after %g s are left for the next owner",
+                *self.key,
+                self.settings.drain_timeout,
+            )
 
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
@@ -373,6 +434,8 @@ class Task:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.deliveries is not None:
+            await self.deliveries.stop()
         for agent in self.agents:
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
@@ -382,7 +445,7 @@ class Task:
 
     def release(self) -> Cut:
         """The last commit: says that this owner left in good order."""
-        return self._build({}, {}, [], [Release(b"", 0)])
+        return self._build({}, {}, [], {}, {}, [Release(b"", 0)])
 
     def close(self) -> None:
         self._closing = True
@@ -406,11 +469,19 @@ class Task:
 
     # --- reading from outside ----------------------------------------------------------------------------------
 
+    def all_lanes(self) -> list[Lane]:
+        return [lane for agent in self.agents for lane in agent.lanes]
+
     def open_lanes(self) -> list[Lane]:
         return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
+
+
+def asked(plan: AgentPlan, record: Record) -> bool:
+    """Whether somebody waits for this agent's answer to this record."""
+    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 
 
 class RolledBack(Exception):
@@ -500,6 +571,3 @@ class _Replay:
         self._store.apply({**self._pending, LOCAL_MARKER: local}, self._seen)
         self._pending.clear()
         self._seen = None
-
-
-_ = (Awaitable, OutsideEvent)

@@ -6,6 +6,7 @@ Lanes of one agent with `concurrency > 1` share its turn: each touches only its 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 __all__ = ["Taker", "Turns"]
@@ -32,7 +33,7 @@ class Turns:
         self._holder = taker
         self._events += 1
 
-    async def enter(self, taker: Taker, timestamp: int, others: list[Taker]) -> None:
+    async def enter(self, taker: Taker, timestamp: int, others: Sequence[Taker]) -> None:
         if not self._waiting and self._free(taker) and not _earlier(timestamp, taker, others):
             self.adopt(taker)
             return
@@ -49,13 +50,13 @@ class Turns:
                 self.leave(others)  # it had just been given the turn
             raise
 
-    def leave(self, others: list[Taker]) -> None:
+    def leave(self, others: Sequence[Taker]) -> None:
         self._events -= 1
         if self._events <= 0:
             self._events, self._holder = 0, None
         self.next(others)
 
-    def next(self, others: list[Taker]) -> None:
+    def next(self, others: Sequence[Taker]) -> None:
         """Give the turn to whoever is first, unless an earlier event is about to ask for it."""
         while self._waiting:
             first = min(self._waiting, key=lambda entry: entry[:2])
@@ -73,5 +74,5 @@ class Turns:
         return any(entry[2] is taker for entry in self._waiting)
 
 
-def _earlier(timestamp: int, taker: Taker, others: list[Taker]) -> bool:
+def _earlier(timestamp: int, taker: Taker, others: Sequence[Taker]) -> bool:
     return any(other is not taker and (head := other.head()) is not None and head < timestamp for other in others)

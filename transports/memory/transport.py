@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from math import inf
 from typing import Annotated
 
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
+from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Fenced, MissingCapability
 from thalweg.message import Message, Position
 from thalweg.url import Url
@@ -74,6 +75,20 @@ class MemoryTransport:
     @classmethod
     def from_url(cls, url: Url) -> MemoryTransport:
         return cls(MemoryBroker.named(url.hosts + url.path), url.options(MemoryOptions))
+
+    def private(self, clock: Clock) -> MemoryTransport:
+        """For tests: a connection to a new broker of its own, ruled by `clock`."""
+        return MemoryTransport(MemoryBroker(clock=clock), self.options)
+
+    def again(self) -> MemoryTransport:
+        """Another connection to the same broker."""
+        return MemoryTransport(self.broker, self.options)
+
+    def records(self, topic: str) -> Iterator[tuple[int, Position, Message]]:
+        """For tests: what lies in a log now: partition, position, message."""
+        for partition in self.broker.log(topic).partitions:
+            for index, message in enumerate(partition.records):
+                yield partition.number, partition.first + index * partition.step, message
 
     @property
     def description(self) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 from thalweg.channel import Transport
 from thalweg.clock import VirtualClock
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
+from thalweg.transports.sqlite import SqliteOptions, SqliteTransport
 
 
 class Rig(Protocol):
@@ -78,9 +81,39 @@ class MemoryRig:
             await transport.close()
 
 
+class SqliteRig:
+    lease = 0.6  # real time: long enough for renewals on a busy machine
+    message_bytes = 10_000
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._transports: list[SqliteTransport] = []
+
+    async def open(self) -> SqliteTransport:
+        options = SqliteOptions(message_bytes=self.message_bytes, lease=self.lease)
+        transport = SqliteTransport(Path(self._folder.name) / "broker.db", options)
+        self._transports.append(transport)
+        await transport.open()
+        return transport
+
+    async def crash(self, transport: Transport) -> None:
+        """Its threads end, and nothing more is renewed or given back; but as its process lives, only leases tell."""
+        assert isinstance(transport, SqliteTransport)
+        await transport._database.close()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        for transport in self._transports:
+            await transport.close()
+        self._folder.cleanup()
+
+
 RIGS: dict[str, Callable[[], Rig]] = {
     "memory": MemoryRig,
     "memory with gaps between positions": lambda: MemoryRig(position_step=7),
+    "sqlite": SqliteRig,
 }
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from thalweg.channel import TopicSpec
-from thalweg.policy import Policy
-
+from .channel import TopicSpec
+from .codec import TypeCodec, codec_for
 from .ops import Op
+from .policy import Policy
 
 if TYPE_CHECKING:
-    from .lane import Lane
+    from .runtime.lane import Lane
 
 __all__ = ["AgentPlan", "Destination", "SourcePlan", "TopicPlan"]
 
@@ -22,12 +22,8 @@ class TopicPlan(msgspec.Struct):
     """A topic or queue. `partitions` is known once the broker has been met."""
 
     spec: TopicSpec
-    encode_key: Callable[[Any], bytes]
-    decode_key: Callable[[bytes], Any]
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
-    describe_key: str
-    describe_value: str
+    key: TypeCodec[Any]
+    value: TypeCodec[Any]
     partition_of: Callable[[bytes, int], int]
     partitioner: str
     start: Literal["earliest", "latest"] | float = "earliest"
@@ -40,10 +36,16 @@ class TopicPlan(msgspec.Struct):
         return self.spec.name
 
     @property
+    def decode(self) -> Callable[[bytes], Any]:
+        return self.value.decode
+
+    @property
     def group(self) -> str:
         """The co-partitioned group: topics of the same partition count share tasks."""
         return str(self.partitions)
 
+
+ANY: TypeCodec[Any] = codec_for(Any)
 
 Destination = tuple[str, int]
 """Topic and partition that an output goes to."""
@@ -66,4 +68,4 @@ class AgentPlan(msgspec.Struct):
     concurrency: int = 1
     sinks: Sequence[Callable[[Any], Awaitable[object]]] = ()
     stateful: bool = False  # uses tables; known from its globals, or learned at the first touch
-    answers: bool = True
+    answer: TypeCodec[Any] = ANY

@@ -1,0 +1,61 @@
+# Each target fetches what it needs by itself: uv (scripts/uv), then by uv all that pyproject.toml pins, into .venv/.
+# Works offline once that is done. ARGS=… is passed on: make test ARGS="-k journal -x"
+
+UV := scripts/uv
+# Once `env` has run, --no-sync keeps commands that run side by side from rebuilding the package under each other.
+RUN := $(UV) run --no-sync
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check check-format check-lint check-types check-imports format pins hooks env clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: env ## Run the example: a year of flights, counted and joined, on memory://
+	$(RUN) python examples/flights.py $(ARGS)
+
+test: env ## Run every test; REQUIRE_BROKERS=all (or kafka,redis,…) fails where a broker is missing instead of skipping
+	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+bench: env ## Run the benchmarks
+	$(RUN) python benchmarks/run.py $(ARGS)
+
+check: check-format check-lint check-types check-imports ## Check format, lint, types and the direction of imports
+
+check-format: env
+	$(RUN) ruff format --check .
+
+check-lint: env
+	$(RUN) ruff check .
+
+check-types: env
+	$(RUN) mypy
+ifneq ($(wildcard tests/typing/*.py),)
+	$(RUN) mypy tests/typing
+	$(RUN) basedpyright tests/typing
+endif
+
+check-imports: env
+	$(RUN) lint-imports
+
+format: env ## Format the code and repair what ruff can
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+pins: ## Pin the dependencies that have no pin yet; ARGS=--upgrade moves all to their newest versions
+	python3 scripts/pin.py $(ARGS)
+
+hooks: env ## Let git run the checks before each commit
+	$(RUN) pre-commit install
+
+# The editable installation consists of links in build/, so it must be made again when someone has removed that folder.
+env:
+	@$(UV) sync $(SYNC) || $(UV) sync --offline $(SYNC) || { \
+		echo "The environment could not be made, see above. A new machine needs Python 3.11 or newer (uv fetches one" \
+			"if it may) and a package index that uv can reach (UV_DEFAULT_INDEX names a mirror)." >&2; exit 1; }
+
+SYNC = --quiet $(if $(wildcard build/__editable__*),,--reinstall-package thalweg)
+
+clean: ## Remove all that make has made, except uv and the results of benchmarks
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,160 @@
+"""Agents: async functions over a stream; also actors that can be asked."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+from .codec import TypeCodec, codec_for
+from .errors import ConfigurationError
+from .message import Headers, Message
+from .plan import AgentPlan, TopicPlan
+from .policy import Policy
+from .queue import Queue
+from .runtime.lane import Lane
+from .stream import Stream
+from .table import Table
+from .topic import Topic
+
+if TYPE_CHECKING:
+    from .app import App
+
+__all__ = ["Agent", "Sink", "answer_codec"]
+
+V = TypeVar("V")
+R = TypeVar("R")
+
+Sink = Any
+"""What an agent's answers may go to: a topic, another agent (cast), or an async function of one argument."""
+
+
+class Agent(Generic[V, R]):
+    """Made by `@app.agent(source)` or `@app.handler(source)`."""
+
+    def __init__(
+        self,
+        app: App,
+        function: Callable[..., Any],
+        body: Callable[[Stream[V]], Any],
+        stream: Stream[V],
+        *,
+        name: str,
+        concurrency: int,
+        sinks: Sequence[Sink],
+        policy: Policy,
+    ) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"agent {name!r}: concurrency={concurrency}; expected 1 or more")
+        self._app, self.function, self._stream = app, function, stream
+        self.name = name
+
+        def start(lane: Lane) -> Any:
+            return body(stream.bound(lane))
+
+        self.plan = AgentPlan(
+            name=name,
+            sources=stream.sources,
+            body=start,
+            policy=policy,
+            concurrency=concurrency,
+            sinks=[_sink(sink) for sink in sinks],
+            stateful=uses_tables(function),
+        )
+        self.__doc__ = function.__doc__
+
+    async def ask(self, value: V, *, key: Any = None, timeout: float = 10.0) -> R:
+        """Send `value` and wait for the answer.
+
+        Leaves at once, also inside an event (at least once, then). timeout: seconds. Raises AgentError with the
+        remote traceback if the agent's policy gave up on the event, TimeoutError if no answer came.
+        """
+        return await self._app.running.ask(self, value, key, timeout)  # type: ignore[no-any-return]
+
+    async def cast(
+        self,
+        value: V,
+        *,
+        key: Any = None,
+        reply_to: Agent[R, Any] | Topic[Any, R] | None = None,
+        correlation: str | None = None,
+    ) -> None:
+        """Send `value` and do not wait; the answer goes to `reply_to`. Inside an event: with its commit.
+
+        correlation: comes back in the answer's header `correlation`.
+        """
+        await self._app.running.cast(self, value, key, reply_to, correlation)
+
+    async def ask_many(self, values: Iterable[V], *, key: Any = None, timeout: float = 10.0) -> AsyncIterator[R]:
+        """Answers as they come. key: as for `ask`, or a function from a value to its key."""
+        async for answer in self._app.running.ask_many(self, values, key, timeout):
+            yield answer
+
+    async def ask_all(self, values: Iterable[V], *, key: Any = None, timeout: float = 10.0) -> list[R]:
+        """Answers in the order asked."""
+        return await self._app.running.ask_all(self, values, key, timeout)
+
+    def question(self, value: V, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
+        """Where a question goes, and its bytes (with headers of ours)."""
+        return self._app.question(self._stream.sources[0].topic, value, key, headers)
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name!r})"
+
+
+def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
+    """The codec of what the function yields or returns, by its annotation; any JSON where it has none."""
+    try:
+        given = get_type_hints(function, include_extras=True).get("return", Any)
+    except Exception:  # a name that is not importable at run time
+        given = Any
+    if get_origin(given) in (AsyncIterator, AsyncGenerator, AsyncIterable):
+        given = get_args(given)[0]
+    try:
+        return codec_for(given)
+    except ConfigurationError:
+        return codec_for(Any)
+
+
+def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
+    if isinstance(sink, Agent):
+        return sink.cast
+    if isinstance(sink, Topic | Queue):
+        return sink.send
+    if inspect.iscoroutinefunction(sink):
+        return sink
+    raise ConfigurationError(
+        f"sinks=[{sink!r}]: expected a topic, a queue, an agent or an async function of one argument"
+    )
+
+
+def uses_tables(function: Callable[..., Any], depth: int = 3) -> bool:
+    """Whether the function (or one that it names) refers to a table: known before the first event, mostly.
+
+    What this misses is learned at the agent's first touch of a table.
+    """
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None or depth == 0:
+        return False
+    found: list[object] = []
+    for part in _codes(code):
+        found.extend(function.__globals__[name] for name in part.co_names if name in function.__globals__)
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:
+            pass  # not filled yet
+    return any(
+        isinstance(value, Table)
+        or (isinstance(value, types.FunctionType) and value is not function and uses_tables(value, depth - 1))
+        for value in found
+    )
+
+
+def _codes(code: types.CodeType) -> Iterable[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)

@@ -1,0 +1,660 @@
+"""The app: what a program declares. Starting it is in `starting.py`, running it in `runtime/`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+
+from typing_extensions import TypeForm
+
+from .agent import Agent, Sink, answer_codec
+from .channel import TopicSpec, Transport
+from .clock import Clock, RealClock
+from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
+from .duration import seconds
+from .errors import ConfigurationError, NotRunning
+from .handler import handler_body
+from .message import Headers, Message
+from .partitioner import partitioner_for
+from .plan import SourcePlan, TopicPlan
+from .policy import DEFAULT_POLICY, Policy
+from .queue import Queue
+from .runtime.running import Running
+from .runtime.tables import TablePlan
+from .schedule import Background, Crontab, Misfire, Timer
+from .store import Stores
+from .stream import Stream
+from .table import Table
+from .topic import Topic
+from .type_facts import is_immutable
+
+if TYPE_CHECKING:
+    from .portal import Portal
+    from .testing import AppTest
+    from .topic_table import Replica
+
+__all__ = ["App"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Awaitable[None]])
+Guarantee = Literal["auto", "exactly_once", "at_least_once"]
+Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
+
+
+class App:
+    """A stream program.
+
+    id: prefixes the names that the app makes for itself (journals, groups, repartition topics), and nothing else.
+    broker, store: URLs, or objects; `--broker` beats the variable THALWEG_BROKER, which beats `broker=` (likewise
+    THALWEG_STORE; `env_prefix=` where two apps share a process).
+    partitions: of topics that the app creates. commit_interval, lease, drain_timeout: seconds (or timedelta).
+    include: modules and packages to import when the app starts. lifespan: an async context manager around its run.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        broker: str | Transport = "memory://",
+        store: str | Stores = "memory://",
+        partitions: int = 8,
+        guarantee: Guarantee = "auto",
+        commit_interval: float | timedelta = 0.1,
+        lease: float | timedelta = 10.0,
+        drain_timeout: float | timedelta = 30.0,
+        max_event_outputs: int = 10_000,
+        include: Sequence[str] = (),
+        lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None,
+        env_prefix: str = "THALWEG",
+    ) -> None:
+        if not id or not all(c.isalnum() or c in "._-" for c in id):
+            raise ConfigurationError(f"app id {id!r}: expected letters, digits, '.', '_' and '-'")
+        if guarantee not in ("auto", "exactly_once", "at_least_once"):
+            raise ConfigurationError(f"guarantee={guarantee!r}; expected 'auto', 'exactly_once' or 'at_least_once'")
+        if partitions < 1:
+            raise ConfigurationError(f"partitions={partitions}; expected 1 or more")
+        self.id = id
+        self.default_partitions = partitions
+        self.wanted_guarantee: Guarantee = guarantee
+        self.commit_interval = seconds(commit_interval, "commit_interval")
+        self.lease = seconds(lease, "lease")
+        self.drain_timeout = seconds(drain_timeout, "drain_timeout")
+        self.max_event_outputs = max_event_outputs
+        self.lifespan = lifespan
+        self.clock: Clock = RealClock()
+        self._broker, self._store, self._env_prefix = broker, store, env_prefix
+        self._include = tuple(include)
+        self._running: Running | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self.thread_calls = 0
+        self.topics: dict[str, TopicPlan] = {}
+        self._declared: dict[str, tuple[object, object]] = {}
+        self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
+        self._shared: list[tuple[TopicPlan, TopicPlan]] = []
+        self.agents: dict[str, Agent[Any, Any]] = {}
+        self.tables: dict[str, TablePlan] = {}
+        self.table_like: dict[str, TopicPlan | int | None] = {}
+        self.replicas: list[Replica[Any, Any]] = []
+        self.timers: list[Timer] = []
+        self.crontabs: list[Crontab] = []
+        self.backgrounds: list[Background] = []
+
+    # --- settings ----------------------------------------------------------------------------------------------
+
+    @property
+    def broker(self) -> str | Transport:
+        """What the app will connect to: the environment's word, else the program's."""
+        return os.environ.get(f"{self._env_prefix}_BROKER") or self._broker
+
+    @broker.setter
+    def broker(self, value: str | Transport) -> None:
+        """The command line's word, which beats both."""
+        os.environ.pop(f"{self._env_prefix}_BROKER", None)
+        self._broker = value
+
+    @property
+    def store(self) -> str | Stores:
+        return os.environ.get(f"{self._env_prefix}_STORE") or self._store
+
+    @store.setter
+    def store(self, value: str | Stores) -> None:
+        os.environ.pop(f"{self._env_prefix}_STORE", None)
+        self._store = value
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that rules this app (in tests: virtual)."""
+        return self.clock.now()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep by the clock that rules this app, so that tests need not wait."""
+        await self.clock.sleep(seconds)
+
+    def load(self) -> None:
+        """Import what `include` names: modules, and packages with all their modules."""
+        for name in self._include:
+            module = importlib.import_module(name)
+            for path in getattr(module, "__path__", ()):
+                for found in pkgutil.walk_packages([path], f"{name}."):
+                    importlib.import_module(found.name)
+
+    # --- topics and queues -------------------------------------------------------------------------------------
+
+    def topic(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K] = str,  # type: ignore[assignment]
+        value: TypeForm[V] = bytes,  # type: ignore[assignment]
+        codec: str | Codec[V] | None = None,
+        partitions: int | None = None,
+        start: Literal["earliest", "latest"] | datetime = "earliest",
+        retention: float | timedelta | None = None,
+        compact: bool = False,
+        partitioner: str = "murmur2",
+        key_of: Callable[[V], K] | None = None,
+        timestamp_of: Callable[[V], float | datetime] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Topic[K, V]:
+        """Declare a topic. Declaring it again with the same types gives the same topic; with others is an error.
+
+        start: where an agent that has no position yet begins. retention: seconds. key_of: makes `key=` unnecessary on
+        sends. timestamp_of: event time, in seconds since the epoch or as datetime.
+        """
+        if start not in ("earliest", "latest") and not isinstance(start, datetime):
+            raise ConfigurationError(f"topic {name!r}: start={start!r}; expected 'earliest', 'latest' or a datetime")
+        spec = TopicSpec(
+            name,
+            partitions,
+            self.default_partitions,
+            None if retention is None else seconds(retention, "retention"),
+            compact,
+            False,
+            dict(options or {}),
+        )
+        begin = start.timestamp() if isinstance(start, datetime) else start
+        plan = self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of)
+        return Topic(self, plan, self._checks[name])
+
+    def queue(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K] = str,  # type: ignore[assignment]
+        value: TypeForm[V] = bytes,  # type: ignore[assignment]
+        codec: str | Codec[V] | None = None,
+        retention: float | timedelta | None = None,
+        key_of: Callable[[V], K] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Queue[K, V]:
+        """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
+        keep = None if retention is None else seconds(retention, "retention")
+        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
+        return Queue(
+            self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
+        )
+
+    def _declare(
+        self,
+        spec: TopicSpec,
+        key: Any,
+        value: Any,
+        codec: Any,
+        partitioner: str,
+        start: Any,
+        key_of: Callable[[Any], Any] | None,
+        timestamp_of: Callable[[Any], Any] | None,
+    ) -> TopicPlan:
+        types = (key, value)
+        known = self.topics.get(spec.name)
+        if known is not None:
+            if self._declared[spec.name] != types or known.spec.queue != spec.queue:
+                was_key, was_value = self._declared[spec.name]
+                raise ConfigurationError(
+                    f"{'queue' if spec.queue else 'topic'} {spec.name!r} was declared before as a "
+                    f"{'queue' if known.spec.queue else 'topic'} with key={was_key}, value={was_value}; now with "
+                    f"key={key}, value={value}. Use one object, or `.raw` for its bytes"
+                )
+            return known
+        self._refuse_when_running(f"topic {spec.name!r}")
+        extract = None if timestamp_of is None else _as_seconds(timestamp_of)
+        plan = TopicPlan(
+            spec,
+            key_codec_for(key),
+            codec_for(value, codec),
+            partitioner_for(partitioner),
+            partitioner,
+            start,
+            key_of,
+            extract,
+        )
+        self.topics[spec.name] = plan
+        self._declared[spec.name] = types
+        self._checks[spec.name] = checker_for(value, codec)
+        return plan
+
+    def question(self, plan: TopicPlan, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
+        """A message with headers of ours for the topic that an agent reads."""
+        return Topic(self, plan, self._checks[plan.name]).question(value, key, headers)
+
+    def share_partitions(self, plan: TopicPlan, of: TopicPlan) -> TopicPlan:
+        """`plan` is another view of the same topic: it gets its partition count at start-up too."""
+        self._shared.append((plan, of))
+        return plan
+
+    def resolve_partitions(self) -> None:
+        for plan, of in self._shared:
+            plan.partitions = of.partitions
+
+    def repartition_topic(
+        self, name: str, sources: Sequence[SourcePlan], *, key: Any, value: Any, partitions: int | None
+    ) -> TopicPlan:
+        """The internal topic behind `group_by` and `repartition`."""
+        first = sources[0].topic
+        changed = any(not _keeps_type(source) for source in sources)
+        if changed and value is None:
+            value = Any
+        full = f"{self.id}-{name}-repartition"
+        if full in self.topics:
+            raise ConfigurationError(f"name={name!r} is taken by another group_by() or repartition() of this app")
+        spec = TopicSpec(full, partitions, self.default_partitions)
+        plan = TopicPlan(
+            spec,
+            first.key if key is None else key_codec_for(key),
+            first.value if value is None else codec_for(value),
+            partitioner_for("murmur2"),
+            "murmur2",
+            timestamp_of=None,
+        )
+        self.topics[full] = plan
+        self._checks[full] = checker_for(Any if value is None else value)
+        self._declared[full] = (key, value)
+        return plan
+
+    # --- agents and handlers -----------------------------------------------------------------------------------
+
+    @overload
+    def agent(
+        self,
+        source: Source[V],
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
+    ) -> _AgentDecorator[V]: ...
+    @overload
+    def agent(
+        self,
+        source: Any,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        sinks: Sequence[Sink] = ...,
+        on_error: Policy = ...,
+    ) -> _AgentDecorator[Any]: ...
+    def agent(
+        self,
+        source: Any,
+        *,
+        name: str | None = None,
+        concurrency: int = 1,
+        sinks: Sequence[Sink] = (),
+        on_error: Policy = DEFAULT_POLICY,
+    ) -> Any:
+        """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
+
+        What it yields is the answer to `ask`, and goes to `sinks`. An exception meets `on_error`.
+        """
+        stream = self._stream_of(source)
+
+        def decorate(function: Callable[[Stream[Any]], Any]) -> Agent[Any, Any]:
+            return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
+
+        return decorate
+
+    def handler(
+        self,
+        source: Source[V],
+        *,
+        name: str | None = None,
+        concurrency: int = 1,
+        timeout: float | timedelta | None = None,
+        sinks: Sequence[Sink] = (),
+        on_error: Policy = DEFAULT_POLICY,
+    ) -> Callable[[Callable[[V], Awaitable[R] | R]], Agent[V, R]]:
+        """A plain function, called once a message; a `def` one runs in a thread.
+
+        timeout: seconds. It may raise RetryLater(seconds) or Reject(reason) to decide for itself.
+        """
+        stream = self._stream_of(source)
+        limit = None if timeout is None else seconds(timeout, "timeout")
+
+        def decorate(function: Callable[[V], Awaitable[R] | R]) -> Agent[V, R]:
+            body = handler_body(self, function, limit)
+            return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
+
+        return decorate
+
+    def _add_agent(
+        self,
+        function: Callable[..., Any],
+        body: Callable[[Stream[Any]], Any],
+        stream: Stream[Any],
+        name: str | None,
+        concurrency: int,
+        sinks: Sequence[Sink],
+        policy: Policy,
+    ) -> Agent[Any, Any]:
+        name = name or function.__name__
+        self._refuse_when_running(f"agent {name!r}")
+        if name in self.agents:
+            raise ConfigurationError(f"agent {name!r} is declared twice; give one of them another `name=`")
+        agent: Agent[Any, Any] = Agent(
+            self, function, body, stream, name=name, concurrency=concurrency, sinks=sinks, policy=policy
+        )
+        agent.plan.answer = answer_codec(function)
+        self.agents[name] = agent
+        return agent
+
+    def _stream_of(self, source: Any) -> Stream[Any]:
+        if isinstance(source, Stream):
+            return source
+        if isinstance(source, Topic | Queue):
+            return source.stream()
+        if isinstance(source, Sequence) and source and all(isinstance(topic, Topic | Queue) for topic in source):
+            streams: list[Stream[Any]] = [topic.stream() for topic in source]
+            return streams[0].merge(*streams[1:])
+        raise ConfigurationError(f"source {source!r}: expected a topic, a queue, a stream or a list of topics")
+
+    def forward(self, name: str, stream: Stream[Any], topic: TopicPlan, key_of: Callable[[Any], Any] | None) -> None:
+        """An internal agent that sends a stream's events on to `topic`, under a new key if `key_of`."""
+        from .forward import forwarder
+
+        keeps_bytes = all(_keeps_type(source) for source in stream.sources)
+        body = forwarder(self, topic, key_of, keeps_bytes)
+        self._add_agent(body, body, stream.events(), name, 1, (), DEFAULT_POLICY)
+
+    def forward_to(self, stream: Stream[Any], target: Topic[Any, Any] | Queue[Any, Any]) -> None:
+        """The internal agent behind `stream.to(topic)`."""
+        from .forward import sending_to
+
+        body = sending_to(target)
+        number = sum(name.startswith(f"to-{target.name}") for name in self.agents)
+        self._add_agent(
+            body, body, stream, f"to-{target.name}" + (f"-{number}" if number else ""), 1, (), DEFAULT_POLICY
+        )
+
+    # --- tables ------------------------------------------------------------------------------------------------
+
+    def table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K] = str,  # type: ignore[assignment]
+        value: TypeForm[V],
+        default: Callable[[], V] | None = None,
+        like: Topic[Any, Any] | None = None,
+        partitions: int | None = None,
+        codec: str | Codec[V] | None = None,
+    ) -> Table[K, V]:
+        """Declare a table, partitioned as the topic `like` (default: as topics that the app creates).
+
+        default: called for each missing key that is read, as collections.defaultdict does.
+        """
+        plan, codec_of_key = self._table_plan(name, key, value, default, codec)
+        self.table_like[name] = like._plan if like is not None else partitions
+        return Table(self, plan, codec_of_key, checker_for(value, codec))
+
+    def _table_plan(self, name: str, key: Any, value: Any, default: Callable[[], Any] | None, codec: Any) -> Any:
+        self._refuse_when_running(f"table {name!r}")
+        if name in self.tables:
+            raise ConfigurationError(f"table {name!r} is declared twice; use one object")
+        if default is not None and not callable(default):
+            raise ConfigurationError(
+                f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}"
+            )
+        key_codec, value_codec = key_codec_for(key), codec_for(value, codec)
+        plan = TablePlan(
+            name=name,
+            group="",
+            partitions=0,
+            encode_key=key_codec.encode,
+            decode_key=key_codec.decode,
+            encode=value_codec.encode,
+            decode=value_codec.decode,
+            default=default,
+            mutable=not is_immutable(value),
+            verify=value not in (int, str, bytes, bool, float),
+            partition_of=partitioner_for("murmur2"),
+        )
+        self.tables[name] = plan
+        return plan, key_codec
+
+    def declare_table_of(self, topic: Topic[K, V], name: str) -> Table[K, V]:
+        """A read-only table of a topic's types and partitions, kept by an internal agent."""
+        key, value = self._declared[topic.name]
+        plan, codec_of_key = self._table_plan(name, key, value, None, None)
+        plan.partition_of = topic._plan.partition_of
+        plan.encode_key, plan.decode_key = topic._plan.key.encode, topic._plan.key.decode
+        plan.encode, plan.decode = topic._plan.value.encode, topic._plan.value.decode
+        self.table_like[name] = topic._plan
+        return Table(self, plan, codec_of_key, checker_for(value), read_only=True)
+
+    def replica_plan(self, topic: Topic[K, V], name: str) -> tuple[TablePlan, TypeCodec[Any]]:
+        """As above, for a table that is on every worker and has no journal."""
+        self.declare_table_of(topic, name)
+        plan = self.tables.pop(name)
+        del self.table_like[name]
+        return plan, topic._plan.key
+
+    def add_internal_agent(self, function: Callable[[Stream[Any]], Any], stream: Stream[Any], name: str) -> None:
+        self._add_agent(function, function, stream, name, 1, (), DEFAULT_POLICY)
+
+    def topic_table(self, topic: Topic[K, V], name: str, replicated: bool) -> Table[K, V]:
+        from .topic_table import add_topic_table
+
+        return add_topic_table(self, topic, name, replicated)
+
+    # --- by the clock --------------------------------------------------------------------------------------------
+
+    def timer(
+        self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None
+    ) -> Callable[[F], F]:
+        """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader."""
+        every = seconds(interval, "timer(interval)")
+        if every <= 0:
+            raise ConfigurationError(f"timer({interval!r}): expected more than 0 seconds")
+
+        def decorate(function: F) -> F:
+            self.timers.append(Timer(name or function.__name__, function, every, on_leader))
+            return function
+
+        return decorate
+
+    def crontab(
+        self,
+        expression: str,
+        *,
+        timezone: str = "UTC",
+        on_leader: bool = False,
+        misfire: Misfire = "run_once",
+        name: str | None = None,
+    ) -> Callable[[F], F]:
+        """Call an async function at the times of a cron expression.
+
+        on_leader: once across all workers, remembered in the journal; runs missed while no worker was up are made up
+        for by one run (`misfire="run_once"`) or not (`"skip"`). Otherwise on every worker that is up at the time.
+        """
+
+        def decorate(function: F) -> F:
+            self.crontabs.append(Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire))
+            return function
+
+        return decorate
+
+    @overload
+    def background(self, function: F, /) -> F: ...
+    @overload
+    def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
+    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+        """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
+
+        def decorate(function: F) -> F:
+            self.backgrounds.append(Background(name or function.__name__, function, on_leader))
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> Running:
+        if self._running is None:
+            raise NotRunning(
+                f"app {self.id!r} is not running: use `async with app:`, `async with app.client():`, "
+                "`async with app.test():` or `app.main()`"
+            )
+        return self._running
+
+    @property
+    def is_running(self) -> bool:
+        return self._running is not None
+
+    def set_running(self, running: Running | None) -> None:
+        self._running = running
+
+    def _refuse_when_running(self, what: str) -> None:
+        if self._running is not None:
+            raise ConfigurationError(f"{what} is declared while app {self.id!r} runs; declare it before the start")
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Where `def` handlers run."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(thread_name_prefix=f"thalweg-{self.id}")
+        return self._threads
+
+    def close_threads(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+
+    @contextmanager
+    def thread_running(self) -> Iterator[None]:
+        self.thread_calls += 1
+        try:
+            yield
+        finally:
+            self.thread_calls -= 1
+
+    _started: AbstractAsyncContextManager[Any] | None = None
+
+    async def __aenter__(self) -> App:
+        """The whole worker, in this event loop, until the block ends."""
+        from .starting import worker_running
+
+        if self._started is not None:
+            raise ConfigurationError(f"app {self.id!r} runs already")
+        self._started = worker_running(self)
+        try:
+            await self._started.__aenter__()
+        except BaseException:
+            self._started = None
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        started, self._started = self._started, None
+        assert started is not None
+        await started.__aexit__(*exc_info)
+
+    def client(self) -> AbstractAsyncContextManager[App]:
+        """Only send, ask and `table.ask`: no agent runs here."""
+        from .starting import client_running
+
+        return client_running(self)
+
+    def portal(self) -> Portal:
+        """A client in a thread of its own, for programs without an event loop (Flask, Django, scripts)."""
+        from .portal import Portal
+
+        return Portal(self)
+
+    def test(
+        self,
+        *,
+        start: datetime | float | None = None,
+        errors: Literal["raise", "policy"] = "raise",
+        broker: str = "memory://",
+    ) -> AppTest:
+        """The real runtime on a `memory://` broker of its own, under a virtual clock. See `thalweg.testing`.
+
+        start: what the clock shows first (default: 2020-01-01T00:00:00Z). errors: "raise" has an agent's exception
+        fail the test, "policy" leaves it to the agent's policy. broker: options switch capabilities off, to test as on
+        a lesser broker: "memory://?fencing=false".
+        """
+        from .testing import AppTest
+
+        return AppTest(self, start=start, errors=errors, broker=broker)
+
+    async def serve(self) -> None:
+        """Run as a worker until SIGINT or SIGTERM, then drain and stop."""
+        from .serving import serve
+
+        await serve(self)
+
+    def main(self) -> None:
+        """The command line for this app: `python program.py worker`."""
+        from .cli import main
+
+        main(self)
+
+    def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[Any]:
+        """What failed in `source`, up to now; oldest first per partition."""
+        from .dead_letters import read_dead_letters
+
+        return read_dead_letters(self, source.name)
+
+    @property
+    def guarantee(self) -> str:
+        """What this app really gives on its broker: "exactly_once" or "at_least_once". Known once it runs."""
+        return self.running.guarantee
+
+    @property
+    def is_leader(self) -> bool:
+        return self.running.is_leader
+
+    def __repr__(self) -> str:
+        return f"App({self.id!r})"
+
+
+class _AgentDecorator(Protocol[V]):
+    """What `@app.agent(source)` gives: an agent's answers are what its function yields."""
+
+    @overload
+    def __call__(self, function: Callable[[Stream[V]], AsyncIterator[R]], /) -> Agent[V, R]: ...
+    @overload
+    def __call__(self, function: Callable[[Stream[V]], Awaitable[None]], /) -> Agent[V, None]: ...
+
+
+def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:
+    def extract(value: Any) -> float:
+        found = function(value)
+        return found.timestamp() if isinstance(found, datetime) else float(found)
+
+    return extract
+
+
+def _keeps_type(source: SourcePlan) -> bool:
+    """Whether the values that come out are those that lie in the topic, byte for byte."""
+    from .ops import Filter
+
+    return all(isinstance(op, Filter) for op in source.ops)

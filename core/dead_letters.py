@@ -1,0 +1,111 @@
+"""Dead letters: what failed, with its bytes as they came and the reason; read, and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import headers as names
+from .message import Headers, Message, Record
+
+if TYPE_CHECKING:
+    from .app import App
+
+__all__ = ["DeadLetterRecord", "dead_letter_topic", "read_dead_letters", "replay"]
+
+
+class DeadLetterRecord(msgspec.Struct, frozen=True):
+    """A message that failed. key, value: bytes as they came. timestamp: seconds since the epoch.
+
+    topic, partition, position: where it lay. attempts: how often it was tried. id: of the letter itself.
+    """
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: float
+    topic: str
+    partition: int
+    position: int
+    reason: str
+    traceback: str
+    attempts: int
+    agent: str
+    id: int
+
+    @classmethod
+    def of(cls, record: Record, position: int) -> DeadLetterRecord:
+        def text(name: str) -> str:
+            return (names.find(record.headers, name) or b"").decode("utf-8", "replace")
+
+        def number(name: str) -> int:
+            digits = text(name)
+            return int(digits) if digits.lstrip("-").isdigit() else 0
+
+        return cls(
+            record.key,
+            record.value,
+            names.hidden(record.headers),
+            number(names.TIMESTAMP) / 1000,
+            text(names.TOPIC),
+            number(names.PARTITION),
+            number(names.POSITION),
+            text(names.REASON),
+            text(names.TRACEBACK),
+            number(names.ATTEMPTS),
+            text(names.AGENT),
+            position,
+        )
+
+
+def dead_letter_topic(app_id: str, source: str) -> str:
+    return f"{app_id}-dead-letters-{source}"
+
+
+async def read_dead_letters(app: App, source: str, after: int | None = None) -> AsyncIterator[DeadLetterRecord]:
+    """All that lie there now, oldest first."""
+    running = app.running
+    topic = dead_letter_topic(app.id, source)
+    if not running.has_log:
+        async for record in running.peek_queue(topic):
+            yield DeadLetterRecord.of(record, 0)
+        return
+    reader = await running.open_log(topic)
+    try:
+        last = (await reader.bounds(0)).last
+        while last is not None and (after is None or after < last):
+            batch = (await reader.read({0: after}, 1000, 1 << 22, 0)).get(0)
+            if batch is None:
+                break
+            for position, record in zip(batch.positions, batch.records, strict=True):
+                after = position
+                if position <= last:
+                    yield DeadLetterRecord.of(record, position)
+    finally:
+        await reader.close()
+
+
+async def replay(app: App, source: str) -> int:
+    """Send every dead letter of `source` back where it came from, for the agent that failed; how many.
+
+    Each letter is removed once its message is durable again: at least once.
+    """
+    running = app.running
+    plan = app.topics[source]
+    reader = await running.open_log(dead_letter_topic(app.id, source))
+    count = 0
+    try:
+        async for letter in read_dead_letters(app, source):
+            headers = (*letter.headers, (names.ONLY, letter.agent.encode()))
+            message = Message(letter.value, letter.key, headers, round(letter.timestamp * 1000))
+            if plan.spec.queue:
+                await running.put(source, [message])
+            else:
+                await running.send(source, {min(letter.partition, plan.partitions - 1): [message]})
+            await reader.truncate(0, letter.id + 1)
+            count += 1
+    finally:
+        await reader.close()
+    return count

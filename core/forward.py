@@ -1,0 +1,59 @@
+"""The agents behind `group_by`, `repartition` and `to`: they send a stream's events on, keeping their timestamps."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from . import headers as names
+from .event import Event
+from .message import Message
+from .plan import TopicPlan
+from .runtime.context import current_lane
+from .stream import Stream
+from .topic import encoded
+
+if TYPE_CHECKING:
+    from .app import App
+    from .queue import Queue
+    from .topic import Topic
+
+__all__ = ["forwarder", "sending_to"]
+
+
+def forwarder(
+    app: App, topic: TopicPlan, key_of: Callable[[Any], Any] | None, keeps_bytes: bool
+) -> Callable[[Stream[Event[Any, Any]]], Awaitable[None]]:
+    """Forward events to `topic` under `key_of(value)`; bytes as they are, where no step changed the value."""
+
+    async def forward(stream: Stream[Event[Any, Any]]) -> None:
+        async for event in stream:
+            lane = current_lane.get()
+            assert lane is not None
+            record = event.record
+            key = record.key if key_of is None else encoded(topic.key, key_of(event.value))
+            value = record.value if keeps_bytes else encoded(topic.value, event.value)
+            message = Message(value, key, names.hidden(record.headers), round(event.timestamp * 1000))
+            partition = event.partition if key is None else topic.partition_of(key, topic.partitions)
+            lane.send((topic.name, partition % topic.partitions), message)
+
+    return forward
+
+
+def sending_to(target: Topic[Any, Any] | Queue[Any, Any]) -> Callable[[Stream[Any]], Awaitable[None]]:
+    """Send events' values on to a topic or queue, with key, headers and timestamp."""
+    from .queue import Queue
+
+    async def send(stream: Stream[Any]) -> None:
+        async for value in stream:
+            lane = current_lane.get()
+            assert lane is not None
+            record = lane.open_record
+            headers = None if record is None else record.headers
+            key = None if record is None or record.key is None else target._plan.key.decode(record.key)
+            if isinstance(target, Queue):
+                await target.send(value, key=key, headers=headers)
+            else:
+                await target.send(value, key=key, headers=headers)
+
+    return send

@@ -1,0 +1,106 @@
+"""Queues: work for competing consumers, each message acknowledged by itself; at least once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from . import headers as names
+from .channel import Capability
+from .duration import seconds
+from .errors import ConfigurationError, MessageTooLarge, MissingCapability
+from .message import QueueMessage
+from .plan import TopicPlan
+from .runtime.context import current_lane
+from .topic import UserHeaders, encoded
+
+if TYPE_CHECKING:
+    from .app import App
+    from .stream import Stream
+
+__all__ = ["Queue"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Queue(Generic[K, V]):
+    """Made by `app.queue(…)`. More consumers than partitions may share one; a failed message does not hold up others."""
+
+    def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
+        self._app, self._plan = app, plan
+        self._exact, self._check = check
+
+    @property
+    def name(self) -> str:
+        return self._plan.name
+
+    async def send(
+        self,
+        value: V,
+        *,
+        key: K | None = None,
+        headers: UserHeaders | None = None,
+        priority: int = 0,
+        delay: float | timedelta = 0.0,
+        expires: float | timedelta | None = None,
+    ) -> None:
+        """Send one message; durable when this returns (inside an event: sent after its commit, at least once).
+
+        priority: 0 to 9, higher first. delay: seconds before it may be delivered. expires: seconds until it is dropped
+        undelivered. Raises MissingCapability where the broker has no such thing.
+        """
+        if value.__class__ is not self._exact:
+            self._check(value)
+        if key is None and self._plan.key_of is not None:
+            key = self._plan.key_of(value)
+        if not 0 <= priority <= 9:
+            raise ConfigurationError(f"queue {self.name!r}: priority={priority}; expected 0 to 9")
+        wait = seconds(delay, "delay")
+        life = None if expires is None else seconds(expires, "expires")
+        running = self._app.running
+        for used, capability in (
+            (priority, Capability.PRIORITY),
+            (wait, Capability.DELAY),
+            (life is not None, Capability.EXPIRY),
+        ):
+            if used and capability not in running.transport.capabilities:
+                raise MissingCapability(
+                    f"queue {self.name!r}: {capability.value} is not offered by {running.transport.description}; "
+                    "brokers that do: memory://, sqlite:///file"
+                )
+        message = QueueMessage(
+            encoded(self._plan.value, value),
+            None if key is None else encoded(self._plan.key, key),
+            names.stripped(headers),
+            round(self._app.now() * 1000),
+            priority,
+            wait,
+            life,
+        )
+        limit = running.message_bytes
+        if limit is not None and message.size > limit:
+            raise MessageTooLarge(
+                f"queue {self.name!r}: a message of {message.size} bytes is above the broker's limit of {limit}; "
+                "nothing was sent"
+            )
+        lane = current_lane.get()
+        if lane is not None and lane.app is self._app and lane.open:
+            lane.send((self.name, QUEUE), message)
+        else:
+            await running.put(self.name, [message])
+
+    def stream(self) -> Stream[V]:
+        from .stream import Stream
+
+        return Stream.of(self._app, self._plan)
+
+    def __repr__(self) -> str:
+        return f"Queue({self.name!r})"
+
+
+QUEUE = -1
+"""Stands for the partition in the destination of a message to a queue."""
+
+_ = Any

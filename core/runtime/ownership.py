@@ -1,0 +1,133 @@
+"""Which tasks this worker runs: an even share among the live workers, each task under its lock.
+
+The lock is for liveness, so that owners do not duel (design rule 7); safety is the journal's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
+
+from thalweg.capabilities import Held, Locks, Peers
+from thalweg.errors import BrokerError
+
+from .settings import Settings
+from .task import TaskKey
+
+__all__ = ["Ownership", "share"]
+
+log = logging.getLogger("thalweg")
+
+RETRY = 0.5
+"""Seconds until a lock that another worker still holds is tried again."""
+
+
+def share(tasks: Sequence[TaskKey], members: Collection[str], me: str) -> list[TaskKey]:
+    """The tasks of one member: every n-th, in order."""
+    ranked = sorted(members)
+    return [task for number, task in enumerate(tasks) if ranked[number % len(ranked)] == me] if me in members else []
+
+
+class Ownership:
+    """Opens and closes tasks as members come and go and locks are had and lost."""
+
+    def __init__(
+        self,
+        transport: object,
+        app_id: str,
+        me: str,
+        tasks: Sequence[TaskKey],
+        settings: Settings,
+        open_task: Callable[[TaskKey], Awaitable[None]],
+        close_task: Callable[[TaskKey, bool], Awaitable[None]],
+    ) -> None:
+        self._transport, self._app_id, self._me = transport, app_id, me
+        self._tasks, self._settings = tasks, settings
+        self._open, self._close = open_task, close_task
+        self._held: dict[TaskKey, Held | None] = {}
+        self._wanted: frozenset[TaskKey] = frozenset()
+        self._changed = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set when every task that is this worker's share has been opened once."""
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_members())
+            group.create_task(self._reconcile())
+
+    async def _follow_members(self) -> None:
+        if not (isinstance(self._transport, Peers) and isinstance(self._transport, Locks)):
+            self._want(self._tasks)
+            return
+        while True:
+            try:
+                async with aclosing(self._members(self._transport)) as members:  # type: ignore[type-var]
+                    async for live in members:
+                        self._want(share(self._tasks, live, self._me))
+            except BrokerError as error:
+                log.warning("membership lost, joining again in %.1f s: %s", RETRY, error)
+            await self._settings.clock.sleep(RETRY)
+
+    def _members(self, peers: Peers) -> AsyncIterator[frozenset[str]]:
+        return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
+
+    def _want(self, tasks: Sequence[TaskKey]) -> None:
+        self._wanted = frozenset(tasks)
+        self._changed.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for key in [key for key in self._held if key not in self._wanted]:
+                await self._give_up(key)
+            missing = [key for key in self._tasks if key in self._wanted and key not in self._held]
+            await asyncio.gather(*(self._take(key) for key in missing))
+            if all(key in self._held for key in self._wanted):
+                self.settled.set()
+            else:
+                self._settings.clock.call_later(RETRY, self._changed.set)
+
+    async def _take(self, key: TaskKey) -> None:
+        held = None
+        if isinstance(self._transport, Locks):
+            try:
+                held = await self._transport.try_lock(f"{self._app_id}-task-{key[0]}-{key[1]}", self._settings.lease)
+            except BrokerError as error:
+                log.warning("task %s/%d: lock: %s", *key, error)
+            if held is None:
+                return
+        self._held[key] = held
+        await self._open(key)
+        if held is not None:
+            asyncio.ensure_future(self._watch(key, held)).add_done_callback(lambda _: None)
+
+    async def _watch(self, key: TaskKey, held: Held) -> None:
+        await held.lost.wait()
+        if self._held.get(key) is held:
+            log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
+            del self._held[key]
+            await self._close(key, False)
+            self._changed.set()
+
+    async def _give_up(self, key: TaskKey) -> None:
+        held = self._held.pop(key)
+        await self._close(key, True)
+        if held is not None:
+            try:
+                await held.release()
+            except BrokerError as error:
+                log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
+
+    def holds(self, key: TaskKey) -> bool:
+        """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""
+        if key not in self._held:
+            return False
+        held = self._held[key]
+        return held is None or not held.lost.is_set()
+
+    async def leave(self) -> None:
+        """Give up everything, in good order, all tasks at once."""
+        await asyncio.gather(*(self._give_up(key) for key in list(self._held)))

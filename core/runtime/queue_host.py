@@ -1,0 +1,362 @@
+"""One agent on one queue (or on a topic, where the broker has no log): at least once, each message by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from thalweg import headers as names
+from thalweg.capabilities import WorkQueue
+from thalweg.channel import Channel
+from thalweg.codec import explain
+from thalweg.errors import BrokerError
+from thalweg.message import Delivery, Message
+from thalweg.plan import AgentPlan, SourcePlan
+from thalweg.policy import Action, Decision, Outcomes
+
+from .agent_task import dead_letter, log_failure, short_traceback
+from .lane import Lane, Part, Ticket
+from .tables import TablePlan, TableState
+from .task import Answer, Failure, asked
+from .watermark import Segment
+from .worker import Worker
+
+__all__ = ["QueueRunner"]
+
+log = logging.getLogger("thalweg")
+
+WAIT = 5.0
+LONGEST_BACKOFF = 10.0
+LEASE = 30.0
+"""Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
+
+
+class _Done(msgspec.Struct):
+    """A finished event: what it sent and answered, then its acknowledgement."""
+
+    deliveries: list[Delivery]
+    outputs: list[tuple[tuple[str, int], Message]]
+    answers: list[Answer]
+
+
+class _QueueInput:
+    def __init__(self, source: SourcePlan, name: str) -> None:
+        self.name = name
+        self.topic = source.topic
+        self.ops = source.ops
+        self.partition = 0
+
+
+class QueueRunner:
+    """Hosts the lanes of one agent on one queue."""
+
+    takes_turns = False
+
+    def __init__(self, worker: Worker, plan: AgentPlan, source: SourcePlan) -> None:
+        self.plan = plan
+        self.app = worker.app
+        self.settings = worker.settings
+        self.clock = worker.settings.clock
+        self.max_event_outputs = worker.settings.max_event_outputs
+        self.outcomes = Outcomes()
+        self.draining = False
+        self._worker = worker
+        self._input = _QueueInput(source, f"{plan.name}/{source.topic.name}")
+        self._channel: Channel | None = None
+        self._lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self._waiting: dict[Lane, asyncio.Future[None]] = {}
+        self._ready: deque[Delivery] = deque()
+        self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
+        self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
+        self._busy: dict[bytes, tuple[Lane, int]] = {}
+        self._done: list[_Done] = []
+        self._settle = asyncio.Event()
+        self._room = asyncio.Event()
+        self._at_rest: asyncio.Future[None] | None = None
+        self._services: list[asyncio.Task[None]] = []
+        self._random = random.Random(plan.name)
+        self._count = 0
+        self._retries: set[asyncio.Task[None]] = set()
+
+    # --- start and stop ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._channel = await self._worker.transport.channel(
+            self._input.topic.name, f"{self._worker.app_id}-{self.plan.name}"
+        )
+        loop = asyncio.get_running_loop()
+        for coroutine in (self._fetch(self._channel), self._settle_all(self._channel), self._renew(self._channel)):
+            self._services.append(loop.create_task(coroutine, name=f"thalweg queue {self._input.name}"))
+        for lane in self._lanes:
+            lane.start(self._worker.context)
+
+    async def stop(self) -> None:
+        self.draining = True
+        for lane in self._lanes:
+            lane.attention = True
+        try:
+            async with self.clock.timeout(self.settings.drain_timeout):
+                while len(self._waiting) < len(self._lanes):
+                    self._at_rest = asyncio.get_running_loop().create_future()
+                    await self._at_rest
+                while self._done:
+                    self._settle.set()
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            log.warning("agent %s: messages still in progress go back to the queue", self.plan.name)
+        await self.kill()
+
+    async def kill(self) -> None:
+        tasks = [*self._services, *self._retries, *(lane.task for lane in self._lanes if lane.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+
+    # --- fetching ----------------------------------------------------------------------------------------------
+
+    @property
+    def _wanted(self) -> int:
+        return 2 * self.plan.concurrency + 8 - len(self._ready)
+
+    async def _fetch(self, channel: Channel) -> None:
+        backoff = 0.1
+        while True:
+            if self._wanted <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                deliveries = await channel.get(self._wanted, WAIT)
+                backoff = 0.1
+            except BrokerError as error:
+                log.warning("reading %s failed, again in %.1f s: %s", self._input.topic.name, backoff, error)
+                await self.clock.sleep(backoff)
+                backoff = min(backoff * 2, LONGEST_BACKOFF)
+                continue
+            for delivery in deliveries:
+                self._held[id(delivery)] = delivery
+                self._ready.append(delivery)
+            self._wake(len(deliveries))
+
+    async def _renew(self, channel: Channel) -> None:
+        """Slow work keeps its lease."""
+        if not isinstance(channel, WorkQueue):
+            return
+        while True:
+            await self.clock.sleep(LEASE / 3)
+            if self._held:
+                try:
+                    await channel.extend(list(self._held.values()), LEASE)
+                except BrokerError as error:
+                    log.warning("agent %s: leases were not renewed: %s", self.plan.name, error)
+
+    async def next(self, lane: Lane, until: float | None = None) -> Part | None:
+        while True:
+            if not self.draining:
+                part = self._take(lane)
+                if part is not None:
+                    return part
+            if until is not None and self.clock.now() >= until:
+                return None
+            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
+            if self._at_rest is not None and not self._at_rest.done():
+                self._at_rest.set_result(None)
+            timer = (
+                None
+                if until is None
+                else self.clock.call_later(until - self.clock.now(), lambda: self._wake_lane(lane))
+            )
+            try:
+                await woken
+            finally:
+                self._waiting.pop(lane, None)
+                if timer is not None:
+                    timer.cancel()
+
+    def _wake_lane(self, lane: Lane) -> None:
+        woken = self._waiting.pop(lane, None)
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    def _wake(self, count: int) -> None:
+        for lane in list(self._waiting)[:count]:
+            self._wake_lane(lane)
+
+    def _take(self, lane: Lane) -> Part | None:
+        if lane.queue:
+            tickets = list(lane.queue)
+            lane.queue.clear()
+            return Part(self._input, tickets[0].segment, False, tickets)
+        while self._ready:
+            delivery = self._ready.popleft()
+            self._room.set()
+            ticket = self._ticket(delivery)
+            key = delivery.record.key
+            if key is not None and len(self._lanes) > 1:
+                owner, count = self._busy.get(key, (lane, 0))
+                self._busy[key] = (owner, count + 1)
+                if owner is not lane:
+                    owner.queue.append(ticket)
+                    self._wake_lane(owner)
+                    continue
+            return Part(self._input, ticket.segment, False, [ticket])
+        return None
+
+    def _ticket(self, delivery: Delivery) -> Ticket:
+        self._count += 1
+        segment = Segment([delivery.record], [self._count])
+        ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
+        ticket.attempts = delivery.attempts - 1
+        self._tickets[id(segment)] = delivery
+        return ticket
+
+    # --- one event ---------------------------------------------------------------------------------------------
+
+    def admit(self, lane: Lane, ticket: Ticket) -> bool:
+        only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
+        if only is not None and only.decode("utf-8", "replace") != self.plan.name:
+            self.finished(lane, (ticket,))
+            return False
+        return True
+
+    async def enter(self, lane: Lane, timestamp: int) -> None:
+        return
+
+    def leave(self, lane: Lane) -> None:
+        return
+
+    def table(self, plan: TablePlan) -> TableState | None:
+        return None
+
+    def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
+        answers = [(self.plan, record, value) for record, value in lane.answers if asked(self.plan, record)]
+        deliveries = [self._release(lane, ticket) for ticket in tickets]
+        self._done.append(_Done(deliveries, list(lane.outputs), answers))
+        self.outcomes.finished(len(tickets))
+        self._settle.set()
+
+    def _release(self, lane: Lane, ticket: Ticket) -> Delivery:
+        """The lane is through with this ticket."""
+        delivery = self._tickets.pop(id(ticket.segment))
+        key = ticket.record.key
+        if key is not None and key in self._busy:
+            owner, count = self._busy[key]
+            if count > 1:
+                self._busy[key] = (owner, count - 1)
+            else:
+                del self._busy[key]
+        return delivery
+
+    async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
+        lane.discard()
+        if len(tickets) > 1:
+            for ticket in tickets:
+                ticket.alone = True
+            lane.give_back(tickets)
+            return
+        if not tickets:
+            log.error("agent %s raised outside any event", self.plan.name, exc_info=error)
+            await self.clock.sleep(1.0)
+            return
+        self._end(lane, tickets[0], error, short_traceback(error))
+
+    async def returned(self, lane: Lane, progress: bool) -> None:
+        if not progress:
+            log.error("agent %s returned without reading its stream (is the `async for` missing?)", self.plan.name)
+            await self.clock.sleep(1.0)
+
+    def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
+        self._end(lane, ticket, explain(self._input.topic.value, error, ticket.record.value or b""), "")
+
+    def _end(self, lane: Lane, ticket: Ticket, error: Exception, trace: str) -> None:
+        attempts = ticket.attempts + 1
+        if self.settings.failures is not None:
+            self.settings.failures(self.plan.name, error)
+            decision = Decision(Action.SKIP, str(error))
+        else:
+            decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
+        log_failure(self.plan.name, ticket, lane, attempts, decision, error)
+        delivery = self._release(lane, ticket)
+        if decision.action is Action.RETRY:
+            self._later(delivery, decision.delay)
+            return
+        if decision.action is Action.HALT:
+            self.draining = True
+            log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, decision.reason)
+            return
+        outputs: list[tuple[tuple[str, int], Message]] = []
+        if decision.action is Action.DEAD_LETTER:
+            self.outcomes.dead_lettered()
+            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts)
+            outputs.append((self._worker.dead_letter_destination(self._input.topic.name, None), letter))
+        failure: list[Answer] = []
+        if ticket.record.headers and asked(self.plan, ticket.record):
+            failure.append((self.plan, ticket.record, Failure(decision.reason, trace)))
+        self._done.append(_Done([delivery], outputs, failure))
+        self._settle.set()
+
+    def _later(self, delivery: Delivery, delay: float) -> None:
+        """Deliver it again: by the broker where it can wait, else here."""
+        task = asyncio.get_running_loop().create_task(self._retry(delivery, delay))
+        self._retries.add(task)
+        task.add_done_callback(self._retries.discard)
+
+    async def _retry(self, delivery: Delivery, delay: float) -> None:
+        channel = self._channel
+        if isinstance(channel, WorkQueue):
+            try:
+                await channel.retry(delivery, delay)
+                self._held.pop(id(delivery), None)
+                return
+            except BrokerError as error:
+                log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
+        await self.clock.sleep(delay)
+        delivery.attempts += 1
+        self._ready.appendleft(delivery)
+        self._wake(1)
+
+    # --- settling ----------------------------------------------------------------------------------------------
+
+    async def _settle_all(self, channel: Channel) -> None:
+        """Send what finished events sent, then acknowledge, then answer: at least once."""
+        backoff = 0.1
+        while True:
+            await self._settle.wait()
+            self._settle.clear()
+            while self._done:
+                done = self._done[:]
+                try:
+                    await self._send([output for event in done for output in event.outputs])
+                    for event in done:
+                        event.outputs = []
+                    deliveries = [delivery for event in done for delivery in event.deliveries]
+                    await channel.commit(deliveries)
+                    backoff = 0.1
+                except BrokerError as error:
+                    log.warning("agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error)
+                    await self.clock.sleep(backoff)
+                    backoff = min(backoff * 2, LONGEST_BACKOFF)
+                    continue
+                for delivery in deliveries:
+                    self._held.pop(id(delivery), None)
+                answers = [answer for event in done for answer in event.answers]
+                del self._done[: len(done)]
+                if answers:
+                    await self._worker.answer(answers)
+
+    async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:
+        by_topic: dict[str, dict[int, list[Message]]] = {}
+        for (topic, partition), message in outputs:
+            by_topic.setdefault(topic, {}).setdefault(partition, []).append(message)
+        for topic, records in by_topic.items():
+            await self._worker.send_now(topic, records)
+
+
+_ = Any

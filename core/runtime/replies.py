@@ -1,0 +1,151 @@
+"""Questions and answers: who asked, where the answer goes, and how it finds the one who waits.
+
+An answer leaves after the commit of the event it answers, is not journaled, and is dropped if undeliverable (design
+rule 11). Within the process it takes no broker, but the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from thalweg import headers as names
+from thalweg.capabilities import Log
+from thalweg.codec import TypeCodec
+from thalweg.errors import AgentError, BrokerError
+from thalweg.message import Headers, Message, Record
+from thalweg.plan import AgentPlan
+
+from .sender import Sender
+from .task import Answer, Failure
+
+__all__ = ["REPLY_TO", "Replies"]
+
+log = logging.getLogger("thalweg")
+
+SUFFIX = "-replies"
+WAIT = 5.0
+
+
+class Replies:
+    """The answers that this process waits for, and those that its agents give."""
+
+    def __init__(
+        self,
+        app_id: str,
+        sender: Sender,
+        open_log: Callable[[str], Awaitable[Log]],
+        partition_in: Callable[[str, bytes | None], int | None],
+    ) -> None:
+        self.topic = app_id + SUFFIX
+        self._me = secrets.token_hex(8)
+        # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
+        self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
+        self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
+        self._partition = 0
+        self._address = b""
+        self._reader: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self, partitions: int) -> None:
+        """Be able to hear answers; called before the first question."""
+        async with self._starting:
+            if self._reader is not None:
+                return
+            self._partition = secrets.randbelow(partitions)
+            reader = await self._open_log(self.topic)
+            position = (await reader.bounds(self._partition)).last
+            self._address = f"{self.topic}/{self._partition}/{self._me}".encode()
+            self._reader = asyncio.get_running_loop().create_task(self._read(reader, position), name="thalweg replies")
+
+    @property
+    def started(self) -> bool:
+        return self._reader is not None
+
+    def expect(self, codec: TypeCodec[Any]) -> tuple[asyncio.Future[Any], Headers]:
+        """A future for one answer, and the headers that lead it here."""
+        correlation = secrets.token_bytes(16)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[correlation] = (answer, codec)
+        answer.add_done_callback(lambda _: self._waiting.pop(correlation, None))
+        return answer, ((names.REPLY, self._address), (names.CORRELATION, correlation))
+
+    # --- giving answers ------------------------------------------------------------------------------------------
+
+    async def deliver(self, answers: Sequence[Answer]) -> None:
+        for plan, record, value in answers:
+            address = names.find(record.headers, names.REPLY)
+            if address is None:
+                continue
+            topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
+            instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
+            correlation = names.find(record.headers, names.CORRELATION) or b""
+            message = self._message(plan, record, value, correlation)
+            if instance == self._me:
+                self._heard(message)
+            elif topic.endswith(SUFFIX) and rest.isdigit():
+                await self._send(topic, int(rest), message)
+            elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
+                await self._send(rest, partition, message)
+
+    @staticmethod
+    def _message(plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> Message:
+        headers: Headers = ((names.CORRELATION, correlation),)
+        if isinstance(value, Failure):
+            headers = (*headers, (names.ERROR, value.trace.encode("utf-8", "replace")))
+            return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
+        return Message(plan.answer.encode(value), record.key, headers, record.timestamp)
+
+    async def _send(self, topic: str, partition: int, message: Message) -> None:
+        try:
+            await self._sender.send(topic, {partition: [message]})
+        except BrokerError as error:
+            log.warning("an answer was dropped: %s", error)
+
+    # --- hearing answers -----------------------------------------------------------------------------------------
+
+    async def _read(self, reader: Log, position: int | None) -> None:
+        try:
+            while True:
+                try:
+                    batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
+                except BrokerError as error:
+                    log.warning("reading answers failed, again in 1 s: %s", error)
+                    await asyncio.sleep(1)
+                    continue
+                for batch in batches.values():
+                    position = batch.positions[-1]
+                    for record in batch.records:
+                        self._heard(record)
+        finally:
+            await reader.close()
+
+    def _heard(self, record: Record) -> None:
+        waiting = self._waiting.get(names.find(record.headers, names.CORRELATION) or b"")
+        if waiting is None or waiting[0].done():
+            return
+        answer, codec = waiting
+        error = names.find(record.headers, names.ERROR)
+        if error is not None:
+            text = (record.value or b"").decode("utf-8", "replace")
+            answer.set_exception(AgentError(text, error.decode("utf-8", "replace")))
+            return
+        try:
+            answer.set_result(codec.decode(record.value or b""))
+        except Exception as caught:
+            answer.set_exception(AgentError(f"the answer could not be decoded: {caught}"))
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+        for answer, _ in list(self._waiting.values()):
+            answer.cancel()
+
+
+REPLY_TO = "to"
+"""In an address: the answer goes to a named topic, as a message of its own."""

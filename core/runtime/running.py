@@ -1,0 +1,267 @@
+"""An app that has been started: the open transport, and everything that topics, agents and tables do through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from thalweg import headers as names
+from thalweg.capabilities import Log, Logs, require
+from thalweg.channel import Capability, Channel, Transport
+from thalweg.clock import Clock
+from thalweg.codec import TypeCodec
+from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead, ThalwegError
+from thalweg.message import Headers, Message, Record
+from thalweg.plan import AgentPlan, TopicPlan
+
+from .agent_task import AgentTask
+from .context import current_lane
+from .lane import Lane
+from .replies import REPLY_TO, Replies
+from .sender import Sender
+from .tables import MISSING, TablePlan
+from .worker import Worker
+
+__all__ = ["Asked", "Running"]
+
+ASK_WINDOW = 1000
+"""How many questions of one `ask_many` wait at a time."""
+
+
+class Asked(Protocol):
+    """An agent as `ask` needs it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def plan(self) -> AgentPlan: ...
+    def question(self, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
+        """Where a question goes, and its bytes."""
+        ...
+
+
+class Leading(Protocol):
+    @property
+    def leads(self) -> bool: ...
+
+
+class Running:
+    def __init__(
+        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+    ) -> None:
+        self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
+        self.message_bytes = transport.limits.message_bytes
+        self.worker: Worker | None = None
+        self.clockwork: Leading | None = None
+        self.guarantee = "at_least_once"
+        self.reply_partitions = 1
+        self.loop = asyncio.get_running_loop()
+        self._topics = topics
+        self._sender = Sender(self._open_log)
+        self._channels: dict[str, Channel] = {}
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+
+    async def _open_log(self, topic: str) -> Log:
+        logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
+        return await logs.log(topic)
+
+    def _partition_in(self, topic: str, key: bytes | None) -> int | None:
+        plan = self._topics.get(topic)
+        if plan is None or plan.spec.queue or not plan.partitions:
+            return None
+        return 0 if key is None else plan.partition_of(key, plan.partitions)
+
+    async def close(self) -> None:
+        await self.replies.close()
+        await self._sender.close()
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    async def send(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
+        if Capability.LOG in self.transport.capabilities:
+            await self._sender.send(topic, records)
+        else:
+            await self.put(topic, [message for messages in records.values() for message in messages])
+
+    async def put(self, topic: str, messages: Sequence[Message]) -> None:
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels.setdefault(topic, await self.transport.channel(topic, f"{self.app_id}-put"))
+        await channel.put(messages)
+
+    async def send_any(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
+        """To a topic's partitions, or to a queue (partition -1)."""
+        queued = records.get(-1)
+        if queued:
+            await self.put(topic, queued)
+        logged = {partition: messages for partition, messages in records.items() if partition >= 0}
+        if logged:
+            await self.send(topic, logged)
+
+    @property
+    def has_log(self) -> bool:
+        return Capability.LOG in self.transport.capabilities
+
+    async def open_log(self, topic: str) -> Log:
+        return await self._open_log(topic)
+
+    async def peek_queue(self, topic: str) -> AsyncIterator[Record]:
+        """What lies in a queue now; it stays there."""
+        channel = await self.transport.channel(topic, f"{self.app_id}-peek")
+        try:
+            while deliveries := await channel.get(1000, 0):
+                for delivery in deliveries:
+                    yield delivery.record
+        finally:
+            await channel.close()
+
+    @property
+    def is_leader(self) -> bool:
+        return self.clockwork is not None and self.clockwork.leads
+
+    def partitions_of(self, plan: TopicPlan) -> int:
+        if not plan.partitions:
+            raise ConfigurationError(f"topic {plan.name!r} was declared after the app had started; declare it before")
+        return plan.partitions
+
+    # --- asking ----------------------------------------------------------------------------------------------
+
+    async def ask(self, agent: Asked, value: Any, key: Any, timeout: float) -> Any:
+        if not self.replies.started:
+            await self.replies.start(self.reply_partitions)
+        lane = current_lane.get()
+        inside = lane is not None and lane.app is self.app and lane.open
+        answer, headers = self.replies.expect(agent.plan.answer)
+        if inside and lane is not None:
+            headers = (*headers, (names.ID, lane.ask_id().encode()))
+        topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
+        try:
+            if inside and lane is not None:
+                _refuse_deadlock(lane, agent, topic, partition, message.key)
+                await lane.pause()
+            try:
+                await self._ask(topic, partition, message)
+                async with self.clock.timeout(timeout):
+                    return await answer
+            except TimeoutError:
+                raise TimeoutError(f"agent {agent.name!r} gave no answer within timeout={timeout:g} s") from None
+        finally:
+            answer.cancel()
+            if inside and lane is not None:
+                await lane.resume()
+
+    async def _ask(self, topic: TopicPlan, partition: int, message: Message) -> None:
+        if topic.spec.queue:
+            await self.put(topic.name, [message])
+        else:
+            await self.send(topic.name, {partition: [message]})
+
+    async def cast(self, agent: Asked, value: Any, key: Any, reply_to: Any, correlation: str | None) -> None:
+        headers: Headers = ()
+        if reply_to is not None:
+            target = reply_to.name if not hasattr(reply_to, "plan") else reply_to.plan.sources[0].topic.name
+            if target not in self._topics:
+                raise ConfigurationError(f"reply_to={reply_to!r}: topic {target!r} is not one of this app")
+            address = f"/{target}/{REPLY_TO}".encode()
+            headers = ((names.REPLY, address), (names.ANSWERS, agent.name.encode()))
+        if correlation is not None:
+            headers = (*headers, (names.CORRELATION, correlation.encode()))
+        topic, partition, message = agent.question(value, key, headers)
+        lane = current_lane.get()
+        if lane is not None and lane.app is self.app and lane.open:
+            lane.send((topic.name, partition), message)
+        else:
+            await self._ask(topic, partition, message)
+
+    async def ask_many(self, agent: Asked, values: Iterable[Any], key: Any, timeout: float) -> AsyncIterator[Any]:
+        async for _, answer in self._ask_each(agent, values, key, timeout):
+            yield answer
+
+    async def ask_all(self, agent: Asked, values: Iterable[Any], key: Any, timeout: float) -> list[Any]:
+        answers = [pair async for pair in self._ask_each(agent, values, key, timeout)]
+        return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
+
+    async def _ask_each(
+        self, agent: Asked, values: Iterable[Any], key: Any, timeout: float
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """Pairs of number and answer, as they come; at most ASK_WINDOW questions are open."""
+
+        async def one(number: int, value: Any) -> tuple[int, Any]:
+            return number, await self.ask(agent, value, key(value) if callable(key) else key, timeout)
+
+        waiting: set[asyncio.Task[tuple[int, Any]]] = set()
+        try:
+            for number, value in enumerate(values):
+                waiting.add(asyncio.get_running_loop().create_task(one(number, value)))
+                while len(waiting) >= ASK_WINDOW:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    # --- reading tables ----------------------------------------------------------------------------------------
+
+    def read_table(self, plan: TablePlan, key: Any) -> Any:
+        """The row as finished events left it, or MISSING. Raises StaleRead if this worker does not own the key."""
+        raw = plan.encode_key(key)
+        partition = plan.partition_of(raw, plan.partitions)
+        task = None if self.worker is None else self.worker.serving(plan.group, partition)
+        if task is None:
+            raise StaleRead(
+                f"table {plan.name!r}: partition {partition} (of key {key!r}) is not on this worker now; "
+                f"use `await table.ask(key)`, which finds its owner"
+            )
+        state = task.tables[plan.name]
+        for lane in task.open_lanes():
+            for changed, changed_key, old in lane.undo:
+                if changed is state and changed_key == key:
+                    return old
+        return state.fetch(key)
+
+    def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
+        if self.worker is not None:
+            for partition in range(plan.partitions):
+                task = self.worker.serving(plan.group, partition)
+                if task is not None:
+                    yield from task.tables[plan.name].items(task.open_lanes())
+
+    async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
+        value = self.read_table(plan, key)
+        if value is MISSING:
+            return None if plan.default is None else plan.default()
+        return value
+
+
+def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int, key: bytes | None) -> None:
+    """An event that asks what can only run after it would wait for itself (design rule 11)."""
+    host = lane.host
+    if not isinstance(host, AgentTask) or topic.group != host.task.group or partition != host.task.index:
+        return
+    if topic.spec.queue:
+        return
+    if agent.plan is host.plan:
+        if host.plan.concurrency == 1 or (key is not None and key == lane.key_bytes):
+            raise AskDeadlock(
+                f"agent {agent.name!r} asks itself, and the question would wait behind the very event that asks; "
+                "call the function directly, or cast"
+            )
+    elif agent.plan.stateful and host.plan.stateful and lane.touched:
+        raise AskDeadlock(
+            f"agent {host.plan.name!r} asks {agent.name!r} after its event has touched a table; both take turns in "
+            f"partition {partition}, so the answer cannot come before this event has finished. Ask before you touch a "
+            "table, or cast and let the answer come as an event (reply_to=)"
+        )
+
+
+_ = (Callable, ThalwegError, TypeCodec)

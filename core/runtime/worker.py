@@ -1,0 +1,299 @@
+"""A worker: the tasks it owns, the readers that feed them, the committer they share; started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from thalweg.capabilities import Fencing, Log, Logs
+from thalweg.channel import Capability, Transport
+from thalweg.errors import BrokerError, ConfigurationError, StoreError
+from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
+from thalweg.message import Message, Position
+from thalweg.plan import AgentPlan, Destination
+from thalweg.store import Store, Stores
+
+from .agent_task import AgentTask
+from .committer import Committer
+from .ownership import Ownership
+from .settings import Settings
+from .source import Source
+from .tables import TablePlan
+from .task import Answer, RolledBack, Task, TaskKey
+from .topic_input import TopicInput
+
+__all__ = ["Group", "Worker"]
+
+log = logging.getLogger("thalweg")
+
+RESTARTS = 10
+"""How often in a row a task may fail without progress before the worker gives up and says so."""
+
+
+class Group:
+    """Topics of one partition count, the agents that read them and the tables that are co-partitioned with them."""
+
+    def __init__(self, name: str, partitions: int) -> None:
+        self.name, self.partitions = name, partitions
+        self.agents: list[AgentPlan] = []
+        self.tables: list[TablePlan] = []
+
+
+class Worker:
+    def __init__(
+        self,
+        app: object,
+        app_id: str,
+        transport: Transport,
+        stores: Stores,
+        settings: Settings,
+        groups: Mapping[str, Group],
+        partitioner: str,
+        answer: Callable[[Sequence[Answer]], Coroutine[Any, Any, None]],
+        dead_letters: Callable[[str, bytes | None], Destination],
+        send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.app, self.app_id = app, app_id
+        self.transport, self.settings, self.partitioner = transport, settings, partitioner
+        self.message_bytes = transport.limits.message_bytes
+        self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
+        self.context = contextvars.copy_context()
+        self.me = secrets.token_hex(8)
+        self.tasks: dict[TaskKey, Task] = {}
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets the exception when the worker cannot go on."""
+        self._stores, self._groups = stores, groups
+        self._logs: dict[str, Log] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
+        self._services: list[asyncio.Task[Any]] = []
+        self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
+        self._failures: dict[TaskKey, tuple[int, int]] = {}
+        self._stopping = False
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
+        self.writer = self._make_writer()
+        self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
+        keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
+        self.ownership = Ownership(
+            transport, app_id, self.me, keys, settings, open_task=self._open_task, close_task=self._close_task
+        )
+
+    def _make_writer(self) -> JournalWriter:
+        if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
+            return FencedWriter(self.transport)
+        return ReadBackWriter(self._new_log)
+
+    # --- start and stop ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Return when the tasks of this worker's share run."""
+        if not any(group.partitions for group in self._groups.values()):
+            return
+        self._run(self.committer.run(), "committer")
+        self._run(self.ownership.run(), "ownership")
+        settled = asyncio.ensure_future(self.ownership.settled.wait())
+        both: list[asyncio.Future[Any]] = [settled, self.failed]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if self.failed.done():
+            self.failed.result()
+
+    async def stop(self) -> None:
+        """Drain, commit, release, close: in good order."""
+        self._stopping = True
+        await self._cancel([service for service in self._services if service.get_name() == "ownership"])
+        await self._cancel(list(self._restarting.values()))
+        await self.ownership.leave()
+        await self._cancel(self._services)
+        await self._close_logs()
+
+    async def kill(self) -> None:
+        """As if the process died: nothing is drained, committed or released."""
+        self._stopping = True
+        await self._cancel([*self._restarting.values(), *self._services])
+        for task in self.tasks.values():
+            await self._closing(task)
+            await task.stop_lanes()
+            task.close()
+        self.tasks.clear()
+        await self._close_logs()
+
+    async def _close_logs(self) -> None:
+        for reader in self._logs.values():
+            await reader.close()
+        self._logs.clear()
+        self._sources.clear()
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
+        service = asyncio.get_running_loop().create_task(coroutine, name=name)
+        service.add_done_callback(self._service_done)
+        self._services.append(service)
+
+    def _service_done(self, service: asyncio.Task[Any]) -> None:
+        if not service.cancelled() and (error := service.exception()) is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self.failed.done():
+            log.critical("the worker cannot go on: %s", error, exc_info=error)
+            self.failed.set_exception(error)
+            self.failed.exception()  # retrieved: whoever waits gets it still
+
+    @staticmethod
+    async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def on_task(
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Call back when this task runs here, and before it ceases to."""
+        self._on_task[key] = (opened, closing)
+
+    async def _closing(self, task: Task) -> None:
+        hook = self._on_task.get(task.key)
+        if hook is not None:
+            await hook[1]()
+
+    # --- tasks -------------------------------------------------------------------------------------------------
+
+    async def _open_task(self, key: TaskKey) -> None:
+        group = self._groups[key[0]]
+        task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
+        task.failed = lambda error: self._task_failed(task, error)
+        self.tasks[key] = task
+        await self._try_open(task)
+
+    async def _try_open(self, task: Task) -> None:
+        try:
+            await task.open()
+        except Exception as error:
+            self._task_failed(task, error)
+        else:
+            self.committer.tasks[task.journal] = task
+            self.committer.soon()
+            hook = self._on_task.get(task.key)
+            if hook is not None:
+                hook[0]()
+
+    async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
+        restarting = self._restarting.pop(key, None)
+        if restarting is not None:
+            await self._cancel([restarting])
+        task = self.tasks.pop(key, None)
+        if task is None:
+            return
+        await self._closing(task)
+        if in_good_order and task.journal in self.committer.tasks:
+            await task.drain()
+            await self.committer.commit()
+        await task.stop_lanes()
+        if in_good_order and self.committer.tasks.get(task.journal) is task:
+            await self.committer.commit()  # what finished while the others were being cancelled
+            await self.committer.release(task)
+        self.committer.tasks.pop(task.journal, None)
+        task.close()
+
+    def _task_failed(self, task: Task, error: BaseException) -> None:
+        """A commit was refused or nobody knows, a store broke, a rollback is wanted: start over from the journal."""
+        self.committer.tasks.pop(task.journal, None)
+        if self._stopping or task.key in self._restarting or self.tasks.get(task.key) is not task:
+            return
+        if isinstance(error, ConfigurationError):
+            self._give_up(error)
+            return
+        self._restarting[task.key] = asyncio.get_running_loop().create_task(
+            self._restart(task, error), name=f"restart {task.group}/{task.index}", context=self.context.copy()
+        )
+
+    async def _restart(self, task: Task, error: BaseException) -> None:
+        try:
+            await self._closing(task)
+            await task.stop_lanes()
+            if not isinstance(error, RolledBack):
+                delay = self._backoff(task, error)
+                if delay is None:
+                    return
+                await self.settings.clock.sleep(delay)
+            if isinstance(error, StoreError):
+                task.forget_store()
+        finally:
+            self._restarting.pop(task.key, None)
+        await self._try_open(task)
+
+    def _backoff(self, task: Task, error: BaseException) -> float | None:
+        """Seconds until the next try; None once there were too many without a commit in between."""
+        count, commits = self._failures.get(task.key, (0, -1))
+        count = count + 1 if commits == task.commits else 1
+        self._failures[task.key] = (count, task.commits)
+        known = isinstance(error, BrokerError | StoreError)
+        if count > RESTARTS and not known:
+            self._give_up(error)
+            return None
+        delay = min(10.0, 0.05 * 2.0 ** (count - 1))
+        log.warning(
+            "task %s/%d starts over in %.2f s: %s",
+            *task.key,
+            delay,
+            error or type(error).__name__,
+            exc_info=None if known else error,
+        )
+        return delay
+
+    def serving(self, group: str, index: int) -> Task | None:
+        """The task, if this worker may serve reads of its tables."""
+        task = self.tasks.get((group, index))
+        if task is None or task.journal not in self.committer.tasks or not self.ownership.holds(task.key):
+            return None
+        return task
+
+    def joins_commits(self, destination: Destination) -> bool:
+        """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
+        return self.writer.atomic_outputs and destination[1] >= 0
+
+    # --- what tasks use ------------------------------------------------------------------------------------------
+
+    def journal_topic(self, group: str) -> str:
+        return f"{self.app_id}-journal-{group}"
+
+    async def log(self, topic: str) -> Log:
+        """One shared reader a topic, for looking things up."""
+        if topic not in self._logs:
+            self._logs[topic] = await self._new_log(topic)
+        return self._logs[topic]
+
+    async def _new_log(self, topic: str) -> Log:
+        assert isinstance(self.transport, Logs)
+        return await self.transport.log(topic)
+
+    def open_store(self, group: str, index: int) -> Store:
+        return self._stores.open(f"{self.app_id}-{group}-{index}")
+
+    async def start_position(self, input_: TopicInput) -> Position | None:
+        start = input_.topic.start
+        reader = await self.log(input_.topic.name)
+        if start == "earliest":
+            return None
+        if start == "latest":
+            return (await reader.bounds(input_.partition)).last
+        return await reader.find(input_.partition, round(start * 1000))
+
+    def fetch(self, agent: AgentTask, input_: TopicInput) -> None:
+        key = (agent.plan.name, input_.topic.name)
+        if key not in self._sources:
+            self._sources[key] = Source(input_.topic.name, self._new_log, self.settings)
+            self._run(self._sources[key].run(), f"source {key[0]} {key[1]}")
+        self._sources[key].add(input_)
+
+    def fetch_more(self, input_: TopicInput) -> None:
+        self._sources[(input_.agent.plan.name, input_.topic.name)].more(input_)
+
+    def stop_fetching(self, input_: TopicInput) -> None:
+        source = self._sources.get((input_.agent.plan.name, input_.topic.name))
+        if source is not None:
+            source.remove(input_)

@@ -1,0 +1,57 @@
+"""What runs by the clock: timers, crontabs and background functions, as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from .errors import ConfigurationError
+
+__all__ = ["Background", "Crontab", "Misfire", "Timer"]
+
+Misfire = Literal["run_once", "skip"]
+Function = Callable[[], Awaitable[None]]
+
+
+class Timer:
+    def __init__(self, name: str, function: Function, interval: float, on_leader: bool) -> None:
+        self.name, self.function, self.interval, self.on_leader = name, function, interval, on_leader
+
+
+class Background:
+    def __init__(self, name: str, function: Function, on_leader: bool) -> None:
+        self.name, self.function, self.on_leader = name, function, on_leader
+
+
+class Crontab:
+    """A cron expression in a time zone. Where clocks are set forward or back, Debian cron's rules hold (cronsim)."""
+
+    def __init__(
+        self, name: str, function: Function, expression: str, timezone: str, on_leader: bool, misfire: Misfire
+    ) -> None:
+        try:
+            self.zone = ZoneInfo(timezone)
+        except Exception:
+            raise ConfigurationError(
+                f"crontab {name!r}: timezone={timezone!r} is unknown; write e.g. 'Europe/London'"
+            ) from None
+        if misfire not in ("run_once", "skip"):
+            raise ConfigurationError(f"crontab {name!r}: misfire={misfire!r}; expected 'run_once' or 'skip'")
+        self.name, self.function, self.expression = name, function, expression
+        self.on_leader, self.misfire = on_leader, misfire
+        try:
+            self.after(0.0)
+        except CronSimError as error:
+            raise ConfigurationError(
+                f"crontab {name!r}: {expression!r} is not a cron expression ({error}); write e.g. '*/5 * * * *'"
+            ) from None
+        except StopIteration:
+            raise ConfigurationError(f"crontab {name!r}: {expression!r} never happens") from None
+
+    def after(self, moment: float) -> float:
+        """The first time after `moment`, both in seconds since the epoch."""
+        return next(CronSim(self.expression, datetime.fromtimestamp(moment, self.zone))).timestamp()

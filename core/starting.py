@@ -1,0 +1,286 @@
+"""From a declared app to a running one: meet the broker, check what the program needs, create topics, start the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from .capabilities import Logs, require
+from .channel import Capability, TopicSpec, Transport
+from .dead_letters import dead_letter_topic
+from .errors import ConfigurationError, JournalMismatch
+from .journal.leftovers import names_in
+from .plan import Destination, TopicPlan
+from .registry import load_stores, load_transport
+from .runtime.clockwork import Clockwork
+from .runtime.queue_host import QueueRunner
+from .runtime.replies import SUFFIX
+from .runtime.running import Running
+from .runtime.settings import Settings
+from .runtime.worker import Group, Worker
+from .schedule import Background, Crontab, Timer
+from .store import Stores
+
+if TYPE_CHECKING:
+    from .app import App
+
+__all__ = ["client_running", "worker_running"]
+
+log = logging.getLogger("thalweg")
+
+LOG_URLS = "memory://, sqlite:///file"
+LEADER_GROUP = "leader"
+
+
+@asynccontextmanager
+async def client_running(app: App) -> AsyncIterator[App]:
+    """Connected, for sends and questions; no agent runs."""
+    if app.is_running:
+        raise ConfigurationError(f"app {app.id!r} runs already")
+    app.load()
+    async with AsyncExitStack() as stack:
+        await _connect(app, stack, load_transport(app.broker))
+        yield app
+
+
+@asynccontextmanager
+async def worker_running(
+    app: App,
+    *,
+    transport: Transport | None = None,
+    stores: Stores | None = None,
+    failures: Callable[[str, BaseException], None] | None = None,
+    serve_errors: bool = True,
+) -> AsyncIterator[Worker]:
+    """The whole worker: started in order, stopped in reverse."""
+    if app.is_running:
+        raise ConfigurationError(f"app {app.id!r} runs already")
+    app.load()
+    async with AsyncExitStack() as stack:
+        running = await _connect(app, stack, transport or load_transport(app.broker))
+        if app.lifespan is not None:
+            await stack.enter_async_context(app.lifespan(app))
+        stores = stores or load_stores(app.store)
+        stack.callback(stores.close)
+        stack.callback(app.close_threads)
+        worker = _make_worker(app, running, stores, failures)
+        running.worker = worker
+        queues = [
+            QueueRunner(worker, agent.plan, source)
+            for agent in app.agents.values()
+            for source in agent.plan.sources
+            if _by_channel(source.topic, running.transport)
+        ]
+        clockwork = Clockwork(worker, app.timers, app.crontabs, app.backgrounds, leader_task=(LEADER_GROUP, 0))
+        running.clockwork = clockwork
+        stop = _Stop(worker, queues, clockwork)
+        stack.push_async_callback(stop)
+        await worker.start()
+        for queue in queues:
+            await queue.start()
+        await clockwork.start()
+        worker.stop_by_kill = stop.by_kill
+        yield worker
+
+
+class _Stop:
+    """Stops the parts in reverse order, once: in good order, or as if the process had died."""
+
+    def __init__(self, worker: Worker, queues: Sequence[QueueRunner], clockwork: Clockwork) -> None:
+        self._worker, self._queues, self._clockwork = worker, queues, clockwork
+        self._done = False
+
+    async def __call__(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        await self._clockwork.stop()
+        await asyncio.gather(*(queue.stop() for queue in self._queues))
+        await self._worker.stop()
+
+    async def by_kill(self) -> None:
+        self._done = True
+        await self._clockwork.stop()
+        await asyncio.gather(*(queue.kill() for queue in self._queues))
+        await self._worker.kill()
+
+
+async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Running:
+    await transport.open()
+    stack.push_async_callback(transport.close)
+    _check_needs(app, transport)
+    await _declare(app, transport)
+    running = Running(app, app.id, transport, app.clock, app.topics)
+    running.guarantee = _guarantee(app, transport)
+    running.reply_partitions = app.default_partitions
+    stack.push_async_callback(running.close)
+    app.set_running(running)
+    stack.callback(app.set_running, None)
+    await _start_replicas(app, running, stack)
+    return running
+
+
+async def _start_replicas(app: App, running: Running, stack: AsyncExitStack) -> None:
+    """Replicated tables are complete as of now before anything else begins."""
+    loop = asyncio.get_running_loop()
+    for replica in app.replicas:
+        replica.clear()
+        ready = loop.create_future()
+        reader = await running.open_log(replica.topic_name)
+        following = loop.create_task(replica.follow(reader, ready), name=f"thalweg table {replica.name}")
+        stack.push_async_callback(_cancelled, following)
+        both: list[asyncio.Future[None]] = [ready, following]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _by_channel(topic: TopicPlan, transport: Transport) -> bool:
+    """Whether a source is read through a Channel: every queue, and topics where the transport has no log."""
+    return topic.spec.queue or Capability.LOG not in transport.capabilities
+
+
+def _check_needs(app: App, transport: Transport) -> None:
+    """Refuse in a sentence what this transport cannot do; never a silent downgrade."""
+
+    def need_log(feature: str) -> None:
+        require(transport, Capability.LOG, Logs, feature, LOG_URLS)  # type: ignore[type-abstract]
+
+    for name in app.tables:
+        need_log(f"table {name!r}")
+    for crontab in app.crontabs:
+        if crontab.on_leader:
+            need_log(f"crontab {crontab.name!r} with on_leader=True")
+    for name, agent in app.agents.items():
+        if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
+            raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")
+    if app.wanted_guarantee == "exactly_once":
+        need_log("guarantee='exactly_once'")
+        for name, agent in app.agents.items():
+            if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
+                raise ConfigurationError(
+                    f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
+                )
+
+
+def _guarantee(app: App, transport: Transport) -> str:
+    if app.wanted_guarantee == "at_least_once" or Capability.LOG not in transport.capabilities:
+        return "at_least_once"
+    return "exactly_once"
+
+
+async def _declare(app: App, transport: Transport) -> None:
+    """Create what is missing, learn every topic's partition count, and put tables with their topics."""
+    has_log = Capability.LOG in transport.capabilities
+    plans = list(app.topics.values())
+    for plan, info in zip(plans, await transport.declare([plan.spec for plan in plans]), strict=True):
+        plan.partitions = info.partitions
+    app.resolve_partitions()
+    for name, table in app.tables.items():
+        like = app.table_like[name]
+        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or app.default_partitions
+        table.group = str(table.partitions)
+    if not has_log:
+        internal: list[TopicSpec] = []
+    else:
+        internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
+        for group in _groups(app, transport).values():
+            internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions))
+    internal.extend(
+        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
+    )
+    await transport.declare(internal)
+    if has_log:
+        await _check_leftovers(app, transport)
+
+
+async def _check_leftovers(app: App, transport: Transport) -> None:
+    """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
+    prefix = f"{app.id}-journal-"
+    current = {f"{prefix}{name}" for name in _groups(app, transport)}
+    for info in await transport.topics():
+        group = info.name.removeprefix(prefix)
+        if not info.name.startswith(prefix) or info.name in current or not group.isdigit():
+            continue
+        assert isinstance(transport, Logs)
+        reader = await transport.log(info.name)
+        try:
+            names = await names_in(reader, range(info.partitions))
+        finally:
+            await reader.close()
+        moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
+        for agent in app.agents.values():
+            for source in agent.plan.sources:
+                if ("input", f"{agent.name}/{source.topic.name}") in names:
+                    moved.append(f"agent {agent.name!r}'s position in {source.topic.name!r}")
+        if moved:
+            raise JournalMismatch(
+                f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "
+                "count for it, and the state would be orphaned. Restore the old partition count (`partitions=`, "
+                "`like=`), or start under a new app id and replay the topics"
+            )
+
+
+def _groups(app: App, transport: Transport) -> Mapping[str, Group]:
+    """Agents by the partition count of what they read; tables by theirs."""
+    groups: dict[str, Group] = {}
+
+    def group(partitions: int) -> Group:
+        return groups.setdefault(str(partitions), Group(str(partitions), partitions))
+
+    for name, agent in app.agents.items():
+        topics = [source.topic for source in agent.plan.sources if not _by_channel(source.topic, transport)]
+        if not topics:
+            continue
+        counts = {topic.name: topic.partitions for topic in topics}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
+            raise ConfigurationError(
+                f"agent {name!r} reads topics of different partition counts ({listed}); "
+                "bring them to one count with .repartition(name=…, partitions=…)"
+            )
+        group(topics[0].partitions).agents.append(agent.plan)
+    for table in app.tables.values():
+        group(table.partitions).tables.append(table)
+    scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
+    if any(part.on_leader for part in scheduled):
+        groups[LEADER_GROUP] = Group(LEADER_GROUP, 1)
+    return groups
+
+
+def _make_worker(
+    app: App, running: Running, stores: Stores, failures: Callable[[str, BaseException], None] | None
+) -> Worker:
+    settings = Settings(
+        clock=app.clock,
+        commit_interval=app.commit_interval,
+        lease=app.lease,
+        drain_timeout=app.drain_timeout,
+        max_event_outputs=app.max_event_outputs,
+        exactly_once=running.guarantee == "exactly_once",
+        failures=failures,
+    )
+
+    def dead_letters(topic: str, key: bytes | None) -> Destination:
+        return dead_letter_topic(app.id, topic), 0
+
+    return Worker(
+        app,
+        app.id,
+        running.transport,
+        stores,
+        settings,
+        _groups(app, running.transport),
+        "murmur2",
+        running.replies.deliver,
+        dead_letters,
+        running.send_any,
+    )

@@ -1,0 +1,126 @@
+"""A topic read as a table (KTable): an internal agent keeps the last value of each key.
+
+With `replicated=True` every worker reads all partitions into memory instead (GlobalKTable): no journal, the topic
+itself is the log it is rebuilt from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .capabilities import Log
+from .codec import checker_for
+from .errors import BrokerError, OutsideEvent
+from .event import Event
+from .stream import Stream
+from .table import Table
+
+if TYPE_CHECKING:
+    from .app import App
+    from .topic import Topic
+
+__all__ = ["Replica", "add_topic_table"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+log = logging.getLogger("thalweg")
+
+WAIT = 5.0
+
+
+def add_topic_table(app: App, topic: Topic[K, V], name: str, replicated: bool) -> Table[K, V]:
+    if replicated:
+        return Replica(app, topic, name)
+    table = app.declare_table_of(topic, name)
+
+    async def follow(stream: Stream[Event[V, K]]) -> None:
+        async for event in stream:
+            if event.key is None:
+                continue  # belongs to no row
+            if event.record.value is None:
+                table._remove(event.key)
+            else:
+                table._put(event.key, event.value)
+
+    app.add_internal_agent(follow, topic.stream().events(), f"table-{name}")
+    return table
+
+
+class Replica(Table[K, V]):
+    """All partitions of a topic, on every worker and client, in memory. Complete as of its start once the app runs."""
+
+    def __init__(self, app: App, topic: Topic[K, V], name: str) -> None:
+        plan, key = app.replica_plan(topic, name)
+        super().__init__(app, plan, key, checker_for(object), read_only=True)
+        self._topic = topic._plan
+        self._rows: dict[K, V] = {}
+        app.replicas.append(self)
+
+    async def follow(self, reader: Log, ready: asyncio.Future[None]) -> None:
+        """Read from the first record, for ever; `ready` is set once all that lay there at first has been read."""
+        partitions = range(self._topic.partitions)
+        ends = {partition: (await reader.bounds(partition)).last for partition in partitions}
+        after: dict[int, int | None] = dict.fromkeys(partitions)
+        try:
+            while True:
+                if not ready.done() and all(end is None or (after[p] or -1) >= end for p, end in ends.items()):
+                    ready.set_result(None)
+                try:
+                    batches = await reader.read(after, 2000, 16 << 20, WAIT)
+                except BrokerError as error:
+                    log.warning("table %s: reading failed, again in 1 s: %s", self.name, error)
+                    await self._app.clock.sleep(1)
+                    continue
+                for partition, batch in batches.items():
+                    for record in batch.records:
+                        self._take(record.key, record.value)
+                    after[partition] = batch.positions[-1]
+        finally:
+            await reader.close()
+
+    def _take(self, raw_key: bytes | None, raw: bytes | None) -> None:
+        if raw_key is None:
+            return
+        try:
+            key = self._topic.key.decode(raw_key)
+            if raw is None:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = self._topic.value.decode(raw)
+        except Exception as error:
+            log.error("table %s: a record was passed over: %s", self.name, error)
+
+    @property
+    def topic_name(self) -> str:
+        return self._topic.name
+
+    def clear(self) -> None:
+        self._rows.clear()
+
+    def __getitem__(self, key: K) -> V:
+        return self._rows[key]
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._rows
+
+    def get(self, key: K, default: Any = None) -> Any:
+        return self._rows.get(key, default)
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        return iter(list(self._rows.items()))
+
+    async def ask(self, key: K, *, timeout: float = 10.0) -> V | None:
+        return self._rows.get(key)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        raise OutsideEvent(
+            f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send to the topic"
+        )
+
+    def __delitem__(self, key: K) -> None:
+        raise OutsideEvent(
+            f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send None to the topic"
+        )

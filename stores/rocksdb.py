@@ -1,0 +1,223 @@
+"""`rocksdb:///folder`: one RocksDB database a store, for state far larger than memory (extra: `thalweg[rocksdb]`).
+
+`rocksdb:///state` is relative, `rocksdb:////var/lib/state` absolute. The store `bank-3` lies in `state/bank-3.rocksdb`,
+locked by `bank-3.rocksdb.lock`, which stays. Options: see `RocksdbOptions`.
+
+Each `apply` is one write batch that goes to RocksDB's own log, not synced: a killed process loses nothing, a power cut
+the last batches, and these the journal gives again. Rows and checkpoint share one column family: its parts reach the
+disk in the order of their writing, so that the checkpoint is never ahead of the rows. Damage is found by RocksDB's
+checksums, with one exception that it has no means against: a MANIFEST file that lost its last, once synced, records.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from thalweg.errors import StoreError
+from thalweg.store import Checkpoint
+from thalweg.url import Url
+
+from .disk import Place, folder_of, log
+from .paging import in_pages
+
+try:
+    from rocksdict import (
+        BlockBasedOptions,
+        Cache,
+        DbClosedError,
+        DBRecoveryMode,
+        Options,
+        Rdict,
+        ReadOptions,
+        WriteBatch,
+        WriteBufferManager,
+    )
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("rocksdict is not installed (extra: thalweg[rocksdb])", name=missing.name) from missing
+
+__all__ = ["RocksdbOptions", "RocksdbStore", "RocksdbStores"]
+
+_CHECKPOINT = b"\0"
+_ROW = b"\1"  # before each key
+_END = b"\2"
+_POSITION_AND_CHECKSUM = struct.Struct(">qI")
+_MIB = 1 << 20
+
+
+class RocksdbOptions(msgspec.Struct, frozen=True):
+    """Options of `rocksdb:///folder`.
+
+    cache_mb: memory in MiB for all its stores together: blocks read, and up to half of it for rows not yet flushed.
+    """
+
+    cache_mb: Annotated[int, msgspec.Meta(ge=2)] = 128
+
+
+class RocksdbStores:
+    """Stores in one folder, which is created if missing; they share one cache."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, cache_mb: int = 128) -> None:
+        self._folder = Path(folder)
+        self._cache = Cache(cache_mb * _MIB)
+        self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
+            cache_mb * _MIB // 2, allow_stall=False, cache=self._cache
+        )
+        self._open: set[RocksdbStore] = set()
+
+    @classmethod
+    def from_url(cls, url: Url) -> RocksdbStores:
+        return cls(folder_of(url), cache_mb=url.options(RocksdbOptions).cache_mb)
+
+    @property
+    def description(self) -> str:
+        return f"RocksDB in {self._folder}"
+
+    def open(self, name: str) -> RocksdbStore:
+        place = Place(self._folder, name, ".rocksdb")
+        try:
+            store = RocksdbStore(place, self._settings, closed=self._open.discard)
+        except BaseException:
+            place.release()
+            raise
+        self._open.add(store)
+        return store
+
+    def close(self) -> None:
+        for store in list(self._open):
+            store.close()
+
+    def _settings(self) -> Options:
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self._cache)
+        blocks.set_bloom_filter(10, False)  # bits a key: 1 % of the gets of a missing key read a block in vain
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
+        settings = Options(raw_mode=True)
+        settings.create_if_missing(True)
+        settings.set_paranoid_checks(True)
+        settings.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+        settings.set_block_based_table_factory(blocks)
+        settings.set_write_buffer_manager(self._buffers)
+        settings.set_write_buffer_size(16 * _MIB)
+        settings.set_max_open_files(256)  # a store, so that some dozens of them fit the usual limit of a process
+        settings.set_keep_log_file_num(1)
+        settings.set_max_log_file_size(_MIB)
+        settings.set_stats_dump_period_sec(0)
+        settings.set_stats_persist_period_sec(0)
+        return settings
+
+
+class RocksdbStore:
+    """One task's rows in one database, whose blocks and log records have checksums."""
+
+    def __init__(self, place: Place, settings: Callable[[], Options], closed: Callable[[RocksdbStore], object]) -> None:
+        self._place = place
+        self._settings = settings
+        self._closed = closed
+        self._database = self._connect()
+
+    def get(self, key: bytes, /) -> bytes | None:
+        try:
+            value: bytes | None = self._database.get(_ROW + key)
+        except Exception as error:
+            raise self._failed(error) from error
+        return value
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        return in_pages(self._page, start, stop)
+
+    def _page(self, start: bytes, stop: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        within = ReadOptions()
+        within.set_iterate_upper_bound(_END if stop is None else _ROW + stop)
+        rows: Any = None
+        rest: Any = None
+        try:
+            rows = self._database.items(from_key=_ROW + start, read_opt=within)
+            page = [(key[1:], value) for key, value in islice(rows, limit)]
+            if len(page) < limit:
+                # It ends at a damaged block as it does at the end of the range. Only `status` tells them apart.
+                rest = self._database.iter(within)
+                rest.seek(_ROW + (page[-1][0] + b"\0" if page else start))
+                rest.status()
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            del rows, rest  # the traceback of an error would keep them, and they keep the database open and locked
+        return page
+
+    def apply(self, changes: Mapping[bytes, bytes | None], checkpoint: Checkpoint) -> None:
+        self._place.check()
+        batch = WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in changes.items():
+            if value is None:
+                delete(_ROW + key)
+            else:
+                put(_ROW + key, value)
+        put(_CHECKPOINT, _POSITION_AND_CHECKSUM.pack(*checkpoint))
+        self._write(batch)
+
+    def checkpoint(self) -> Checkpoint | None:
+        try:
+            packed: bytes | None = self._database.get(_CHECKPOINT)
+            return None if packed is None else Checkpoint(*_POSITION_AND_CHECKSUM.unpack(packed))
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def clear(self) -> None:
+        self._place.check()
+        if self._place.damage is not None:
+            self._database.close()
+            self._place.set_aside()
+            self._database = self._connect()
+        batch = WriteBatch(raw_mode=True)
+        batch.delete_range(_ROW, _END)
+        batch.delete(_CHECKPOINT)
+        self._write(batch)
+
+    def close(self) -> None:
+        try:
+            self._database.close()
+        except DbClosedError:
+            pass
+        except Exception as error:  # it is closed nevertheless; what it could not write, the journal gives again
+            log.warning("store %s: %s", self._place.path, error)
+        self._place.release()
+        self._closed(self)
+
+    def _write(self, batch: WriteBatch) -> None:
+        try:
+            self._database.write(batch)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _connect(self) -> Rdict:
+        """Open the database; an empty one instead if it is damaged."""
+        try:
+            database = self._try_to_connect()
+        except StoreError:
+            if self._place.damage is None:
+                raise
+            self._place.set_aside()
+            database = self._try_to_connect()
+        self._place.remember()
+        return database
+
+    def _try_to_connect(self) -> Rdict:
+        try:
+            return Rdict(str(self._place.path), self._settings())
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        """What to raise for it. rocksdict raises plain `Exception`s, so that only their texts tell what happened."""
+        text = str(error)
+        if any(sign in text for sign in ("Corruption", "No such file", "File exists", "Invalid argument")):
+            self._place.damage = error
+        return StoreError(f"store {self._place.path}: {text}")
