@@ -520,7 +520,7 @@ async def test_a_cut_shorter_than_the_lease_loses_nothing(broker, clock):
     await channel.put(numbered(1))
     deliveries = await channel.get(1, 0)
     a.cut()
-    for call in (a.topics(), channel.commit(deliveries), a.try_lock("y", 1)):
+    for call in (a.topics(), channel.commit(deliveries), a.try_lock("y", 1), a.open()):
         with pytest.raises(BrokerError, match="cut off"):
             await call
     await move(clock, 9)
