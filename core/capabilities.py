@@ -59,8 +59,8 @@ class Log(Protocol):
         At most `limit` records a partition and about `max_bytes` bytes in all, but at least one record if there is
         one; partitions take turns at being first, so that none starves. Waits at most `timeout` seconds for the first
         record; empty is normal. Purely positional: reading moves nothing, cancelling loses nothing.
-        Raises `Gap` if records *after* a given position may be gone, or where the broker can tell that the position lies
-        beyond the end of the log (a recreated topic); not because the record at it is gone.
+        Raises `Gap` if records *after* a given position may be gone, or, where the broker can tell, if the position
+        lies beyond the end of the log (a recreated topic); not because the record at it is gone.
         """
         ...
 
