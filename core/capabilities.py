@@ -59,7 +59,8 @@ class Log(Protocol):
         At most `limit` records a partition and about `max_bytes` bytes in all, but at least one record if there is
         one; partitions take turns at being first, so that none starves. Waits at most `timeout` seconds for the first
         record; empty is normal. Purely positional: reading moves nothing, cancelling loses nothing.
-        Raises `Gap` if records *after* a given position may be gone; not because the one at it is.
+        Raises `Gap` if records *after* a given position may be gone, or, where the broker can tell, if the position
+        lies beyond the end of the log (a recreated topic); not because the record at it is gone.
         """
         ...
 
@@ -131,7 +132,8 @@ class Peers(Protocol):
     def peers(self, group: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
-        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once.
+        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
+        waiting `anext` closes the iterator.
         """
         ...
 
