@@ -95,12 +95,12 @@ class Session:
         """The broker hears of it again: what it has not lost by now it keeps. Nothing resumes what ended."""
         if self._ended:
             return
-        for leased, timer in list(self._leased.items()):
+        for leased, timer in self._leased.items():
             if timer is not None:
                 timer.cancel()
                 self._leased[leased] = None
-            if self.outlived(leased.lease) or leased in self._given_up:
-                leased.expire()
+        for leased in self._given_up:
+            leased.expire()
         self._given_up.clear()
         self.down = self._silent_since = None
 

@@ -107,6 +107,8 @@ def create(connection: sqlite3.Connection, file: Path, synchronous: str, busy_ti
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
+        # SQLite begins a transaction on a file that may only be read, and complains at the first change.
+        connection.execute("DELETE FROM topics WHERE id < 0")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -826,8 +826,10 @@ async def test_what_was_passed_over_goes_to_another_member_once_its_key_is_free(
     await a.put([*numbered(1, 2, 3, key=b"k"), *numbered(4)])
     mine = await a.get(1, 60)
     assert values([d.record for d in await b.get(10, 0)]) == [b"4"]
+    assert not await b.get(10, 0)
     get = asyncio.create_task(b.get(10, 60))
     await asyncio.sleep(0)
+    assert not get.done()
     await a.commit(mine)
     assert values([d.record for d in await get]) == [b"2", b"3"]
 

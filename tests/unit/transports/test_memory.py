@@ -54,7 +54,7 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def broker(clock: VirtualClock) -> MemoryBroker:
+async def broker(clock: VirtualClock, watchdog: None) -> MemoryBroker:
     return MemoryBroker(clock=clock)
 
 
