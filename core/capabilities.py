@@ -8,7 +8,7 @@ in a sentence, never downgraded in silence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -129,7 +129,7 @@ class Locks(Protocol):
 class Peers(Protocol):
     """Capability.PEERS."""
 
-    def peers(self, group: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
         A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
