@@ -432,6 +432,7 @@ class App:
             decode=value_codec.decode,
             default=default,
             mutable=not is_immutable(value),
+            verify=value not in (int, str, bytes, bool, float),
             partition_of=partitioner_for("murmur2"),
         )
         self.tables[name] = plan
@@ -587,11 +588,22 @@ class App:
 
         return Portal(self)
 
-    def test(self, *, start: datetime | float | None = None, errors: Literal["raise", "policy"] = "raise") -> AppTest:
-        """The real runtime on `memory://` under a virtual clock. See `thalweg.testing`."""
+    def test(
+        self,
+        *,
+        start: datetime | float | None = None,
+        errors: Literal["raise", "policy"] = "raise",
+        broker: str = "memory://",
+    ) -> AppTest:
+        """The real runtime on a `memory://` broker of its own, under a virtual clock. See `thalweg.testing`.
+
+        start: what the clock shows first (default: 2020-01-01T00:00:00Z). errors: "raise" has an agent's exception
+        fail the test, "policy" leaves it to the agent's policy. broker: options switch capabilities off, to test as on
+        a lesser broker: "memory://?fencing=false".
+        """
         from .testing import AppTest
 
-        return AppTest(self, start=start, errors=errors)
+        return AppTest(self, start=start, errors=errors, broker=broker)
 
     async def serve(self) -> None:
         """Run as a worker until SIGINT or SIGTERM, then drain and stop."""

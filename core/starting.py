@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from .capabilities import Logs, require
 from .channel import Capability, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
-from .errors import ConfigurationError
+from .errors import ConfigurationError, JournalMismatch
+from .journal.leftovers import names_in
 from .plan import Destination, TopicPlan
 from .registry import load_stores, load_transport
 from .runtime.clockwork import Clockwork
@@ -32,6 +33,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file"
 LEADER_GROUP = "leader"
+SNAPSHOT_BYTES = 4 * 1024 * 1024
+"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
 
 
 @asynccontextmanager
@@ -161,6 +164,14 @@ def _check_needs(app: App, transport: Transport) -> None:
     for name, agent in app.agents.items():
         if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
             raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")
+    readers: dict[str, str] = {}
+    for name, agent in app.agents.items():
+        for source in agent.plan.sources:
+            if source.topic.spec.queue and readers.setdefault(source.topic.name, name) != name:
+                raise ConfigurationError(
+                    f"agents {readers[source.topic.name]!r} and {name!r} read the queue {source.topic.name!r}: each "
+                    "message would go to one of them by chance. Give each its own queue, or use a topic"
+                )
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
@@ -197,6 +208,35 @@ async def _declare(app: App, transport: Transport) -> None:
         TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
     )
     await transport.declare(internal)
+    if has_log:
+        await _check_leftovers(app, transport)
+
+
+async def _check_leftovers(app: App, transport: Transport) -> None:
+    """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
+    prefix = f"{app.id}-journal-"
+    current = {f"{prefix}{name}" for name in _groups(app, transport)}
+    for info in await transport.topics():
+        group = info.name.removeprefix(prefix)
+        if not info.name.startswith(prefix) or info.name in current or not group.isdigit():
+            continue
+        assert isinstance(transport, Logs)
+        reader = await transport.log(info.name)
+        try:
+            names = await names_in(reader, range(info.partitions))
+        finally:
+            await reader.close()
+        moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
+        for agent in app.agents.values():
+            for source in agent.plan.sources:
+                if ("input", f"{agent.name}/{source.topic.name}") in names:
+                    moved.append(f"agent {agent.name!r}'s position in {source.topic.name!r}")
+        if moved:
+            raise JournalMismatch(
+                f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "
+                "count for it, and the state would be orphaned. Restore the old partition count (`partitions=`, "
+                "`like=`), or start under a new app id and replay the topics"
+            )
 
 
 def _groups(app: App, transport: Transport) -> Mapping[str, Group]:
@@ -235,6 +275,7 @@ def _make_worker(
         lease=app.lease,
         drain_timeout=app.drain_timeout,
         max_event_outputs=app.max_event_outputs,
+        snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
         failures=failures,
     )

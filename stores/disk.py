@@ -13,7 +13,7 @@ from thalweg.errors import ConfigurationError, StoreError
 from thalweg.store import check_name
 from thalweg.url import Url
 
-__all__ = ["Place", "folder_of"]
+__all__ = ["Place", "folder_of", "log"]
 
 log = logging.getLogger("thalweg.stores")
 

@@ -23,13 +23,14 @@ from thalweg.errors import StoreError
 from thalweg.store import Checkpoint
 from thalweg.url import Url
 
-from .disk import Place, folder_of
+from .disk import Place, folder_of, log
 from .paging import in_pages
 
 try:
     from rocksdict import (
         BlockBasedOptions,
         Cache,
+        DbClosedError,
         DBRecoveryMode,
         Options,
         Rdict,
@@ -67,7 +68,7 @@ class RocksdbStores:
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             cache_mb * _MIB // 2, allow_stall=False, cache=self._cache
         )
-        self._open: dict[str, RocksdbStore] = {}
+        self._open: set[RocksdbStore] = set()
 
     @classmethod
     def from_url(cls, url: Url) -> RocksdbStores:
@@ -80,15 +81,15 @@ class RocksdbStores:
     def open(self, name: str) -> RocksdbStore:
         place = Place(self._folder, name, ".rocksdb")
         try:
-            store = RocksdbStore(place, self._settings, closed=lambda: self._open.pop(name, None))
+            store = RocksdbStore(place, self._settings, closed=self._open.discard)
         except BaseException:
             place.release()
             raise
-        self._open[name] = store
+        self._open.add(store)
         return store
 
     def close(self) -> None:
-        for store in list(self._open.values()):
+        for store in list(self._open):
             store.close()
 
     def _settings(self) -> Options:
@@ -115,7 +116,7 @@ class RocksdbStores:
 class RocksdbStore:
     """One task's rows in one database, whose blocks and log records have checksums."""
 
-    def __init__(self, place: Place, settings: Callable[[], Options], closed: Callable[[], object]) -> None:
+    def __init__(self, place: Place, settings: Callable[[], Options], closed: Callable[[RocksdbStore], object]) -> None:
         self._place = place
         self._settings = settings
         self._closed = closed
@@ -181,9 +182,14 @@ class RocksdbStore:
         self._write(batch)
 
     def close(self) -> None:
-        self._database.close()
+        try:
+            self._database.close()
+        except DbClosedError:
+            pass
+        except Exception as error:  # it is closed nevertheless; what it could not write, the journal gives again
+            log.warning("store %s: %s", self._place.path, error)
         self._place.release()
-        self._closed()
+        self._closed(self)
 
     def _write(self, batch: WriteBatch) -> None:
         try:
@@ -193,17 +199,21 @@ class RocksdbStore:
 
     def _connect(self) -> Rdict:
         """Open the database; an empty one instead if it is damaged."""
-        path = str(self._place.path)
         try:
-            database = Rdict(path, self._settings())
-        except Exception as error:
-            failure = self._failed(error)
+            database = self._try_to_connect()
+        except StoreError:
             if self._place.damage is None:
-                raise failure from error
+                raise
             self._place.set_aside()
-            database = Rdict(path, self._settings())
+            database = self._try_to_connect()
         self._place.remember()
         return database
+
+    def _try_to_connect(self) -> Rdict:
+        try:
+            return Rdict(str(self._place.path), self._settings())
+        except Exception as error:
+            raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
         """What to raise for it. rocksdict raises plain `Exception`s, so that only their texts tell what happened."""

@@ -80,7 +80,7 @@ class SqliteStores:
     def __init__(self, folder: str | os.PathLike[str], *, verify_mb: int = 256) -> None:
         self._folder = Path(folder)
         self._verify_mb = verify_mb
-        self._open: dict[str, SqliteStore] = {}
+        self._open: set[SqliteStore] = set()
 
     @classmethod
     def from_url(cls, url: Url) -> SqliteStores:
@@ -93,22 +93,22 @@ class SqliteStores:
     def open(self, name: str) -> SqliteStore:
         place = Place(self._folder, name, ".db")
         try:
-            store = SqliteStore(place, self._verify_mb, closed=lambda: self._open.pop(name, None))
+            store = SqliteStore(place, self._verify_mb, closed=self._open.discard)
         except BaseException:
             place.release()
             raise
-        self._open[name] = store
+        self._open.add(store)
         return store
 
     def close(self) -> None:
-        for store in list(self._open.values()):
+        for store in list(self._open):
             store.close()
 
 
 class SqliteStore:
     """One task's rows in one file, each with a checksum over key and value."""
 
-    def __init__(self, place: Place, verify_mb: int, closed: Callable[[], object]) -> None:
+    def __init__(self, place: Place, verify_mb: int, closed: Callable[[SqliteStore], object]) -> None:
         self._place = place
         self._verify_mb = verify_mb
         self._closed = closed
@@ -164,39 +164,46 @@ class SqliteStore:
     def close(self) -> None:
         self._connection.close()
         self._place.release()
-        self._closed()
+        self._closed(self)
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file; an empty one instead if it is damaged."""
         try:
             connection = self._try_to_connect()
-        except (sqlite3.Error, _Damage) as error:
-            failure = self._failed(error)
+        except StoreError:
             if self._place.damage is None:
-                raise failure from error
+                raise
             self._place.set_aside()
             connection = self._try_to_connect()
         self._place.remember()
         return connection
 
     def _try_to_connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._place.path, isolation_level=None, check_same_thread=False)
         try:
-            connection.text_factory = _no_text
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute("BEGIN IMMEDIATE")
-            if not _schema(connection):
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-            else:
-                _verify(connection, thorough=self._place.path.stat().st_size <= self._verify_mb << 20)
-            connection.execute(f"PRAGMA application_id={_FORMAT}")  # each time: it shows that the file can be written
-            connection.execute("COMMIT")
-        except BaseException:
+            connection = sqlite3.connect(self._place.path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        try:
+            self._prepare(connection)
+        except BaseException as error:
             connection.close()
+            if isinstance(error, sqlite3.Error | _Damage):
+                raise self._failed(error) from error
             raise
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.text_factory = _no_text
+        for setting in _SETTINGS:
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute("BEGIN IMMEDIATE")
+        if not _schema(connection):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        else:
+            _verify(connection, thorough=self._place.path.stat().st_size <= self._verify_mb << 20)
+        connection.execute(f"PRAGMA application_id={_FORMAT}")  # each time: it shows that the file can be written
+        connection.execute("COMMIT")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

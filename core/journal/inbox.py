@@ -127,6 +127,10 @@ class Inbox:
         producer.seen = position
         return self._admit(producer, origin, before, Accepted(position, record, origin.journal, origin.id))
 
+    def may_bypass(self, first: Position) -> bool:
+        """Whether records without an origin, from position `first` on, may go by (see `passed`)."""
+        return not self._held and first > self._plain
+
     def passed(self, position: Position) -> None:
         """Records up to here bypassed the inbox, for none has an origin. Only while nothing is held.
 
@@ -169,9 +173,8 @@ class Inbox:
                 del producer.parked[id]
                 ready.append(record)
                 producer.watermark = id
-        for id in [
-            id for id in producer.parked if id <= producer.watermark
-        ]:  # their commits were lost with the journal
+        orphans = [id for id in producer.parked if id <= producer.watermark]  # the journal has lost their commits
+        for id in orphans:
             del self._held[producer.parked.pop(id)[1].position]
         self._unfinished += ready
         return ready

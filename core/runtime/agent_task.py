@@ -16,14 +16,15 @@ from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
 from thalweg.event import event_time
-from thalweg.journal.rows import Parked, Reached, Suspect, encode, parked_key, suspect_key
+from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
-from thalweg.plan import AgentPlan, SourcePlan, TopicPlan
+from thalweg.plan import AgentPlan
 from thalweg.policy import Action, Decision, Outcomes
 
-from .lane import Input, Lane, Part, Ticket
+from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
-from .watermark import Segment, Watermark
+from .topic_input import TopicInput
+from .watermark import Segment
 
 if TYPE_CHECKING:
     from .task import Task
@@ -32,28 +33,8 @@ __all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "
 
 log = logging.getLogger("thalweg")
 
-
-class TopicInput:
-    """One topic-partition as an agent reads it: what was fetched, handed out and finished."""
-
-    def __init__(self, agent: AgentTask, source: SourcePlan, partition: int) -> None:
-        self.agent = agent
-        self.name = f"{agent.plan.name}/{source.topic.name}"
-        self.topic: TopicPlan = source.topic
-        self.ops = source.ops
-        self.partition = partition
-        self.buffer: deque[Batch] = deque()
-        self.fetched: Position | None = None
-        self.caught_up = False  # the last read gave less than it could have
-        self.watermark = Watermark()
-        self.committed = Reached(None, 0)
-
-    def head(self) -> int | None:
-        return event_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
-
-    @property
-    def wants_more(self) -> bool:
-        return len(self.buffer) < 2
+DEATH_DELAY = 0.1
+"""Seconds, doubled with each death, that an event waits in which the process died."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -62,6 +43,7 @@ class Verdict(msgspec.Struct, frozen=True):
     decision: Decision | None  # None: run it alone (it was in a `take` that failed)
     attempts: int = 0
     trace: str = ""
+    deaths: int = 0
 
 
 class _ParkedEvent(msgspec.Struct):
@@ -74,16 +56,22 @@ class _ParkedEvent(msgspec.Struct):
 class _ParkedSegment(Segment):
     """The record of a parked event: finishing it takes it out of the parking."""
 
-    __slots__ = ("_agent", "_lane_key")
+    __slots__ = ("_agent", "_lane_key", "deaths")
 
     def __init__(self, agent: AgentTask, lane_key: object, parked: _ParkedEvent) -> None:
         super().__init__([parked.event], [parked.position])
+        self.deaths = parked.event.deaths
         self._agent, self._lane_key = agent, lane_key
 
     def finish(self, index: int) -> None:
         if not self.done:
             self.done = 1
             self._agent.unpark(self._lane_key)
+
+
+def _deadly(part: Part) -> bool:
+    """Whether the process died in this event before."""
+    return isinstance(part.segment, _ParkedSegment) and part.segment.deaths > 0
 
 
 class AgentTask:
@@ -100,7 +88,7 @@ class AgentTask:
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
-        self.careful = False  # the last owner died: the next event runs alone, and is noted in the journal before
+        self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
         self.suspect: Suspect | None = None  # what the last owner had noted
         self._noted = False
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
@@ -126,7 +114,7 @@ class AgentTask:
             if not self.draining:
                 part = self._take(lane)
                 if part is not None:
-                    return await self._note(part) if self.careful else part
+                    return await self._note(part) if self.careful or _deadly(part) else part
             if until is not None and self.clock.now() >= until:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
@@ -157,9 +145,20 @@ class AgentTask:
         return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
 
     def arrived(self, input_: TopicInput, batch: Batch) -> None:
-        input_.buffer.append(batch)
-        input_.fetched = batch.positions[-1]
+        for odd in input_.receive(batch):
+            if odd.warning:
+                log.warning("agent %s: %s/%d: %s", self.plan.name, input_.name, odd.position, odd.warning)
+            if odd.refused:
+                self.task.verdicts[(input_.name, odd.position)] = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
         self.wake(len(batch.records))
+
+    def halt(self, reason: str) -> None:
+        """Handle nothing more here: what follows could only do harm. All events are kept."""
+        self.halted = reason
+        log.critical(
+            "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
+            *(self.plan.name, self.task.index, reason),
+        )
 
     def stop(self) -> None:
         """Begin no further event."""
@@ -174,27 +173,50 @@ class AgentTask:
             await self._at_rest
 
     async def _note(self, part: Part) -> Part:
-        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12)."""
+        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12).
+
+        An event in which the process died before is parked first, so that the others need not die with it again.
+        """
         self._noted = True
         (ticket,) = part.tickets = list(part.tickets)[:1]
         ticket.alone = True
-        was = self.suspect
-        deaths = (
-            was.deaths if was is not None and (was.input, was.position) == (ticket.input.name, ticket.position) else 0
-        )
-        if deaths:
-            error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
-            decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
-            if decision.action is not Action.RETRY:
-                self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, deaths)
-                return part
-        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(ticket.input.name, ticket.position, deaths + 1))
+        where = (ticket.input.name, ticket.position)
+        was, self.suspect = self.suspect, None
+        if was is not None and (was.input, was.position) == where:
+            self.task.verdicts[where] = self._after_death(was.deaths)
+            return part
+        deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
+        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
         await self.task.flush()
         return part
 
+    def _after_death(self, deaths: int) -> Verdict:
+        error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
+        decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
+        if decision.action is Action.RETRY:
+            decision = Decision(Action.RETRY, decision.reason, max(decision.delay, DEATH_DELAY * 2**deaths))
+        return Verdict(decision, deaths, deaths=deaths)
+
+    def restore_suspect(self, suspect: Suspect) -> None:
+        """What the last owner had noted. If it is parked already, that death counts there."""
+        self.suspect = suspect
+        for line in self._parked.values():
+            parked = line[0]
+            if (parked.input.name, parked.position) == (suspect.input, suspect.position):
+                self.suspect = None
+                verdict = self._after_death(suspect.deaths)
+                assert verdict.decision is not None
+                if verdict.decision.action is Action.RETRY:
+                    parked.event.deaths = suspect.deaths
+                    parked.event.due = round((self.clock.now() + verdict.decision.delay) * 1000)
+                    self.task.rows[parked_key(suspect.input, suspect.position)] = encode(parked.event)
+                else:
+                    self.task.verdicts[(suspect.input, suspect.position)] = verdict
+
     def _cleared(self) -> None:
         """The event that was noted did not kill the process."""
-        self.careful = self._noted = False
+        self._noted = False
+        self.careful = max(0, self.careful - 1)
         self.task.rows[suspect_key(self.plan.name)] = None
         self.wake(len(self.lanes))
 
@@ -218,21 +240,16 @@ class AgentTask:
         if not ready:
             return None
         chosen = ready[0]
-        batch = chosen.buffer[0]
-        if len(ready) == 1:
-            chosen.buffer.popleft()
-        else:
+        count: int | None = None
+        if len(ready) > 1:
             chosen = min(ready, key=lambda input_: input_.head() or 0)
             limit = min(input_.head() or 0 for input_ in ready if input_ is not chosen)
-            batch = chosen.buffer.popleft()
+            records = chosen.buffer[0].records
             count = 1
-            while count < len(batch.records) and event_time(chosen.topic, batch.records[count]) <= limit:
+            while count < len(records) and event_time(chosen.topic, records[count]) <= limit:
                 count += 1
-            batch = _split(chosen, batch, count)
-        if self.careful:
-            batch = _split(chosen, batch, 1)
+        fetched, segment = chosen.take(1 if self.careful else count)
         self.task.fetch_more(chosen)
-        segment = chosen.watermark.hand_out(batch.records, batch.positions)
         plain = not (
             chosen.ops
             or self.careful
@@ -240,7 +257,7 @@ class AgentTask:
             or self.task.verdicts
             or self.task.checking
             or self.takes_turns
-            or _has_ours(batch)
+            or fetched.ours
         )
         self.task.busy()
         return Part(chosen, segment, plain)
@@ -249,8 +266,7 @@ class AgentTask:
         if not self._shared:
             for input_ in self.inputs:
                 if input_.buffer:
-                    batch = _split(input_, input_.buffer.popleft(), 1 if self.careful else 1 << 30)
-                    segment = input_.watermark.hand_out(batch.records, batch.positions)
+                    _, segment = input_.take(1 if self.careful else None)
                     self._shared.extend(Part(input_, segment, False).tickets)
                     self.task.fetch_more(input_)
         while self._shared:
@@ -296,7 +312,7 @@ class AgentTask:
         if isinstance(ticket.segment, _ParkedSegment):
             return True
         if self._parked and ticket.record.key is not None and ticket.record.key in self._parked:
-            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key", "")
+            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key")
             self._done(lane, ticket)
             return False
         return True
@@ -400,15 +416,11 @@ class AgentTask:
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
         if decision.action is Action.HALT:
-            self.halted = decision.reason
             lane.give_back([ticket])
-            log.critical(
-                "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
-                *(self.plan.name, self.task.index, decision.reason),
-            )
+            self.halt(decision.reason)
             return
         if decision.action is Action.RETRY:
-            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.trace)
+            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.deaths)
             if isinstance(ticket.segment, _ParkedSegment):
                 if self._noted:
                     self._cleared()
@@ -430,10 +442,10 @@ class AgentTask:
 
     # --- parking: events that wait for their next attempt, in the journal ------------------------------------
 
-    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, trace: str) -> None:
+    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, deaths: int = 0) -> None:
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
-        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason)
+        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason, deaths)
         self.task.rows[parked_key(input_.name, ticket.position)] = encode(parked)
         lane_key = self._lane_key(input_, parked, ticket.position)
         if isinstance(ticket.segment, _ParkedSegment):  # it is there already, as the first of its key
@@ -482,22 +494,6 @@ class AgentTask:
         else:
             del self._parked[lane_key]
         self.wake()
-
-
-def _split(input_: Input, batch: Batch, count: int) -> Batch:
-    """The first `count` of a batch; the rest goes back."""
-    if count >= len(batch.records):
-        return batch
-    assert isinstance(input_, TopicInput)
-    input_.buffer.appendleft(Batch(batch.records[count:], batch.positions[count:]))
-    return Batch(batch.records[:count], batch.positions[:count])
-
-
-def _has_ours(batch: Batch) -> bool:
-    """Whether any record carries a header of ours, which the fast path does not look at."""
-    return any(
-        any(name.startswith(names.PREFIX) for name, _ in record.headers) for record in batch.records if record.headers
-    )
 
 
 def log_failure(agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception) -> None:

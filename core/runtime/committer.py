@@ -70,6 +70,19 @@ class Committer:
         async with self._lock:
             await self.write({task.journal: task.release()})
 
+    async def _send_ahead(self, cuts: dict[JournalKey, Cut]) -> None:
+        """At least once: outputs that cannot join the commit go before it."""
+        for journal, cut in list(cuts.items()):
+            task = self.tasks.get(journal)
+            try:
+                for (topic, partition), messages in cut.ahead.items():
+                    assert task is not None
+                    await task.worker.send_now(topic, {partition: messages})
+            except Exception as error:
+                del cuts[journal]
+                if task is not None:
+                    task.failed(error)
+
     def _cuts(self) -> dict[JournalKey, Cut]:
         cuts: dict[JournalKey, Cut] = {}
         for journal, task in list(self.tasks.items()):
@@ -89,6 +102,9 @@ class Committer:
 
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:
         self.commits += 1
+        await self._send_ahead(cuts)
+        if not cuts:
+            return
         results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
         for journal, result in results.items():
             task = self.tasks.get(journal)

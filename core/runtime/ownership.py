@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 
 from thalweg.capabilities import Held, Locks, Peers
@@ -47,6 +47,7 @@ class Ownership:
         self._tasks, self._settings = tasks, settings
         self._open, self._close = open_task, close_task
         self._held: dict[TaskKey, Held | None] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
         self._wanted: frozenset[TaskKey] = frozenset()
         self._changed = asyncio.Event()
         self.settled = asyncio.Event()
@@ -63,14 +64,14 @@ class Ownership:
             return
         while True:
             try:
-                async with aclosing(self._members(self._transport)) as members:  # type: ignore[type-var]
+                async with aclosing(self._members(self._transport)) as members:
                     async for live in members:
                         self._want(share(self._tasks, live, self._me))
             except BrokerError as error:
                 log.warning("membership lost, joining again in %.1f s: %s", RETRY, error)
             await self._settings.clock.sleep(RETRY)
 
-    def _members(self, peers: Peers) -> AsyncIterator[frozenset[str]]:
+    def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
         return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
 
     def _want(self, tasks: Sequence[TaskKey]) -> None:
@@ -102,7 +103,9 @@ class Ownership:
         self._held[key] = held
         await self._open(key)
         if held is not None:
-            asyncio.ensure_future(self._watch(key, held)).add_done_callback(lambda _: None)
+            watcher = asyncio.get_running_loop().create_task(self._watch(key, held), name=f"lock {key[0]}/{key[1]}")
+            self._watchers.add(watcher)
+            watcher.add_done_callback(self._watchers.discard)
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()
@@ -121,6 +124,21 @@ class Ownership:
             except BrokerError as error:
                 log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
 
+    def holds(self, key: TaskKey) -> bool:
+        """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""
+        if key not in self._held:
+            return False
+        held = self._held[key]
+        return held is None or not held.lost.is_set()
+
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once."""
         await asyncio.gather(*(self._give_up(key) for key in list(self._held)))
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Hold nothing any more, and tell nobody: locks end with their leases."""
+        self._held.clear()
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)

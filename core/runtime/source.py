@@ -10,8 +10,8 @@ from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Position
 
-from .agent_task import TopicInput
 from .settings import Settings
+from .topic_input import TopicInput
 
 __all__ = ["Source"]
 
@@ -107,8 +107,7 @@ class Source:
         """What follows the position may be gone: going on would skip it in silence. The other partitions go on."""
         input_ = self._inputs.pop(gap.partition, None)
         if input_ is not None:
-            log.critical("agent %s: halted in partition %d: %s", input_.agent.plan.name, gap.partition, gap)
-            input_.agent.halted = str(gap)
+            input_.agent.halt(str(gap))
 
 
 async def _read(reader: Log, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> Mapping[int, Batch]:

@@ -20,18 +20,19 @@ from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError,
 from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
-from thalweg.journal.rows import Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, TopicInput, Verdict
+from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
 from .lane import Lane, Rerun
 from .settings import Settings
-from .tables import TablePlan, TableState
+from .tables import MISSING, TablePlan, TableState
+from .topic_input import TopicInput
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ TaskKey = tuple[str, int]
 """Group and index."""
 
 REPLAY_ROWS = 10_000
+CALM = 10.0
+"""Seconds after which an owner that took over from a dead one counts as well."""
+MOST_CAREFUL = 64
 
 
 class Cut(msgspec.Struct):
@@ -57,6 +61,7 @@ class Cut(msgspec.Struct):
     commit: Commit
     answers: list[Answer]
     outboxed: dict[Destination, int]  # how many outputs wait in each outbox for this commit
+    ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
 
@@ -101,6 +106,7 @@ class Task:
         self.outputs: dict[Destination, list[Message]] = {}
         self.answers: list[Answer] = []
         self.has_work = False
+        self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
         self._fold = Fold()
@@ -137,9 +143,10 @@ class Task:
         )
         self.deliveries.restore(store)
         await self._restore(store)
+        careful = self._count_crash(store, fold.unclean > 0)
         self.deliveries.start()
         for agent in self.agents:
-            agent.careful = fold.unclean > 0
+            agent.careful = careful
             for input_ in agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
@@ -155,57 +162,61 @@ class Task:
     async def _restore(self, store: Store) -> None:
         """Positions, parked retries and suspects from their rows."""
         inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
-        for agent in self.agents:
-            raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            agent.suspect = None if raw is None else journal_rows.decode(raw, type=Suspect)
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
-                input_.committed = journal_rows.decode(raw, type=Reached)
-                await self._check_history(input_)
+                input_.restore(journal_rows.decode(raw, type=Reached), store)
+                await self._check_history(agent, input_)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
-                start = await self.worker.start_position(input_)
-                input_.committed = Reached(start, 0)
+                input_.restore(Reached(await self.worker.start_position(input_), 0), store)
                 self.rows[reached_key(name)] = encode(input_.committed)
                 self.has_work = True
-            input_.fetched = input_.watermark.position = input_.committed.position
             start_key = b"r" + name.encode() + b"\0"
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
+        for agent in self.agents:
+            raw = store.get(journal_rows.suspect_key(agent.plan.name))
+            if raw is not None:
+                agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
 
-    async def _check_history(self, input_: TopicInput) -> None:
-        """The record at the stored position must still be the one that was read there (design rule 3)."""
+    def _count_crash(self, store: Store, crashed: bool) -> int:
+        """How many events to begin with are to run with care: the more, the more owners died in a row."""
+        raw = store.get(CRASHES)
+        before = 0 if raw is None else journal_rows.decode(raw, type=int)
+        crashes = before + 1 if crashed else 0
+        if crashes != before:
+            self.rows[CRASHES] = encode(crashes)
+            self.has_work = True
+        self._calm_at = self.settings.clock.now() + CALM if crashes else None
+        return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
+
+    async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
+        """The record at the stored position must still be the one that was read there (design rule 3).
+
+        It may be gone (retention, compaction): whether anything after it is gone too, reading on will tell.
+        """
         reached = input_.committed
-        if reached.position is None or not reached.checksum:
+        if reached.position is None:
             return
         topic = await self.worker.log(input_.topic.name)
-        try:
-            batches = await topic.read({self.index: reached.position - 1}, 1, 1, 0)
-        except Gap:
-            return  # it was dropped by retention, with nothing after it: reading on will tell
-        bounds = await topic.bounds(self.index)
-        batch = batches.get(self.index)
-        there = batch.records[0] if batch and batch.positions[0] == reached.position else None
-        if there is not None and checksum(there.value) == reached.checksum:
-            return
-        if (
-            there is None
-            and (bounds.first is None or reached.position < bounds.first)
-            and not await self._behind(reached, topic)
-        ):
-            return
-        raise HistoryChanged(
-            f"topic {input_.topic.name!r} partition {self.index}: the record at position {reached.position} is not the one "
-            f"that agent {input_.name.partition('/')[0]!r} read there: the broker lost or replaced a part of its log. "
-            "Restore it, or reset the agent's position if going on is right"
-        )
-
-    async def _behind(self, reached: Reached, topic: Log) -> bool:
-        """Whether the log now ends before a position that was read: it lost its end."""
         last = (await topic.bounds(self.index)).last
-        return last is not None and reached.position is not None and last < reached.position
+        lost = last is not None and last < reached.position
+        if not lost and reached.checksum:
+            try:
+                batch = (await topic.read({self.index: reached.position - 1}, 1, 1, 0)).get(self.index)
+            except Gap:
+                return
+            there = batch.records[0] if batch is not None and batch.positions[0] == reached.position else None
+            lost = there is not None and checksum(there.value) != reached.checksum
+        if lost:
+            error = HistoryChanged(
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not the "
+                f"record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
+                "Restore it, or reset the agent's position if going on is right"
+            )
+            agent.halt(str(error))
 
     # --- what agents ask for ---------------------------------------------------------------------------------
 
@@ -268,7 +279,8 @@ class Task:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
-                state.plan.encode(value)
+                if value is not MISSING:
+                    state.plan.decode(state.plan.encode(value))
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
@@ -320,16 +332,16 @@ class Task:
         if any(lane.tainted for lane in open_lanes):
             return None  # its changes and older ones lie in the same object: wait until it is finished
         rows = self.rows
+        if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
+            self._calm_at = None
+            rows[CRASHES] = encode(0)
         for table in self.tables.values():
             if table.dirty:
                 table.collect(rows, open_lanes)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
-                if input_.watermark.advance():
-                    progress = True
-                    position, value = input_.watermark.position, input_.watermark.value
-                    rows[reached_key(input_.name)] = encode(Reached(position, checksum(value)))
+                progress = input_.collect(rows) or progress
         self.has_work = bool(open_lanes)
         for lane in self.all_lanes():
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
@@ -338,11 +350,13 @@ class Task:
             return None
         self.rows, self.outputs, self.answers = {}, {}, []
         joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
-        outboxed = self.deliveries.add({to: m for to, m in outputs.items() if to not in joining}, rows)
+        others = {to: messages for to, messages in outputs.items() if to not in joining}
+        ahead = {} if self.settings.exactly_once else others
+        outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
-        return self._build(rows, joining, answers, outboxed, entries)
+        return self._build(rows, joining, answers, outboxed, ahead, entries)
 
     def _build(
         self,
@@ -350,6 +364,7 @@ class Task:
         outputs: dict[Destination, list[Message]],
         answers: list[Answer],
         outboxed: dict[Destination, int],
+        ahead: dict[Destination, list[Message]],
         entries: list[Entry],
     ) -> Cut:
         marker = self._fold.marker
@@ -358,7 +373,7 @@ class Task:
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, self._fold.number + len(records), size)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -429,7 +444,7 @@ class Task:
 
     def release(self) -> Cut:
         """The last commit: says that this owner left in good order."""
-        return self._build({}, {}, [], {}, [Release(b"", 0)])
+        return self._build({}, {}, [], {}, {}, [Release(b"", 0)])
 
     def close(self) -> None:
         self._closing = True

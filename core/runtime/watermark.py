@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
+from thalweg.journal.records import checksum
 from thalweg.message import Position, Record
 
-__all__ = ["Segment", "Watermark"]
+__all__ = ["Reorders", "Segment", "Watermark"]
+
+
+class Reorders(Protocol):
+    """An inbox: records came out of it in another order than they lie in the log, so it knows the position."""
+
+    def finished(self, count: int, /) -> None: ...
+    @property
+    def resume(self) -> Position | None: ...
 
 
 class Segment:
     """Consecutive records handed out together. `done` of them, from the first on, are finished."""
 
-    __slots__ = ("_late", "done", "positions", "records")
+    __slots__ = ("_late", "done", "inbox", "positions", "records", "reported")
 
-    def __init__(self, records: Sequence[Record], positions: Sequence[Position]) -> None:
+    def __init__(self, records: Sequence[Record], positions: Sequence[Position], inbox: Reorders | None = None) -> None:
         self.records = records
         self.positions = positions
+        self.inbox = inbox
         self.done = 0
+        self.reported = 0  # of `done`, how many the watermark knows of
         self._late: set[int] = set()
 
     def finish(self, index: int) -> None:
@@ -34,38 +46,48 @@ class Segment:
 
 
 class Watermark:
-    """The contiguous prefix of finished records over all segments handed out, in log order."""
+    """The contiguous prefix of finished records over all segments handed out, in the order handed out."""
 
     def __init__(self) -> None:
         self._open: deque[Segment] = deque()
-        self.position: Position | None = None
-        self.value: bytes | None = None  # of the record at `position`
+        self._last: Record | None = None  # the record at `position`, where known
         self._passed = 0
+        self.position: Position | None = None
 
-    def hand_out(self, records: Sequence[Record], positions: Sequence[Position]) -> Segment:
-        segment = Segment(records, positions)
+    def hand_out(
+        self, records: Sequence[Record], positions: Sequence[Position], inbox: Reorders | None = None
+    ) -> Segment:
+        segment = Segment(records, positions, inbox)
         self._open.append(segment)
         return segment
-
-    @property
-    def unfinished(self) -> bool:
-        return any(segment.done < len(segment.positions) for segment in self._open)
 
     @property
     def finished(self) -> int:
         """How many records were finished, those behind an unfinished one left out."""
         return self._passed + sum(segment.done for segment in self._open)
 
+    @property
+    def checksum(self) -> int:
+        """Of the record at `position`; 0 if that is not known."""
+        return 0 if self._last is None else checksum(self._last.value)
+
     def advance(self) -> bool:
-        """Move `position` to the last finished record before the first unfinished one; whether it moved."""
-        before = self.position
+        """Move `position` to the last finished record before the first unfinished one; whether any was finished."""
+        moved = False
         while self._open:
             segment = self._open[0]
-            if segment.done:
-                self.position = segment.positions[segment.done - 1]
-                self.value = segment.records[segment.done - 1].value
+            count = segment.done - segment.reported
+            if count:
+                moved = True
+                segment.reported = segment.done
+                if segment.inbox is None:
+                    self.position = segment.positions[segment.done - 1]
+                    self._last = segment.records[segment.done - 1]
+                else:
+                    segment.inbox.finished(count)
+                    self.position, self._last = segment.inbox.resume, None
             if segment.done < len(segment.positions):
                 break
             self._passed += segment.done
             self._open.popleft()
-        return self.position != before
+        return moved

@@ -17,13 +17,14 @@ from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
-from .agent_task import AgentTask, TopicInput
+from .agent_task import AgentTask
 from .committer import Committer
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
 
@@ -114,6 +115,7 @@ class Worker:
         """As if the process died: nothing is drained, committed or released."""
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
+        await self.ownership.abandon()
         for task in self.tasks.values():
             await self._closing(task)
             await task.stop_lanes()
@@ -247,7 +249,9 @@ class Worker:
     def serving(self, group: str, index: int) -> Task | None:
         """The task, if this worker may serve reads of its tables."""
         task = self.tasks.get((group, index))
-        return task if task is not None and task.journal in self.committer.tasks else None
+        if task is None or task.journal not in self.committer.tasks or not self.ownership.holds(task.key):
+            return None
+        return task
 
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""

@@ -90,7 +90,7 @@ class SqliteChannel:
     async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         self._check_open()
         deadline = time.monotonic() + timeout
-        while not self._closed:
+        while limit > 0 and not self._closed:
             if deliveries := self._next(limit):
                 return deliveries
             claim = self._claiming(limit)
@@ -118,8 +118,14 @@ class SqliteChannel:
             return
 
         def work(transaction: Transaction) -> list[_Loan]:
-            stale = [loan for loan in loans if not self._remove(transaction, loan)]
-            self._clear(transaction, [(loan.partition, loan.position) for loan in loans])
+            done: list[tuple[int, int]] = []
+            stale: list[_Loan] = []
+            for loan in loans:
+                if self._remove(transaction, loan):
+                    done.append((loan.partition, loan.position))
+                else:
+                    stale.append(loan)
+            self._clear(transaction, done)
             if self._unblocks(transaction, loans[0].holder):
                 transaction.touched.add(self._topic.id)
             return stale
@@ -165,6 +171,7 @@ class SqliteChannel:
         """
         if self._claim is None:
             self._rung = self._bell.event(self._topic.id)
+            self._turn += 1
             holder = None if self._lease is None or self._lease.lost.is_set() else self._lease.number
             self._claim = self._database.write(partial(self._take, holder=holder, limit=limit))
             self._claim.add_done_callback(self._claimed)
@@ -195,14 +202,12 @@ class SqliteChannel:
         return deliveries
 
     def _take(self, transaction: Transaction, holder: int | None, limit: int) -> _Taken:
+        self._leases.reap(transaction)  # before all else: what comes back goes before what is new
         lease = None
         if holder is None or not transaction.execute("SELECT 1 FROM leases WHERE id = ?", (holder,)).fetchone():
             lease = self._leases.take(transaction, "consumer", str(self._group), None, self._seconds)
             holder = lease[0]
-        more = self._take_up(transaction, limit)
-        deliveries = self._lend(transaction, holder, limit)
-        if not deliveries and self._leases.reap(transaction):
-            deliveries = self._lend(transaction, holder, limit)
+        deliveries, more = self._take_and_lend(transaction, holder, limit)
         return _Taken(lease, deliveries, None if deliveries else self._next_due(transaction), more)
 
     def _next_due(self, transaction: Transaction) -> float | None:
@@ -214,12 +219,25 @@ class SqliteChannel:
         delayed = None if ready is None else boot_clock() + (ready - records.wall_clock()) / 1000
         return min((due for due in (delayed, until) if due is not None), default=None)
 
+    def _take_and_lend(self, transaction: Transaction, holder: int, limit: int) -> tuple[list[Delivery], bool]:
+        skipped = 0
+        while True:
+            more = self._take_up(transaction, limit + skipped)
+            deliveries, passed_over = self._lend(transaction, holder, limit)
+            if deliveries or passed_over in (skipped, _SKIPS):
+                return deliveries, more and not passed_over
+            skipped = passed_over  # all of keys that others have on loan: look further
+
     def _take_up(self, transaction: Transaction, limit: int) -> bool:
-        """Copy the places of new records into `pending`: all of a queue, as priorities decide; of a topic some."""
+        """Copy the places of new records into `pending`, so that `limit` are free; True: there are more.
+
+        Of a queue many at once, as priorities and delays decide which comes first.
+        """
         free = 0
         if not self._topic.queue:
             (free,) = transaction.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM pending WHERE grp = ? AND holder IS NULL AND ready = 0 LIMIT ?)",
+                "SELECT count(*) FROM (SELECT 1 FROM pending INDEXED BY pending_free "
+                "WHERE grp = ? AND holder IS NULL AND ready = 0 LIMIT ?)",
                 (self._group, limit),
             ).fetchone()
         behind = transaction.execute(
@@ -229,8 +247,8 @@ class SqliteChannel:
             (self._group, self._topic.id),
         ).fetchall()
         room = _TAKE_UP if self._topic.queue else limit - free
+        more = False
         start = self._turn % len(behind) if behind else 0
-        self._turn += 1
         for partition, end, cursor in behind[start:] + behind[:start]:
             if room <= 0:
                 return True
@@ -239,6 +257,7 @@ class SqliteChannel:
                 "SELECT min(position) FROM records WHERE topic = ? AND partition = ? AND position >= ?", place
             ).fetchone()
             stop = end if first is None else min(end, first + room)
+            more |= stop < end
             room -= transaction.execute(
                 "INSERT INTO pending (grp, partition, position, priority, ready) "
                 "SELECT ?, partition, position, coalesce(priority, 0), coalesce(ready, 0) FROM records "
@@ -246,9 +265,10 @@ class SqliteChannel:
                 (self._group, *place, stop),
             ).rowcount
             transaction.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (self._group, partition, stop))
-        return False
+        return more
 
-    def _lend(self, transaction: Transaction, holder: int, limit: int) -> list[Delivery]:
+    def _lend(self, transaction: Transaction, holder: int, limit: int) -> tuple[list[Delivery], int]:
+        """Lend what is free; also says how many messages were passed over."""
         now, until = records.wall_clock(), self._until()
         transaction.execute(
             "UPDATE pending SET ready = 0 WHERE grp = ? AND holder IS NULL AND ready > 0 AND ready <= ?",
@@ -260,6 +280,7 @@ class SqliteChannel:
         )
         busy = self._busy_keys(transaction, holder)
         deliveries: list[Delivery] = []
+        lent: list[tuple[int, float | None, int, int, int]] = []
         dropped: list[tuple[int, int]] = []
         size = skipped = 0
         rows = transaction.execute(
@@ -276,12 +297,13 @@ class SqliteChannel:
                 continue
             if key in busy:
                 skipped += 1
-                if skipped > _SKIPS:
+                if skipped == _SKIPS:
                     break
                 continue
             message = Message(value, key, records.decode_headers(headers) if headers else (), timestamp)
             loan = _Loan(self, partition, position, attempts + 1, holder, until)
             deliveries.append(Delivery(message, loan.attempt, loan))
+            lent.append((holder, until, self._group, partition, position))
             size += message.size
             if len(deliveries) >= limit or size >= _LOAN_BYTES:
                 break
@@ -289,14 +311,14 @@ class SqliteChannel:
         transaction.executemany(
             "UPDATE pending SET holder = ?, until = ?, attempts = attempts + 1 "
             "WHERE grp = ? AND partition = ? AND position = ?",
-            [(holder, until, self._group, loan.partition, loan.position) for loan in self._loans(deliveries)],
+            lent,
         )
         transaction.executemany(
             "DELETE FROM pending WHERE grp = ? AND partition = ? AND position = ?",
             [(self._group, *place) for place in dropped],
         )
         self._clear(transaction, dropped)
-        return deliveries
+        return deliveries, skipped
 
     def _until(self) -> float | None:
         return None
@@ -420,11 +442,11 @@ class SqliteQueue(SqliteChannel):
         return set()
 
     def _clear(self, transaction: Transaction, places: Sequence[tuple[int, int]]) -> None:
-        """Delete records that no group is waiting for."""
+        """Delete those of these records, done with here, for which no other group is waiting."""
         others = transaction.execute(
             "SELECT g.id, coalesce(c.position, 0) FROM groups g "
-            "LEFT JOIN cursors c ON c.grp = g.id AND c.partition = 0 WHERE g.topic = ?",
-            (self._topic.id,),
+            "LEFT JOIN cursors c ON c.grp = g.id AND c.partition = 0 WHERE g.topic = ? AND g.id <> ?",
+            (self._topic.id, self._group),
         ).fetchall()
         waits = "SELECT 1 FROM pending WHERE grp = ? AND partition = ? AND position = ?"
         transaction.executemany(

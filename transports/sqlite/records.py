@@ -248,7 +248,7 @@ def read(
         end = ends[partition]
         if position is not None and position >= end:
             raise Gap(topic.name, partition, position, bounds(connection, topic, partition).first)
-        if max_bytes <= 0 or position == end - 1 or end == 0:
+        if (batches and max_bytes <= 0) or position == end - 1 or end == 0:
             continue
         batch, size = _read_partition(connection, topic, partition, position, limit, max_bytes)
         if batch is not None:

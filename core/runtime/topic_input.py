@@ -1,0 +1,114 @@
+"""One topic-partition as an agent reads it: what was fetched, handed out and finished."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from thalweg import headers as names
+from thalweg.event import event_time
+from thalweg.journal.inbox import Accepted, Inbox
+from thalweg.journal.origin import HEADER
+from thalweg.journal.rows import Reached, below, decode, encode, reached_key, watermark_key
+from thalweg.message import Batch, Position, Record
+from thalweg.plan import SourcePlan, TopicPlan
+from thalweg.store import Store
+
+from .watermark import Segment, Watermark
+
+if TYPE_CHECKING:
+    from .agent_task import AgentTask
+
+__all__ = ["Fetched", "TopicInput"]
+
+
+class Fetched(msgspec.Struct, gc=False):
+    """Records that wait to be handed out.
+
+    inbox: they came through it, so it is told as they finish. ours: some record carries a header of Thalweg's, which
+    the fast path does not look at.
+    """
+
+    records: Sequence[Record]
+    positions: Sequence[Position]
+    inbox: Inbox | None
+    ours: bool
+
+
+class TopicInput:
+    """`checksum` in `Reached` is 0 where the record at the position is not known (an inbox holds the position back)."""
+
+    def __init__(self, agent: AgentTask, source: SourcePlan, partition: int) -> None:
+        self.agent = agent
+        self.name = f"{agent.plan.name}/{source.topic.name}"
+        self.topic: TopicPlan = source.topic
+        self.ops = source.ops
+        self.partition = partition
+        self.buffer: deque[Fetched] = deque()
+        self.fetched: Position | None = None
+        self.caught_up = False  # the last read gave less than it could have
+        self.watermark = Watermark()
+        self.committed = Reached(None, 0)
+        self._inbox = Inbox(source.topic.name, partition)
+
+    def restore(self, reached: Reached, store: Store) -> None:
+        """Begin where the journal says."""
+        self.committed = reached
+        self.fetched = self.watermark.position = reached.position
+        start = watermark_key(self.name, b"")
+        rows = {
+            key[len(start) :]: decode(value, type=tuple[int, int]) for key, value in store.scan(start, below(start))
+        }
+        self._inbox = Inbox(self.topic.name, self.partition, reached.position, rows)
+
+    def head(self) -> int | None:
+        """Timestamp (ms) of the next record."""
+        return event_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self.buffer) < 2
+
+    def receive(self, batch: Batch) -> Sequence[Accepted]:
+        """Take in what was fetched; returns what cannot be handled as it is (refused, or with a broken origin)."""
+        self.fetched = batch.positions[-1]
+        ours = outboxed = False
+        for record in batch.records:
+            if record.headers:
+                for name, _ in record.headers:
+                    if name.startswith(names.PREFIX):
+                        ours = True
+                        outboxed = outboxed or name == HEADER
+        if not outboxed and self._inbox.may_bypass(batch.positions[0]):
+            self._inbox.passed(batch.positions[-1])
+            self.buffer.append(Fetched(batch.records, batch.positions, None, ours))
+            return ()
+        accepted = [
+            one
+            for position, record in zip(batch.positions, batch.records, strict=True)
+            for one in self._inbox.receive(position, record)
+        ]
+        if accepted:
+            records, positions = [one.record for one in accepted], [one.position for one in accepted]
+            self.buffer.append(Fetched(records, positions, self._inbox, True))
+        return [one for one in accepted if one.refused or one.warning]
+
+    def take(self, count: int | None = None) -> tuple[Fetched, Segment]:
+        """Hand out the next records, at most `count`."""
+        fetched = self.buffer.popleft()
+        if count is not None and count < len(fetched.records):
+            rest = Fetched(fetched.records[count:], fetched.positions[count:], fetched.inbox, fetched.ours)
+            self.buffer.appendleft(rest)
+            fetched = Fetched(fetched.records[:count], fetched.positions[:count], fetched.inbox, fetched.ours)
+        return fetched, self.watermark.hand_out(fetched.records, fetched.positions, fetched.inbox)
+
+    def collect(self, rows: dict[bytes, bytes | None]) -> bool:
+        """Add to a commit's rows how far this input is finished; whether that is farther than before."""
+        if not self.watermark.advance():
+            return False
+        rows[reached_key(self.name)] = encode(Reached(self.watermark.position, self.watermark.checksum))
+        for journal, id_ in self._inbox.export().items():
+            rows[watermark_key(self.name, journal)] = None if id_ is None else encode(id_)
+        return True
