@@ -88,7 +88,8 @@ async def finished(program: Program, count: int) -> None:
         if agent.plan.name == program.agent.name
         for input_ in agent.inputs
     ]
-    while sum(input_.watermark.finished for input_ in inputs) < count:  # noqa: ASYNC110: an event set by the agent would cost it time
+    while sum(input_.watermark.finished for input_ in inputs) < count:  # noqa: ASYNC110
+        # An event set by the agent would cost it time with each message.
         await asyncio.sleep(POLL)
     await worker.committer.flush()
     assert not any(task.has_work for task in worker.tasks.values()), "something is left to commit"

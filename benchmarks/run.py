@@ -1,4 +1,4 @@
-"""Measure Thalweg against a bare asyncio.Queue + msgspec + dict loop: `make bench ARGS=…` or `python benchmarks/run.py …`.
+"""Measure Thalweg against a bare asyncio.Queue + msgspec + dict loop: `make bench` (with ARGS=… for options).
 
 All sides of a case do the same work on the same data in the same process, in turns, and their results are checked.
 What counts are the ratios: they hold from machine to machine, and while others use the machine.
