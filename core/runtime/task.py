@@ -292,11 +292,8 @@ class Task:
         if record.headers and asked(plan, record):
             self.answers.append((plan, record, Failure(reason, trace)))
 
-    def progressed(self) -> None:
-        self.has_work = True
-
     def busy(self) -> None:
-        """Events are being handled: a commit is due in `commit_interval` at the latest."""
+        """Events are handled or finished: a commit is due in `commit_interval` at the latest."""
         self.has_work = True
         self.worker.committer.arm()
 
@@ -346,6 +343,8 @@ class Task:
             for input_ in agent.inputs:
                 progress = input_.collect(rows) or progress
         self.has_work = bool(open_lanes)
+        for lane in self.all_lanes():
+            lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
             return None
