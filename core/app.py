@@ -27,7 +27,7 @@ from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
 from .runtime.running import Running
 from .runtime.tables import TablePlan
-from .schedule import Background, Crontab, Misfire, Timer
+from .schedule import Background, Crontab, Function, Misfire, Timer
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -44,7 +44,7 @@ __all__ = ["App"]
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Awaitable[None]])
+F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
 
@@ -274,7 +274,7 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
-        self._checks[full] = checker_for(Any if value is None else value)
+        self._checks[full] = checker_for(Any) if value is None else checker_for(value)
         self._declared[full] = (key, value)
         return plan
 
@@ -504,7 +504,9 @@ class App:
     def background(self, function: F, /) -> F: ...
     @overload
     def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
-    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+    def background(
+        self, function: Function | None = None, /, *, on_leader: bool = False, name: str | None = None
+    ) -> Any:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:

@@ -78,5 +78,5 @@ async def add_up(sums: object, expected: dict[str, int] | None, missing: str = "
     import asyncio
 
     async with asyncio.timeout(10):
-        while dict(sums.items()) != expected if expected is not None else missing in sums:
+        while dict(sums.items()) != expected if expected is not None else missing in sums:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -1,6 +1,3 @@
-import logging
-
-logging.basicConfig(level="INFO")
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -120,7 +117,7 @@ async def test_raises():
     g = make()
     app = g["app"]
     w = g["withdrawals"]
-    with pytest.raises(ValueError, match="unlucky"):
-        async with app.test() as t:
-            await w.send(W("ada", "NO", 13), key="ada")
+    async with app.test() as t:
+        await w.send(W("ada", "NO", 13), key="ada")
+        with pytest.raises(ValueError, match="unlucky"):
             await t.settle()
