@@ -115,6 +115,7 @@ class Worker:
         """As if the process died: nothing is drained, committed or released."""
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
+        await self.ownership.abandon()
         for task in self.tasks.values():
             await self._closing(task)
             await task.stop_lanes()
