@@ -27,7 +27,7 @@ from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
 from .runtime.running import Running
 from .runtime.tables import TablePlan
-from .schedule import Background, Crontab, Misfire, Timer
+from .schedule import Background, Crontab, Function, Misfire, Timer
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -44,7 +44,7 @@ __all__ = ["App"]
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Awaitable[None]])
+F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
 
@@ -96,7 +96,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
-        self._declared: dict[str, tuple[object, object]] = {}
+        self._declared: dict[str, tuple[Any, Any]] = {}
         self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
         self._shared: list[tuple[TopicPlan, TopicPlan]] = []
         self.agents: dict[str, Agent[Any, Any]] = {}
@@ -274,7 +274,7 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
-        self._checks[full] = checker_for(Any if value is None else value)
+        self._checks[full] = checker_for(Any) if value is None else checker_for(value)
         self._declared[full] = (key, value)
         return plan
 
@@ -287,7 +287,7 @@ class App:
         *,
         name: str | None = ...,
         concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
+        sinks: Sequence[Sink[Any]] = ...,
         on_error: Policy = ...,
     ) -> _AgentDecorator[V]: ...
     @overload
@@ -297,7 +297,7 @@ class App:
         *,
         name: str | None = ...,
         concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
+        sinks: Sequence[Sink[Any]] = ...,
         on_error: Policy = ...,
     ) -> _AgentDecorator[Any]: ...
     def agent(
@@ -306,7 +306,7 @@ class App:
         *,
         name: str | None = None,
         concurrency: int = 1,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink[Any]] = (),
         on_error: Policy = DEFAULT_POLICY,
     ) -> Any:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
@@ -327,7 +327,7 @@ class App:
         name: str | None = None,
         concurrency: int = 1,
         timeout: float | timedelta | None = None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink[Any]] = (),
         on_error: Policy = DEFAULT_POLICY,
     ) -> Callable[[Callable[[V], Awaitable[R] | R]], Agent[V, R]]:
         """A plain function, called once a message; a `def` one runs in a thread.
@@ -350,7 +350,7 @@ class App:
         stream: Stream[Any],
         name: str | None,
         concurrency: int,
-        sinks: Sequence[Sink],
+        sinks: Sequence[Sink[Any]],
         policy: Policy,
     ) -> Agent[Any, Any]:
         name = name or function.__name__
@@ -503,8 +503,10 @@ class App:
     @overload
     def background(self, function: F, /) -> F: ...
     @overload
-    def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
-    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+    def background(self, /, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
+    def background(
+        self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None
+    ) -> F | Callable[[F], F]:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:

@@ -1,4 +1,4 @@
-"""From a declared app to a running one: meet the broker, check what the program needs, create topics, start the parts."""
+"""From a declared app to a running one: meet the broker, check what the app needs, create topics, start the parts."""
 
 from __future__ import annotations
 
@@ -228,9 +228,11 @@ async def _check_leftovers(app: App, transport: Transport) -> None:
             await reader.close()
         moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
         for agent in app.agents.values():
-            for source in agent.plan.sources:
-                if ("input", f"{agent.name}/{source.topic.name}") in names:
-                    moved.append(f"agent {agent.name!r}'s position in {source.topic.name!r}")
+            moved.extend(
+                f"agent {agent.name!r}'s position in {source.topic.name!r}"
+                for source in agent.plan.sources
+                if ("input", f"{agent.name}/{source.topic.name}") in names
+            )
         if moved:
             raise JournalMismatch(
                 f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "
