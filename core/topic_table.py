@@ -15,6 +15,7 @@ from .capabilities import Log
 from .codec import checker_for
 from .errors import BrokerError, OutsideEvent
 from .event import Event
+from .runtime.tables import TablePlan
 from .stream import Stream
 from .table import Table
 
@@ -96,6 +97,15 @@ class Replica(Table[K, V]):
     @property
     def topic_name(self) -> str:
         return self._topic.name
+
+    @property
+    def partitions(self) -> int:
+        return self._topic.partitions
+
+    @property
+    def plan(self) -> TablePlan:
+        """How its keys and values lie in the topic."""
+        return self._plan
 
     def clear(self) -> None:
         self._rows.clear()
