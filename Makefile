@@ -1,4 +1,4 @@
-# Each target fetches what it needs by itself: uv (scripts/uv), then by uv all that uv.lock names, into .venv/.
+# Each target fetches what it needs by itself: uv (scripts/uv), then by uv all that pyproject.toml pins, into .venv/.
 # Works offline once that is done. ARGS=… is passed on: make test ARGS="-k journal -x"
 
 UV := scripts/uv
@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check check-format check-lint check-types check-imports format hooks env clean
+.PHONY: help demo test bench check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ format: env ## Format the code and repair what ruff can
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
+pins: ## Pin the dependencies that have no pin yet; ARGS=--upgrade moves all to their newest versions
+	python3 scripts/pin.py $(ARGS)
+
 hooks: env ## Let git run the checks before each commit
 	$(RUN) pre-commit install
 
@@ -49,7 +52,7 @@ hooks: env ## Let git run the checks before each commit
 env:
 	@$(UV) sync $(SYNC) || $(UV) sync --offline $(SYNC) || { \
 		echo "The environment could not be made, see above. A new machine needs Python 3.11 or newer (uv fetches one" \
-			"if it may) and https://pypi.org" >&2; exit 1; }
+			"if it may) and a package index that uv can reach (UV_DEFAULT_INDEX names a mirror)." >&2; exit 1; }
 
 SYNC = --quiet $(if $(wildcard build/__editable__*),,--reinstall-package thalweg)
 

@@ -440,6 +440,7 @@ class App:
             decode=value_codec.decode,
             default=default,
             mutable=not is_immutable(value),
+            verify=value not in (int, str, bytes, bool, float),
             partition_of=partitioner_for("murmur2"),
         )
         self.tables[name] = plan

@@ -8,7 +8,7 @@ in a sentence, never downgraded in silence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -59,7 +59,8 @@ class Log(Protocol):
         At most `limit` records a partition and about `max_bytes` bytes in all, but at least one record if there is
         one; partitions take turns at being first, so that none starves. Waits at most `timeout` seconds for the first
         record; empty is normal. Purely positional: reading moves nothing, cancelling loses nothing.
-        Raises `Gap` if records *after* a given position may be gone; not because the one at it is.
+        Raises `Gap` if records *after* a given position may be gone, or, where the broker can tell, if the position
+        lies beyond the end of the log (a recreated topic); not because the record at it is gone.
         """
         ...
 
@@ -128,10 +129,11 @@ class Locks(Protocol):
 class Peers(Protocol):
     """Capability.PEERS."""
 
-    def peers(self, group: str, me: str, lease: float) -> AsyncIterator[frozenset[str]]:
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
-        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once.
+        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
+        waiting `anext` closes the iterator.
         """
         ...
 

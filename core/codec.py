@@ -147,7 +147,7 @@ def checker_for(
     finite_floats = bound.format == "json" and float in arms(type_)
 
     def check(value: object) -> None:
-        if value.__class__ in proven or (finite_floats and value.__class__ is float and math.isfinite(value)):
+        if value.__class__ in proven or (finite_floats and type(value) is float and math.isfinite(value)):
             return
         problem = _round_trip_problem(bound, value)
         if problem is not None:
@@ -167,8 +167,9 @@ def _by_object(codec: object, name: str) -> TypeCodec[Any]:
                 "or a dotted path 'package.module:name'"
             )
         codec = load(codec, "codec")
-    encode, decode = getattr(codec, "encode", None), getattr(codec, "decode", None)
-    if isinstance(codec, type) or not (callable(encode) and callable(decode)):
+    encode: Any = getattr(codec, "encode", None)
+    decode: Any = getattr(codec, "decode", None)
+    if isinstance(codec, type) or not all(map(callable, (encode, decode))):
         raise ConfigurationError(
             f"codec={codec!r} is not a codec; expected an object with encode(value) and decode(data)"
         )

@@ -45,6 +45,9 @@ class TopicPlan(msgspec.Struct):
         return str(self.partitions)
 
 
+QUEUE_GROUP = "work"
+"""Everyone who uses a queue does so in this consumer group: all compete, and a program that only puts adds no reader."""
+
 ANY: TypeCodec[Any] = codec_for(Any)
 
 Destination = tuple[str, int]

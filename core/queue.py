@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from . import headers as names
 from .channel import Capability
@@ -102,5 +102,3 @@ class Queue(Generic[K, V]):
 
 QUEUE = -1
 """Stands for the partition in the destination of a message to a queue."""
-
-_ = Any

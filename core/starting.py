@@ -33,6 +33,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file"
 LEADER_GROUP = "leader"
+SNAPSHOT_BYTES = 4 * 1024 * 1024
+"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
 
 
 @asynccontextmanager
@@ -188,6 +190,14 @@ def check_needs(app: App, transport: Transport) -> None:
     for name, agent in app.agents.items():
         if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
             raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")
+    readers: dict[str, str] = {}
+    for name, agent in app.agents.items():
+        for source in agent.plan.sources:
+            if source.topic.spec.queue and readers.setdefault(source.topic.name, name) != name:
+                raise ConfigurationError(
+                    f"agents {readers[source.topic.name]!r} and {name!r} read the queue {source.topic.name!r}: each "
+                    "message would go to one of them by chance. Give each its own queue, or use a topic"
+                )
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
@@ -295,6 +305,7 @@ def _make_worker(
         lease=app.lease,
         drain_timeout=app.drain_timeout,
         max_event_outputs=app.max_event_outputs,
+        snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
         failures=failures,
     )

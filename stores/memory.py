@@ -58,7 +58,7 @@ class MemoryStore:
         self._keys: SortedList[bytes] = SortedList()
         self._checkpoint: Checkpoint | None = None
         self._is_open = True
-        self.get = self._rows.get  # hot: 22 ns, against 45 with a method around it
+        self.get = self._rows.get  # hot: the lookup itself; a method around it would add a third
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         self._check_open()

@@ -199,17 +199,21 @@ class RocksdbStore:
 
     def _connect(self) -> Rdict:
         """Open the database; an empty one instead if it is damaged."""
-        path = str(self._place.path)
         try:
-            database = Rdict(path, self._settings())
-        except Exception as error:
-            failure = self._failed(error)
+            database = self._try_to_connect()
+        except StoreError:
             if self._place.damage is None:
-                raise failure from error
+                raise
             self._place.set_aside()
-            database = Rdict(path, self._settings())
+            database = self._try_to_connect()
         self._place.remember()
         return database
+
+    def _try_to_connect(self) -> Rdict:
+        try:
+            return Rdict(str(self._place.path), self._settings())
+        except Exception as error:
+            raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
         """What to raise for it. rocksdict raises plain `Exception`s, so that only their texts tell what happened."""

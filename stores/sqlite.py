@@ -170,33 +170,40 @@ class SqliteStore:
         """Open the file; an empty one instead if it is damaged."""
         try:
             connection = self._try_to_connect()
-        except (sqlite3.Error, _Damage) as error:
-            failure = self._failed(error)
+        except StoreError:
             if self._place.damage is None:
-                raise failure from error
+                raise
             self._place.set_aside()
             connection = self._try_to_connect()
         self._place.remember()
         return connection
 
     def _try_to_connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._place.path, isolation_level=None, check_same_thread=False)
         try:
-            connection.text_factory = _no_text
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute("BEGIN IMMEDIATE")
-            if not _schema(connection):
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-            else:
-                _verify(connection, thorough=self._place.path.stat().st_size <= self._verify_mb << 20)
-            connection.execute(f"PRAGMA application_id={_FORMAT}")  # each time: it shows that the file can be written
-            connection.execute("COMMIT")
-        except BaseException:
+            connection = sqlite3.connect(self._place.path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        try:
+            self._prepare(connection)
+        except BaseException as error:
             connection.close()
+            if isinstance(error, sqlite3.Error | _Damage):
+                raise self._failed(error) from error
             raise
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.text_factory = _no_text
+        for setting in _SETTINGS:
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute("BEGIN IMMEDIATE")
+        if not _schema(connection):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+        else:
+            _verify(connection, thorough=self._place.path.stat().st_size <= self._verify_mb << 20)
+        connection.execute(f"PRAGMA application_id={_FORMAT}")  # each time: it shows that the file can be written
+        connection.execute("COMMIT")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

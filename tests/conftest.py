@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import NoReturn
 
@@ -31,3 +33,16 @@ def broker_missing() -> Callable[[str, str], NoReturn]:
         pytest.skip(f"{broker} is missing: {reason}")
 
     return missing
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own summary: just before the closing line
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, object, object]:
+    """Say loudly for which brokers tests were skipped: nobody may take such a run for a complete one."""
+    result = yield
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])]
+    missing = Counter(found[1] for reason in reasons if (found := re.match(r"Skipped: (\S+) is missing: ", reason)))
+    if missing:
+        terminalreporter.section("BROKERS MISSING", sep="!", red=True, bold=True)
+        for broker, tests in sorted(missing.items()):
+            terminalreporter.line(f"{broker}: {tests} tests skipped; with REQUIRE_BROKERS={broker} they fail", red=True)
+    return result

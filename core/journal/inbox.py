@@ -173,9 +173,8 @@ class Inbox:
                 del producer.parked[id]
                 ready.append(record)
                 producer.watermark = id
-        for id in [
-            id for id in producer.parked if id <= producer.watermark
-        ]:  # their commits were lost with the journal
+        orphans = [id for id in producer.parked if id <= producer.watermark]  # the journal has lost their commits
+        for id in orphans:
             del self._held[producer.parked.pop(id)[1].position]
         self._unfinished += ready
         return ready

@@ -73,9 +73,10 @@ class Outbox:
         """Why nothing is sent, if so."""
         self._journal, self._destination, self._epoch = journal, destination_of(topic, partition), epoch
         self._last, self._confirmed = row.last, row.confirmed
-        self._outputs = deque(output for output in outputs if output.id > row.confirmed)  # the unconfirmed ones
-        self._committed = len(self._outputs)  # so many of them, from the front
-        self._sent = 0  # so many of them, from the front
+        # The unconfirmed outputs in order: first `_sent` that are under way, up to `_committed` those that may leave.
+        self._outputs: deque[Output] = deque(output for output in outputs if output.id > row.confirmed)
+        self._committed = len(self._outputs)
+        self._sent = 0
 
     # --- while a commit is built ---
 

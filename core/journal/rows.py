@@ -6,6 +6,7 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
 | an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
+| crashes of owners in a row | `k` | their number |
 | a crontab's last tick | `c` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
 | an outbox | `v` topic `\\0` partition | the newest id given, the newest confirmed |
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import msgspec
 from thalweg.message import Headers, Position, Record
+
+CRASHES = b"k"
 
 __all__ = [
     "Parked",
@@ -54,10 +57,11 @@ class Parked(msgspec.Struct, array_like=True):
     attempts: int
     due: int  # milliseconds since the epoch
     reason: str = ""
+    deaths: int = 0
 
     @classmethod
-    def of(cls, record: Record, attempts: int, due: int, reason: str) -> Parked:
-        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason)
+    def of(cls, record: Record, attempts: int, due: int, reason: str, deaths: int) -> Parked:
+        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason, deaths)
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):

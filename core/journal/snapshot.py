@@ -16,18 +16,15 @@ __all__ = ["Snapshotter"]
 PART_BYTES = 256 * 1024
 """How much of a snapshot one commit carries at most (at least one row)."""
 
-MIN_BYTES = 4 * 1024 * 1024
-"""No snapshot before the journal has grown by this much: small journals replay fast as they are."""
-
 
 class Snapshotter:
     """Decides when one task's journal gets a snapshot, and makes its parts.
 
-    A new snapshot begins when the journal has grown by `MIN_BYTES` and by as much as the last snapshot held, so the
-    journal stays within about three times the live state.
+    A new snapshot begins when the journal has grown by `min_bytes` (small journals replay fast as they are) and by as
+    much as the last snapshot held, so the journal stays within about three times the live state.
     """
 
-    def __init__(self, min_bytes: int = MIN_BYTES, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, min_bytes: int, part_bytes: int = PART_BYTES) -> None:
         self._min_bytes, self._part_bytes = min_bytes, part_bytes
         self._grown = 0
         self._last_size = 0

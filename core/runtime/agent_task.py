@@ -33,6 +33,9 @@ __all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "
 
 log = logging.getLogger("thalweg")
 
+DEATH_DELAY = 0.1
+"""Seconds, doubled with each death, that an event waits in which the process died."""
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """What the policy decided for an event; carried out when the event comes up again. Survives a rollback."""
@@ -40,6 +43,7 @@ class Verdict(msgspec.Struct, frozen=True):
     decision: Decision | None  # None: run it alone (it was in a `take` that failed)
     attempts: int = 0
     trace: str = ""
+    deaths: int = 0
 
 
 class _ParkedEvent(msgspec.Struct):
@@ -52,16 +56,22 @@ class _ParkedEvent(msgspec.Struct):
 class _ParkedSegment(Segment):
     """The record of a parked event: finishing it takes it out of the parking."""
 
-    __slots__ = ("_agent", "_lane_key")
+    __slots__ = ("_agent", "_lane_key", "deaths")
 
     def __init__(self, agent: AgentTask, lane_key: object, parked: _ParkedEvent) -> None:
         super().__init__([parked.event], [parked.position])
+        self.deaths = parked.event.deaths
         self._agent, self._lane_key = agent, lane_key
 
     def finish(self, index: int) -> None:
         if not self.done:
             self.done = 1
             self._agent.unpark(self._lane_key)
+
+
+def _deadly(part: Part) -> bool:
+    """Whether the process died in this event before."""
+    return isinstance(part.segment, _ParkedSegment) and part.segment.deaths > 0
 
 
 class AgentTask:
@@ -78,7 +88,7 @@ class AgentTask:
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
-        self.careful = False  # the last owner died: the next event runs alone, and is noted in the journal before
+        self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
         self.suspect: Suspect | None = None  # what the last owner had noted
         self._noted = False
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
@@ -104,7 +114,7 @@ class AgentTask:
             if not self.draining:
                 part = self._take(lane)
                 if part is not None:
-                    return await self._note(part) if self.careful else part
+                    return await self._note(part) if self.careful or _deadly(part) else part
             if until is not None and self.clock.now() >= until:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
@@ -163,27 +173,50 @@ class AgentTask:
             await self._at_rest
 
     async def _note(self, part: Part) -> Part:
-        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12)."""
+        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12).
+
+        An event in which the process died before is parked first, so that the others need not die with it again.
+        """
         self._noted = True
         (ticket,) = part.tickets = list(part.tickets)[:1]
         ticket.alone = True
-        was = self.suspect
-        deaths = (
-            was.deaths if was is not None and (was.input, was.position) == (ticket.input.name, ticket.position) else 0
-        )
-        if deaths:
-            error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
-            decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
-            if decision.action is not Action.RETRY:
-                self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, deaths)
-                return part
-        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(ticket.input.name, ticket.position, deaths + 1))
+        where = (ticket.input.name, ticket.position)
+        was, self.suspect = self.suspect, None
+        if was is not None and (was.input, was.position) == where:
+            self.task.verdicts[where] = self._after_death(was.deaths)
+            return part
+        deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
+        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
         await self.task.flush()
         return part
 
+    def _after_death(self, deaths: int) -> Verdict:
+        error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
+        decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
+        if decision.action is Action.RETRY:
+            decision = Decision(Action.RETRY, decision.reason, max(decision.delay, DEATH_DELAY * 2**deaths))
+        return Verdict(decision, deaths, deaths=deaths)
+
+    def restore_suspect(self, suspect: Suspect) -> None:
+        """What the last owner had noted. If it is parked already, that death counts there."""
+        self.suspect = suspect
+        for line in self._parked.values():
+            parked = line[0]
+            if (parked.input.name, parked.position) == (suspect.input, suspect.position):
+                self.suspect = None
+                verdict = self._after_death(suspect.deaths)
+                assert verdict.decision is not None
+                if verdict.decision.action is Action.RETRY:
+                    parked.event.deaths = suspect.deaths
+                    parked.event.due = round((self.clock.now() + verdict.decision.delay) * 1000)
+                    self.task.rows[parked_key(suspect.input, suspect.position)] = encode(parked.event)
+                else:
+                    self.task.verdicts[(suspect.input, suspect.position)] = verdict
+
     def _cleared(self) -> None:
         """The event that was noted did not kill the process."""
-        self.careful = self._noted = False
+        self._noted = False
+        self.careful = max(0, self.careful - 1)
         self.task.rows[suspect_key(self.plan.name)] = None
         self.wake(len(self.lanes))
 
@@ -279,7 +312,7 @@ class AgentTask:
         if isinstance(ticket.segment, _ParkedSegment):
             return True
         if self._parked and ticket.record.key is not None and ticket.record.key in self._parked:
-            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key", "")
+            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key")
             self._done(lane, ticket)
             return False
         return True
@@ -386,7 +419,7 @@ class AgentTask:
             self.halt(decision.reason)
             return
         if decision.action is Action.RETRY:
-            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.trace)
+            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.deaths)
             if isinstance(ticket.segment, _ParkedSegment):
                 if self._noted:
                     self._cleared()
@@ -408,10 +441,10 @@ class AgentTask:
 
     # --- parking: events that wait for their next attempt, in the journal ------------------------------------
 
-    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, trace: str) -> None:
+    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, deaths: int = 0) -> None:
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
-        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason)
+        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason, deaths)
         self.task.rows[parked_key(input_.name, ticket.position)] = encode(parked)
         lane_key = self._lane_key(input_, parked, ticket.position)
         if isinstance(ticket.segment, _ParkedSegment):  # it is there already, as the first of its key

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 
 from thalweg.capabilities import Held, Locks, Peers
@@ -63,14 +63,14 @@ class Ownership:
             return
         while True:
             try:
-                async with aclosing(self._members(self._transport)) as members:  # type: ignore[type-var]
+                async with aclosing(self._members(self._transport)) as members:
                     async for live in members:
                         self._want(share(self._tasks, live, self._me))
             except BrokerError as error:
                 log.warning("membership lost, joining again in %.1f s: %s", RETRY, error)
             await self._settings.clock.sleep(RETRY)
 
-    def _members(self, peers: Peers) -> AsyncIterator[frozenset[str]]:
+    def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
         return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
 
     def _want(self, tasks: Sequence[TaskKey]) -> None:

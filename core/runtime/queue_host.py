@@ -7,7 +7,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from thalweg import headers as names
@@ -16,7 +15,7 @@ from thalweg.channel import Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError
 from thalweg.message import Delivery, Message
-from thalweg.plan import AgentPlan, SourcePlan
+from thalweg.plan import QUEUE_GROUP, AgentPlan, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .agent_task import dead_letter, log_failure, short_traceback
@@ -87,7 +86,8 @@ class QueueRunner:
 
     async def start(self) -> None:
         self._channel = await self._worker.transport.channel(
-            self._input.topic.name, f"{self._worker.app_id}-{self.plan.name}"
+            self._input.topic.name,
+            QUEUE_GROUP if self._input.topic.spec.queue else f"{self._worker.app_id}-{self.plan.name}",
         )
         loop = asyncio.get_running_loop()
         for coroutine in (self._fetch(self._channel), self._settle_all(self._channel), self._renew(self._channel)):
@@ -357,6 +357,3 @@ class QueueRunner:
             by_topic.setdefault(topic, {}).setdefault(partition, []).append(message)
         for topic, records in by_topic.items():
             await self._worker.send_now(topic, records)
-
-
-_ = Any

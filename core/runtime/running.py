@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from thalweg import headers as names
 from thalweg.capabilities import Log, Logs, require
 from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
-from thalweg.codec import TypeCodec
-from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead, ThalwegError
+from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead
 from thalweg.message import Headers, Message, Record
-from thalweg.plan import AgentPlan, TopicPlan
+from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
 from .agent_task import AgentTask
 from .context import current_lane
@@ -90,7 +89,9 @@ class Running:
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         channel = self._channels.get(topic)
         if channel is None:
-            channel = self._channels.setdefault(topic, await self.transport.channel(topic, f"{self.app_id}-put"))
+            plan = self._topics.get(topic)
+            group = f"{self.app_id}-put" if plan is not None and not plan.spec.queue else QUEUE_GROUP
+            channel = self._channels.setdefault(topic, await self.transport.channel(topic, group))
         await channel.put(messages)
 
     async def send_any(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
@@ -111,7 +112,7 @@ class Running:
 
     async def peek_queue(self, topic: str) -> AsyncIterator[Record]:
         """What lies in a queue now; it stays there."""
-        channel = await self.transport.channel(topic, f"{self.app_id}-peek")
+        channel = await self.transport.channel(topic, QUEUE_GROUP)
         try:
             while deliveries := await channel.get(1000, 0):
                 for delivery in deliveries:
@@ -262,6 +263,3 @@ def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int,
             f"partition {partition}, so the answer cannot come before this event has finished. Ask before you touch a "
             "table, or cast and let the answer come as an event (reply_to=)"
         )
-
-
-_ = (Callable, ThalwegError, TypeCodec)

@@ -44,6 +44,7 @@ class TablePlan(msgspec.Struct):
     decode: Callable[[bytes], Any]
     default: Callable[[], Any] | None
     mutable: bool
+    verify: bool  # the class of a value does not prove that it will decode
     partition_of: Callable[[bytes, int], int]
 
 
@@ -88,6 +89,8 @@ class TableState:
             try:
                 raw_key = self._prefix + plan.encode_key(key)
                 raw = None if value is MISSING else plan.encode(value)
+                if plan.verify and raw is not None:
+                    plan.decode(raw)  # a row that does not decode could not be recovered
             except ENCODE_ERRORS as error:
                 raise EncodeError(
                     f"table {plan.name!r}, key {key!r}: {type(value).__name__} cannot be encoded: {error}"

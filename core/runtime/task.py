@@ -20,7 +20,7 @@ from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError,
 from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
-from thalweg.journal.rows import Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
@@ -31,7 +31,7 @@ from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
 from .lane import Lane, Rerun
 from .settings import Settings
-from .tables import TablePlan, TableState
+from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
 from .turns import Turns
 
@@ -49,6 +49,9 @@ TaskKey = tuple[str, int]
 """Group and index."""
 
 REPLAY_ROWS = 10_000
+CALM = 10.0
+"""Seconds after which an owner that took over from a dead one counts as well."""
+MOST_CAREFUL = 64
 
 
 class Cut(msgspec.Struct):
@@ -103,6 +106,7 @@ class Task:
         self.outputs: dict[Destination, list[Message]] = {}
         self.answers: list[Answer] = []
         self.has_work = False
+        self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
         self._fold = Fold()
@@ -139,9 +143,10 @@ class Task:
         )
         self.deliveries.restore(store)
         await self._restore(store)
+        careful = self._count_crash(store, fold.unclean > 0)
         self.deliveries.start()
         for agent in self.agents:
-            agent.careful = fold.unclean > 0
+            agent.careful = careful
             for input_ in agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
@@ -157,9 +162,6 @@ class Task:
     async def _restore(self, store: Store) -> None:
         """Positions, parked retries and suspects from their rows."""
         inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
-        for agent in self.agents:
-            raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            agent.suspect = None if raw is None else journal_rows.decode(raw, type=Suspect)
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
@@ -174,6 +176,21 @@ class Task:
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
+        for agent in self.agents:
+            raw = store.get(journal_rows.suspect_key(agent.plan.name))
+            if raw is not None:
+                agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
+
+    def _count_crash(self, store: Store, crashed: bool) -> int:
+        """How many events to begin with are to run with care: the more, the more owners died in a row."""
+        raw = store.get(CRASHES)
+        before = 0 if raw is None else journal_rows.decode(raw, type=int)
+        crashes = before + 1 if crashed else 0
+        if crashes != before:
+            self.rows[CRASHES] = encode(crashes)
+            self.has_work = True
+        self._calm_at = self.settings.clock.now() + CALM if crashes else None
+        return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
 
     async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
         """The record at the stored position must still be the one that was read there (design rule 3).
@@ -262,7 +279,8 @@ class Task:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
-                state.plan.encode(value)
+                if value is not MISSING:
+                    state.plan.decode(state.plan.encode(value))
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
@@ -317,6 +335,9 @@ class Task:
         if any(lane.tainted for lane in open_lanes):
             return None  # its changes and older ones lie in the same object: wait until it is finished
         rows = self.rows
+        if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
+            self._calm_at = None
+            rows[CRASHES] = encode(0)
         for table in self.tables.values():
             if table.dirty:
                 table.collect(rows, open_lanes)

@@ -61,7 +61,7 @@ class Cursor:
         position = max(self._next, partition.first)
         while len(taken) < limit and position < partition.end:
             key = partition.records[(position - partition.first) // partition.step].key
-            if key is not None and (key in self._waiting or self._is_anothers(key, member)):
+            if key is not None and self._is_anothers(key, member):
                 self._waiting.setdefault(key, []).append(position)
             else:
                 taken.append(self._lend(member, position, key))

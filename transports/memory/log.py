@@ -71,10 +71,8 @@ class MemoryLog:
             partition.expire()
             start = partition.index_after(position)
             if start < len(partition.records) and (max_bytes > 0 or not found):
-                batch, size = partition.batch(start, limit, max_bytes, at_least=0 if found else 1)
-                if batch is not None:
-                    found[number] = batch
-                    max_bytes -= size
+                found[number], size = partition.batch(start, limit, max_bytes)
+                max_bytes -= size
         return found
 
     async def bounds(self, partition: int) -> Bounds:

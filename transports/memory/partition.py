@@ -116,16 +116,14 @@ class Partition:
             raise Gap(self.topic, self.number, position, self.bounds().first)
         return max(index, 0)
 
-    def batch(self, start: int, limit: int, budget: int, at_least: int) -> tuple[Batch | None, int]:
-        """At most `limit` records of about `budget` bytes, at least `at_least`, and how many bytes they are (about)."""
+    def batch(self, start: int, limit: int, budget: int) -> tuple[Batch, int]:
+        """At most `limit` records of about `budget` bytes, at least one, and how many bytes they are (about)."""
         records = self.records[start : start + limit]
         size = len(records) * self._largest  # an upper bound that costs nothing, and most often settles it
         if size > budget:
             sizes = list(accumulate(record.size for record in records))
-            taken = max(bisect_right(sizes, budget), min(at_least, len(records)))
-            records, size = records[:taken], sizes[taken - 1] if taken else 0
-        if not records:
-            return None, 0
+            taken = max(bisect_right(sizes, budget), 1)
+            records, size = records[:taken], sizes[taken - 1]
         at = self.first + start * self.step
         return Batch(records, range(at, at + len(records) * self.step, self.step)), size
 

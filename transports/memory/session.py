@@ -47,7 +47,7 @@ class Session:
         self.clock = clock
         self.loop = asyncio.get_running_loop()
         self.down: str | None = None  # why calls fail
-        self._ended = False
+        self.ended = False
         self._silent_since: float | None = None
         self.channels: dict[Closable, None] = {}  # those not closed yet
         self._waiters: Waiters = {}
@@ -82,9 +82,9 @@ class Session:
 
     def silence(self, reason: str, *, for_ever: bool) -> None:
         """From now on its calls fail, and the broker hears nothing of it."""
-        if self._ended:
+        if self.ended:
             return
-        self.down, self._ended = reason, for_ever
+        self.down, self.ended = reason, for_ever
         if self._silent_since is None:
             self._silent_since = self.clock.now()
             for leased in self._leased:
@@ -93,14 +93,14 @@ class Session:
 
     def resume(self) -> None:
         """The broker hears of it again: what it has not lost by now it keeps. Nothing resumes what ended."""
-        if self._ended:
+        if self.ended:
             return
-        for leased, timer in list(self._leased.items()):
+        for leased, timer in self._leased.items():
             if timer is not None:
                 timer.cancel()
                 self._leased[leased] = None
-            if self.outlived(leased.lease) or leased in self._given_up:
-                leased.expire()
+        for leased in self._given_up:
+            leased.expire()
         self._given_up.clear()
         self.down = self._silent_since = None
 
@@ -109,7 +109,7 @@ class Session:
         if self.down is None:
             for leased in list(self._leased):
                 leased.expire()
-        self.down, self._ended = reason, True
+        self.down, self.ended = reason, True
         wake(self._waiters)
 
     async def wait(self, places: Iterable[Waiters], timeout: float) -> bool:

@@ -62,7 +62,8 @@ class MemoryOptions(msgspec.Struct, frozen=True):
 class MemoryTransport:
     """One connection to a memory broker; `memory://name` shares that of this name with the rest of the process.
 
-    `kill` and `cut` take it away as a crash or a broken network would.
+    No call suspends unless it has to wait for something. `kill` and `cut` take the transport away as a crash or a
+    broken network would; both need a running event loop. One that was killed or closed can be opened again.
     """
 
     def __init__(self, broker: MemoryBroker | None = None, options: MemoryOptions | None = None) -> None:
@@ -100,7 +101,9 @@ class MemoryTransport:
         return ("memory:// keeps nothing: all messages and state are lost with the process; use a broker for more.",)
 
     async def open(self) -> None:
-        if self.session is None or self.session.down is not None:
+        if self.session is not None and not self.session.ended:
+            self.session.check()
+        else:
             self.session = Session(self.broker.clock)
 
     async def close(self) -> None:

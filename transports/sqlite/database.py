@@ -310,7 +310,9 @@ class Database:
         if isinstance(error, ThalwegError) or not isinstance(error, sqlite3.Error):
             return error
         remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "SQLite refused a statement")
-        return BrokerError(f"{self.file}: {error}: {remedy}".replace("%BUSY%", f"{self._busy_timeout:g}"))
+        explained = BrokerError(f"{self.file}: {error}: {remedy}".replace("%BUSY%", f"{self._busy_timeout:g}"))
+        explained.__cause__ = error
+        return explained
 
 
 _REMEDIES = {

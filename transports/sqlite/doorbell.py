@@ -43,7 +43,7 @@ class Doorbell:
         self._watch: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Raises `BrokerError` if the folder cannot hold FIFOs. Call `listen` from the event loop afterwards."""
+        """Raises `BrokerError` if the folder cannot hold FIFOs."""
         hidden = self._folder / f".{self.name}"
         try:
             for _ in range(100):  # the folder may vanish with the last other process
@@ -64,7 +64,6 @@ class Doorbell:
                 f"cannot create a FIFO in {self._folder}: {error.strerror}. The broker's file must be in a folder that "
                 "this process may write to, on a local disk"
             ) from error
-        self._sweep()
 
     def listen(self, look: Callable[[], Awaitable[None]]) -> None:
         """Ring local sleepers whenever someone rings at the door.
@@ -83,9 +82,11 @@ class Doorbell:
             self._watch.cancel()
             await asyncio.wait([self._watch])
 
-    def close(self) -> None:
-        for name in (self.name, f".{self.name}"):
-            (self._folder / name).unlink(missing_ok=True)
+    def close(self, leave_door: bool = False) -> None:
+        """leave_door: it tells others that its owner has gone; for when the leases could not be given back."""
+        if not leave_door:
+            for name in (self.name, f".{self.name}"):
+                (self._folder / name).unlink(missing_ok=True)
         ends, self._ends = self._ends, ()
         for end in ends:
             os.close(end)
@@ -146,14 +147,27 @@ class Doorbell:
                 os.close(door)
 
     def alive(self, name: str) -> bool:
-        """Whether the owner of the door lives. True when in doubt: then its lease decides."""
+        """Whether the owner of the door lives. True if in doubt, as when someone removed the folder: leases decide."""
         if name == self.name:
             return True
         try:
             os.close(os.open(self._folder / name, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as error:
-            return error.errno not in (errno.ENXIO, errno.ENOENT)
+            return error.errno != errno.ENXIO  # nobody has it open for reading
         return True
+
+    def abandoned(self) -> list[Path]:
+        """What killed processes left. To be removed once their leases are ended, as no door leaves it in doubt."""
+        found: list[Path] = []
+        for name in os.listdir(self._folder):
+            path = self._folder / name
+            try:
+                unfinished = name.startswith(".") and time.time() - path.stat().st_mtime < _ABANDONED
+            except FileNotFoundError:
+                continue
+            if not unfinished and not self.alive(name):
+                found.append(path)
+        return found
 
     def _others(self) -> list[str]:
         try:
@@ -170,14 +184,3 @@ class Doorbell:
             self.ring_all_here()
         else:
             self.ring_here(set(array("I", heard)))
-
-    def _sweep(self) -> None:
-        """Remove what killed processes left."""
-        for name in os.listdir(self._folder):
-            path = self._folder / name
-            try:
-                unfinished = name.startswith(".") and time.time() - path.stat().st_mtime < _ABANDONED
-                if name != self.name and not unfinished and not self.alive(name):
-                    path.unlink()
-            except FileNotFoundError:
-                continue

@@ -21,6 +21,10 @@ __all__ = ["Lease", "Leases", "boot_clock"]
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
 
 
+# A lease that ends later than it could if it were renewed now is of the time before a reboot.
+_OVER = "expires <= :now OR expires > :now + seconds"
+
+
 def boot_clock() -> float:
     """Seconds since the machine started, sleep included."""
     return time.clock_gettime(_CLOCK)
@@ -100,8 +104,8 @@ class Leases:
 
         def members(connection: sqlite3.Connection) -> frozenset[str]:
             rows = connection.execute(
-                "SELECT member, door FROM leases WHERE kind = 'member' AND name = ? AND expires > ?",
-                (group, boot_clock()),
+                f"SELECT member, door FROM leases WHERE kind = 'member' AND name = :name AND NOT ({_OVER})",
+                {"name": group, "now": boot_clock()},
             )
             return frozenset(member.decode() for member, door in rows if self._bell.alive(door.decode()))
 
@@ -180,16 +184,24 @@ class Leases:
         return number, expires
 
     def drop(self, transaction: Transaction, number: int) -> None:
-        _end(transaction, "id = ?", number)
+        _end(transaction, "id = :id", id=number)
 
     def drop_all(self, transaction: Transaction) -> None:
-        _end(transaction, "door = ?", self._bell.name)
+        _end(transaction, "door = :door", door=self._bell.name)
 
     def reap(self, transaction: Transaction) -> bool:
         """End the leases that ran out and those of processes that died; whether there were any."""
-        doors = [door.decode() for (door,) in transaction.execute("SELECT DISTINCT door FROM leases")]
-        ended = [_end(transaction, "door = ?", door) for door in doors if not self._bell.alive(door)]
-        return _end(transaction, "expires <= ?", boot_clock()) or any(ended)
+        ended = [_end(transaction, "door = :door", door=door) for door in self._dead(transaction)]
+        return _end(transaction, _OVER, now=boot_clock()) or any(ended)
+
+    def any_ended(self, connection: sqlite3.Connection) -> bool:
+        """Whether `reap` would find something."""
+        over = connection.execute(f"SELECT 1 FROM leases WHERE {_OVER} LIMIT 1", {"now": boot_clock()}).fetchone()
+        return over is not None or bool(self._dead(connection))
+
+    def _dead(self, connection: sqlite3.Connection | Transaction) -> list[str]:
+        doors = [door.decode() for (door,) in connection.execute("SELECT DISTINCT door FROM leases")]
+        return [door for door in doors if not self._bell.alive(door)]
 
     def due(self) -> float | None:
         renewal = min((lease.renewal for lease in list(self._held.values())), default=None)
@@ -218,9 +230,9 @@ class Leases:
                 lease.end_soon()
 
 
-def _end(transaction: Transaction, condition: str, value: object) -> bool:
+def _end(transaction: Transaction, condition: str, **values: object) -> bool:
     """Delete leases; what their consumers had been lent is free again. Whether there were any."""
-    ended = transaction.execute(f"DELETE FROM leases WHERE {condition} RETURNING id, kind, name", (value,)).fetchall()
+    ended = transaction.execute(f"DELETE FROM leases WHERE {condition} RETURNING id, kind, name", values).fetchall()
     for number, kind, name in ended:
         transaction.touched.add(LEASES)
         if kind == b"consumer":

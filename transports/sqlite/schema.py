@@ -89,7 +89,11 @@ def create(connection: sqlite3.Connection, file: Path, synchronous: str, busy_ti
     if sqlite3.sqlite_version_info < (3, 35):
         raise BrokerError(f"sqlite:// needs SQLite 3.35 or newer; this Python has {sqlite3.sqlite_version}")
     # Refuse a foreign file before anything of it is changed.
-    found, version, tables = _identity(connection)
+    connection.execute("BEGIN")  # one look at all three, while another process may be creating the tables
+    try:
+        found, version, tables = _identity(connection)
+    finally:
+        connection.execute("ROLLBACK")
     if found != APPLICATION and tables:
         raise BrokerError(f"{file} is a SQLite database of another program; name a file of its own for the broker")
     if found == APPLICATION and version != VERSION:
@@ -107,6 +111,8 @@ def create(connection: sqlite3.Connection, file: Path, synchronous: str, busy_ti
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
+        # SQLite begins a transaction on a file that may only be read, and complains at the first change.
+        connection.execute("DELETE FROM topics WHERE id < 0")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

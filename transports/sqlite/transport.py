@@ -21,7 +21,7 @@ from . import records
 from .channel import SqliteChannel, SqliteQueue
 from .database import Database, Transaction
 from .doorbell import Doorbell
-from .leases import Leases, boot_clock
+from .leases import Leases
 from .log import SqliteLog
 
 __all__ = ["SqliteOptions", "SqliteTransport"]
@@ -70,7 +70,7 @@ class SqliteClaim:
 class SqliteTransport:
     """Satisfies Transport, Logs, Locks, Peers and Fencing; channels of queues are `WorkQueue`s.
 
-    Options in `TopicSpec.options` are for other brokers: there are none here.
+    The one topic option is a queue's `dead_letter`: the name of the queue to which its rejected messages go.
     """
 
     def __init__(self, file: str | os.PathLike[str], options: SqliteOptions | None = None) -> None:
@@ -127,7 +127,10 @@ class SqliteTransport:
             self._leases.open(self._database)
             self._bell.listen(self._look)
             self._opened = True
+            abandoned = self._bell.abandoned()
             await self._database.write(self._leases.reap)
+            for door in abandoned:
+                door.unlink(missing_ok=True)
         except BaseException:
             self._opened = True
             await self.close()
@@ -141,16 +144,18 @@ class SqliteTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        given_back = False
         try:
             self._leases.end_all()
             await self._database.write(self._leases.drop_all)
+            given_back = True
         except BrokerError:
-            pass  # they end with our door
+            pass  # whoever looks at our door will see that we have left
         finally:
             self._leases.end_all()  # those that were being taken meanwhile
             await self._bell.deaf()
             await self._database.close()
-            self._bell.close()
+            self._bell.close(leave_door=not given_back)
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         declared = await self._use().write(partial(records.declare, specs=topics))
@@ -250,9 +255,7 @@ class SqliteTransport:
 
         def look(connection: sqlite3.Connection) -> tuple[int, bool]:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            leases = connection.execute("SELECT door, min(expires) FROM leases GROUP BY door")
-            now = boot_clock()
-            return version, any(expires <= now or not self._bell.alive(door.decode()) for door, expires in leases)
+            return version, self._leases.any_ended(connection)
 
         try:
             version, ended = await self._use().read(look)

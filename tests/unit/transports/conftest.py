@@ -117,8 +117,22 @@ RIGS: dict[str, Callable[[], Rig]] = {
 }
 
 
+@pytest.fixture
+async def watchdog() -> AsyncIterator[None]:
+    """A call that hangs fails its test instead of hanging the run."""
+    loop = asyncio.get_running_loop()
+
+    def bite() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel("this test hangs")
+
+    timer = loop.call_later(30, bite)
+    yield
+    timer.cancel()
+
+
 @pytest.fixture(params=list(RIGS))
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, watchdog: None) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
     yield rig
     await rig.close()

@@ -256,6 +256,13 @@ async def test_a_read_gives_about_max_bytes_and_at_least_one_record(rig):
     assert len((await log.read({0: None}, LONG, 1, 0))[0].records) == 1
 
 
+async def test_max_bytes_counts_all_partitions_together(rig):
+    _, log = await open_log(rig, partitions=5)
+    await log.append({n: [Message(b"x" * 100) for _ in range(10)] for n in range(5)})
+    found = await log.read(dict.fromkeys(range(5)), LONG, 1000, 0)
+    assert 1 <= sum(len(batch.records) for batch in found.values()) <= 20
+
+
 async def test_one_large_record_does_not_make_later_reads_small(rig):
     _, log = await open_log(rig)
     large = (await log.append({0: [Message(b"x" * (rig.message_bytes - 1))]}))[0][0]
@@ -826,8 +833,10 @@ async def test_what_was_passed_over_goes_to_another_member_once_its_key_is_free(
     await a.put([*numbered(1, 2, 3, key=b"k"), *numbered(4)])
     mine = await a.get(1, 60)
     assert values([d.record for d in await b.get(10, 0)]) == [b"4"]
+    assert not await b.get(10, 0)
     get = asyncio.create_task(b.get(10, 60))
     await asyncio.sleep(0)
+    assert not get.done()
     await a.commit(mine)
     assert values([d.record for d in await get]) == [b"2", b"3"]
 

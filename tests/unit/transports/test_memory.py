@@ -54,7 +54,7 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def broker(clock: VirtualClock) -> MemoryBroker:
+async def broker(clock: VirtualClock, watchdog: None) -> MemoryBroker:
     return MemoryBroker(clock=clock)
 
 
@@ -233,6 +233,7 @@ async def test_a_transport_must_be_opened_first(broker):
 def test_a_broker_outlives_the_event_loop_it_was_used_in():
     broker = MemoryBroker()
     transport = MemoryTransport(broker)
+    kept = []
 
     async def first() -> None:
         await transport.open()
@@ -243,7 +244,8 @@ def test_a_broker_outlives_the_event_loop_it_was_used_in():
             await channel.put(numbered(2))
             assert await channel.get(9, 0)
         assert await transport.try_lock("x", 60)
-        assert await anext(transport.peers("g", "old", 60))
+        kept.append(transport.peers("g", "old", 60))
+        assert await anext(kept[0])
         log = await transport.log("t")
         asyncio.get_running_loop().create_task(log.read({0: 1}, 9, 99, 60))  # still waits when the loop is closed
         await asyncio.sleep(0)
@@ -396,6 +398,30 @@ async def test_records_older_than_the_retention_are_gone_and_that_is_a_gap(broke
     assert await log.append({0: numbered(4)}) == {0: range(4, 5)}
 
 
+async def test_retention_frees_memory_even_if_nobody_reads(broker, clock):
+    transport = await opened(broker)
+    await transport.declare([TopicSpec("r", retention=60)])
+    log = await transport.log("r")
+    value = bytes(100)
+    before = sys.getrefcount(value)
+    await log.append({0: [Message(value)]})
+    await move(clock, 61)
+    await log.append({0: numbered(1)})
+    assert sys.getrefcount(value) == before
+
+
+async def test_records_at_positions_that_were_lost_before_are_kept_for_their_own_retention(broker, clock):
+    transport = await opened(broker)
+    await transport.declare([TopicSpec("r", retention=60)])
+    log = await transport.log("r")
+    await log.append({0: numbered(0, 1, 2)})
+    broker.lose_suffix("r", 0, 2)
+    await move(clock, 40)
+    await log.append({0: numbered(11, 12)})
+    await move(clock, 30)
+    assert await read_values(transport, topic="r") == [b"11", b"12"]
+
+
 async def test_truncated_records_are_freed(broker):
     transport = await opened(broker)
     log = await transport.log("t")
@@ -494,7 +520,7 @@ async def test_a_cut_shorter_than_the_lease_loses_nothing(broker, clock):
     await channel.put(numbered(1))
     deliveries = await channel.get(1, 0)
     a.cut()
-    for call in (a.topics(), channel.commit(deliveries), a.try_lock("y", 1)):
+    for call in (a.topics(), channel.commit(deliveries), a.try_lock("y", 1), a.open()):
         with pytest.raises(BrokerError, match="cut off"):
             await call
     await move(clock, 9)

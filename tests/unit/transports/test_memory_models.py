@@ -19,7 +19,7 @@ from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTranspo
 
 T = TypeVar("T")
 LEASE = 30.0
-EFFORT = settings(max_examples=60, stateful_step_count=40, deadline=None)
+EFFORT = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 class Machine(RuleBasedStateMachine):
@@ -246,20 +246,24 @@ class GroupMachine(Machine):
             del self.lent[number]
 
     def teardown(self) -> None:
-        if hasattr(self, "broker"):
-            for member in self.all_members:
-                self.run(member.transport.close())
-                if member.silent_since is None:
-                    self._forget(member)
-            self.wait(LEASE)
-            last = self.join()
-            while deliveries := self.run(last.channel.get(4, 0)):
-                self._judge(last, deliveries, 4)
-                self.run(last.channel.commit(deliveries))
-                self.done |= {int(d.record.value) for d in deliveries}
-                self.lent.clear()
-            assert self.done == set(range(len(self.keys))), "lost"
-        super().teardown()
+        try:
+            self._drain()
+        finally:
+            super().teardown()
+
+    def _drain(self) -> None:
+        for member in self.all_members:
+            self.run(member.transport.close())
+            if member.silent_since is None:
+                self._forget(member)
+        self.wait(LEASE)
+        last = self.join()
+        while deliveries := self.run(last.channel.get(4, 0)):
+            self._judge(last, deliveries, 4)
+            self.run(last.channel.commit(deliveries))
+            self.done |= {int(d.record.value) for d in deliveries}
+            self.lent.clear()
+        assert self.done == set(range(len(self.keys))), "lost"
 
 
 GroupMachine.TestCase.settings = EFFORT

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -287,6 +288,27 @@ async def test_doors_of_killed_processes_are_swept_away(file, spawn):
         assert len(list(doors.iterdir())) == 1
     assert not doors.exists()
     assert list(file.parent.iterdir()) == [file]
+
+
+async def test_leases_of_the_time_before_a_reboot_hold_nothing(transport, file):
+    """By then the boot clock had gone far, and the folder with the doors may be lost as well."""
+    with sqlite3.connect(file) as shell:
+        shell.execute(
+            "INSERT INTO leases (kind, name, door, seconds, expires) VALUES ('lock', 'x', 'gone', 10, ?)",
+            (time.clock_gettime(time.CLOCK_MONOTONIC) + 10_000_000,),
+        )
+    shell.close()
+    assert await transport.try_lock("x", FOREVER) is not None
+
+
+async def test_removing_the_doors_takes_no_lock_from_a_living_holder(transport, file):
+    async with opened(file) as other:
+        held = await transport.try_lock("x", FOREVER)
+        for door in file.with_name("broker.db-doors").iterdir():
+            door.unlink()
+        assert await other.try_lock("x", FOREVER) is None
+        await held.release()
+        assert await other.try_lock("x", FOREVER) is not None
 
 
 # --- several processes -------------------------------------------------------------------------------------
