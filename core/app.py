@@ -240,6 +240,14 @@ class App:
         self._checks[spec.name] = checker_for(value, codec)
         return plan
 
+    def source(self, name: str) -> Topic[Any, Any] | Queue[Any, Any]:
+        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those there are."""
+        plan = self.topics.get(name)
+        if plan is None:
+            known = ", ".join(sorted(self.topics)) or "none"
+            raise ConfigurationError(f"app {self.id!r} declares no topic or queue {name!r}; it has: {known}")
+        return (Queue if plan.spec.queue else Topic)(self, plan, self._checks[name])
+
     def question(self, plan: TopicPlan, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
         """A message with headers of ours for the topic that an agent reads."""
         return Topic(self, plan, self._checks[plan.name]).question(value, key, headers)
