@@ -241,7 +241,7 @@ class App:
         return plan
 
     def source(self, name: str) -> Topic[Any, Any] | Queue[Any, Any]:
-        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those there are."""
+        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those known."""
         plan = self.topics.get(name)
         if plan is None:
             known = ", ".join(sorted(self.topics)) or "none"
