@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .stream import Stream
     from .table import Table
 
-__all__ = ["Topic", "UserHeaders"]
+__all__ = ["Start", "Topic", "UserHeaders"]
 
 K = TypeVar("K")
 V = TypeVar("V")
