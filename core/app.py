@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm
+from typing_extensions import TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["App"]
 
-K = TypeVar("K")
-V = TypeVar("V")
+K = TypeVar("K", default=str)
+V = TypeVar("V", default=bytes)
 R = TypeVar("R")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
