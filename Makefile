@@ -30,6 +30,7 @@ check-lint: env
 
 check-types: env
 	$(RUN) mypy
+	$(RUN) mypy examples
 ifneq ($(wildcard tests/typing/*.py),)
 	$(RUN) mypy tests/typing
 	$(RUN) basedpyright tests/typing
