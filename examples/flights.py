@@ -15,16 +15,13 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from datetime import date
 from time import perf_counter
-from typing import TypeVar
 
 import flights_show
 import msgspec
 from flights_data import Airline, Airport, Flight, Plane, Weather, read
-from thalweg import App, Stream, Table, Topic
+from thalweg import App, Stream
 
 VERY_LATE, IN_A_ROW = 120, 3  # an alert: an aircraft left 120 minutes late, three times in a row
-
-V = TypeVar("V")
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -168,14 +165,17 @@ async def run(limit: int | None = None, progress: Callable[[int, int, int], None
             and sum(map(len, alarms.values())) >= sum(plane.alerts for plane in aircraft.values())
         )
 
+    async with app.client():  # first, because a replicated table holds all there was when its worker started
+        await airline_topic.send_many((airline.carrier, airline) for airline in read("airlines", Airline))
+        await airport_topic.send_many((airport.faa, airport) for airport in read("airports", Airport))
+        await plane_topic.send_many((plane.tailnum, plane) for plane in read("planes", Plane))
+        await weather_topic.send_many((hour.sky, hour) for hour in read("weather", Weather))
+
     async with app:
-        await fill(airline_topic, airlines, {airline.carrier: airline for airline in read("airlines", Airline)})
-        await fill(airport_topic, airports, {airport.faa: airport for airport in read("airports", Airport)})
-        await fill(plane_topic, planes, {plane.tailnum: plane for plane in read("planes", Plane)})
-        await fill(weather_topic, weather, {hour.sky: hour for hour in read("weather", Weather)})
         start, before = perf_counter(), counted()
         await days.send_many((None, day) for day in timetable)  # after a crash again: `depart` knows what has left
-        await until(all_counted)
+        while not all_counted():  # noqa: ASYNC110 - a table tells nobody that it changed
+            await asyncio.sleep(0.1)
         return Results(
             airlines={airlines[carrier].name: row for carrier, row in delays.items()},
             airports={code: airport.name for code, airport in airports.items()},
@@ -193,17 +193,6 @@ async def run(limit: int | None = None, progress: Callable[[int, int, int], None
 
 def counted() -> int:
     return sum(row.flights for row in delays.values())
-
-
-async def fill(topic: Topic[str, V], table: Table[str, V], rows: dict[str, V]) -> None:
-    """Send reference data (after a restart again: the same), and return when this worker's table has it."""
-    await topic.send_many(rows.items())
-    await until(lambda: all(key in table for key in rows))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - a table has no event to wait for
-        await asyncio.sleep(0.1)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The numbers of the demo are those of the CSV files, computed here without it; after `kill -9` and when run again too."""
+"""The numbers of the demo are those of the CSV files, computed here without it: at once, run again, and killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,7 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(archive.read(f"{name}.csv").decode())))
 
 
+@cache
 def truth(limit: int | None = None) -> dict[str, Any]:
     """What the program should find, from the files alone."""
     flights = sorted(rows("flights"), key=lambda row: (row["time_hour"], int(row["minute"])))[:limit]
@@ -124,7 +126,7 @@ async def test_on_a_broker_that_keeps_things_a_second_run_adds_only_what_is_new(
 ) -> None:
     broker = f"sqlite:///{tmp_path}/flights.db"
     store = store if "://" in store else f"{store}:///{tmp_path}/{store}"
-    for limit, new in ((3000, 3000), (SUBSET, SUBSET - 3000), (SUBSET, 0), (10, 0)):
+    for limit, new in ((3000, 3000), (SUBSET, SUBSET - 3000), (10, 0)):
         forget()
         program = importlib.import_module("flights")
         program.app.broker, program.app.store = broker, store
