@@ -212,8 +212,8 @@ class Task:
             lost = there is not None and checksum(there.value) != reached.checksum
         if lost:
             error = HistoryChanged(
-                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not the "
-                f"record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not "
+                f"the record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
                 "Restore it, or reset the agent's position if going on is right"
             )
             agent.halt(str(error))
@@ -235,8 +235,8 @@ class Task:
         state = self.tables.get(plan.name)
         if state is None:
             raise WrongPartition(
-                f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic with "
-                f"{self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
+                f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
+                f"with {self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
             )
         return state
 
@@ -531,9 +531,12 @@ class _Replay:
         try:
             batches = await self._journal.read({self._partition: checkpoint.position - 1}, 1, 1, 0)
             batch = batches.get(self._partition)
-            if batch and batch.positions[0] == checkpoint.position:
-                if checksum(batch.records[0].value) == checkpoint.checksum:
-                    return
+            if (
+                batch
+                and batch.positions[0] == checkpoint.position
+                and checksum(batch.records[0].value) == checkpoint.checksum
+            ):
+                return
         except Gap:
             pass
         log.warning("partition %d: the store is not of this journal's past any more; it is rebuilt", self._partition)
