@@ -26,9 +26,6 @@ __all__ = ["Agent", "Sink", "answer_codec"]
 V = TypeVar("V")
 R = TypeVar("R")
 
-Sink = Any
-"""What an agent's answers may go to: a topic, another agent (cast), or an async function of one argument."""
-
 
 class Agent(Generic[V, R]):
     """Made by `@app.agent(source)` or `@app.handler(source)`."""
@@ -42,7 +39,7 @@ class Agent(Generic[V, R]):
         *,
         name: str,
         concurrency: int,
-        sinks: Sequence[Sink],
+        sinks: Sequence[Sink[R]],
         policy: Policy,
     ) -> None:
         if concurrency < 1:
@@ -103,6 +100,10 @@ class Agent(Generic[V, R]):
         return f"Agent({self.name!r})"
 
 
+Sink = Agent[R, Any] | Topic[Any, R] | Queue[Any, R] | Callable[[R], Awaitable[object]]
+"""What an agent's answers may go to: another agent (cast), a topic, a queue, or an async function of one argument."""
+
+
 def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
     """The codec of what the function yields or returns, by its annotation; any JSON where it has none."""
     try:
@@ -117,7 +118,7 @@ def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
         return codec_for(Any)
 
 
-def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
+def _sink(sink: Sink[R]) -> Callable[[Any], Awaitable[object]]:
     if isinstance(sink, Agent):
         return sink.cast
     if isinstance(sink, Topic | Queue):

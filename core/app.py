@@ -27,7 +27,7 @@ from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
 from .runtime.running import Running
 from .runtime.tables import TablePlan
-from .schedule import Background, Crontab, Misfire, Timer
+from .schedule import Background, Crontab, Function, Misfire, Timer
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -44,7 +44,7 @@ __all__ = ["App"]
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Awaitable[None]])
+F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
 
@@ -96,7 +96,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
-        self._declared: dict[str, tuple[object, object]] = {}
+        self._declared: dict[str, tuple[Any, Any]] = {}
         self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
         self._shared: list[tuple[TopicPlan, TopicPlan]] = []
         self.agents: dict[str, Agent[Any, Any]] = {}
@@ -240,6 +240,14 @@ class App:
         self._checks[spec.name] = checker_for(value, codec)
         return plan
 
+    def source(self, name: str) -> Topic[Any, Any] | Queue[Any, Any]:
+        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those there are."""
+        plan = self.topics.get(name)
+        if plan is None:
+            known = ", ".join(sorted(self.topics)) or "none"
+            raise ConfigurationError(f"app {self.id!r} declares no topic or queue {name!r}; it has: {known}")
+        return (Queue if plan.spec.queue else Topic)(self, plan, self._checks[name])
+
     def question(self, plan: TopicPlan, value: Any, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:
         """A message with headers of ours for the topic that an agent reads."""
         return Topic(self, plan, self._checks[plan.name]).question(value, key, headers)
@@ -274,7 +282,7 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
-        self._checks[full] = checker_for(Any if value is None else value)
+        self._checks[full] = checker_for(Any) if value is None else checker_for(value)
         self._declared[full] = (key, value)
         return plan
 
@@ -287,7 +295,7 @@ class App:
         *,
         name: str | None = ...,
         concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
+        sinks: Sequence[Sink[Any]] = ...,
         on_error: Policy = ...,
     ) -> _AgentDecorator[V]: ...
     @overload
@@ -297,7 +305,7 @@ class App:
         *,
         name: str | None = ...,
         concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
+        sinks: Sequence[Sink[Any]] = ...,
         on_error: Policy = ...,
     ) -> _AgentDecorator[Any]: ...
     def agent(
@@ -306,7 +314,7 @@ class App:
         *,
         name: str | None = None,
         concurrency: int = 1,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink[Any]] = (),
         on_error: Policy = DEFAULT_POLICY,
     ) -> Any:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
@@ -327,7 +335,7 @@ class App:
         name: str | None = None,
         concurrency: int = 1,
         timeout: float | timedelta | None = None,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink[Any]] = (),
         on_error: Policy = DEFAULT_POLICY,
     ) -> Callable[[Callable[[V], Awaitable[R] | R]], Agent[V, R]]:
         """A plain function, called once a message; a `def` one runs in a thread.
@@ -350,7 +358,7 @@ class App:
         stream: Stream[Any],
         name: str | None,
         concurrency: int,
-        sinks: Sequence[Sink],
+        sinks: Sequence[Sink[Any]],
         policy: Policy,
     ) -> Agent[Any, Any]:
         name = name or function.__name__
@@ -503,8 +511,10 @@ class App:
     @overload
     def background(self, function: F, /) -> F: ...
     @overload
-    def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
-    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+    def background(self, /, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
+    def background(
+        self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None
+    ) -> F | Callable[[F], F]:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:

@@ -1,4 +1,4 @@
-"""From a declared app to a running one: meet the broker, check what the program needs, create topics, start the parts."""
+"""From a declared app to a running one: meet the broker, check what the app needs, create topics, start the parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from .capabilities import Logs, require
-from .channel import Capability, TopicSpec, Transport
+from .channel import Capability, TopicInfo, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
 from .errors import ConfigurationError, JournalMismatch
 from .journal.leftovers import names_in
@@ -27,7 +27,7 @@ from .store import Stores
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["client_running", "worker_running"]
+__all__ = ["check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
 
 log = logging.getLogger("thalweg")
 
@@ -46,6 +46,32 @@ async def client_running(app: App) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         await _connect(app, stack, load_transport(app.broker))
         yield app
+
+
+@asynccontextmanager
+async def looking(app: App, transport: Transport | None = None) -> AsyncIterator[Mapping[str, TopicInfo]]:
+    """Connected, to look and not to touch: nothing is checked, created or run. Gives what exists, by name.
+
+    A topic that does not exist yet counts with the partitions that it would get.
+    """
+    if app.is_running:
+        raise ConfigurationError(f"app {app.id!r} runs already")
+    app.load()
+    transport = transport or load_transport(app.broker)
+    async with AsyncExitStack() as stack:
+        await transport.open()
+        stack.push_async_callback(transport.close)
+        existing = {info.name: info for info in await transport.topics()}
+        for plan in app.topics.values():
+            found = existing.get(plan.name)
+            plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
+        _place_tables(app)
+        running = Running(app, app.id, transport, app.clock, app.topics)
+        running.guarantee = guarantee_of(app, transport)
+        stack.push_async_callback(running.close)
+        app.set_running(running)
+        stack.callback(app.set_running, None)
+        yield existing
 
 
 @asynccontextmanager
@@ -113,10 +139,10 @@ class _Stop:
 async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Running:
     await transport.open()
     stack.push_async_callback(transport.close)
-    _check_needs(app, transport)
+    check_needs(app, transport)
     await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics)
-    running.guarantee = _guarantee(app, transport)
+    running.guarantee = guarantee_of(app, transport)
     running.reply_partitions = app.default_partitions
     stack.push_async_callback(running.close)
     app.set_running(running)
@@ -150,7 +176,7 @@ def _by_channel(topic: TopicPlan, transport: Transport) -> bool:
     return topic.spec.queue or Capability.LOG not in transport.capabilities
 
 
-def _check_needs(app: App, transport: Transport) -> None:
+def check_needs(app: App, transport: Transport) -> None:
     """Refuse in a sentence what this transport cannot do; never a silent downgrade."""
 
     def need_log(feature: str) -> None:
@@ -181,7 +207,7 @@ def _check_needs(app: App, transport: Transport) -> None:
                 )
 
 
-def _guarantee(app: App, transport: Transport) -> str:
+def guarantee_of(app: App, transport: Transport) -> str:
     if app.wanted_guarantee == "at_least_once" or Capability.LOG not in transport.capabilities:
         return "at_least_once"
     return "exactly_once"
@@ -193,16 +219,12 @@ async def _declare(app: App, transport: Transport) -> None:
     plans = list(app.topics.values())
     for plan, info in zip(plans, await transport.declare([plan.spec for plan in plans]), strict=True):
         plan.partitions = info.partitions
-    app.resolve_partitions()
-    for name, table in app.tables.items():
-        like = app.table_like[name]
-        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or app.default_partitions
-        table.group = str(table.partitions)
+    _place_tables(app)
     if not has_log:
         internal: list[TopicSpec] = []
     else:
         internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
-        for group in _groups(app, transport).values():
+        for group in groups_of(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions))
     internal.extend(
         TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
@@ -215,7 +237,7 @@ async def _declare(app: App, transport: Transport) -> None:
 async def _check_leftovers(app: App, transport: Transport) -> None:
     """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
     prefix = f"{app.id}-journal-"
-    current = {f"{prefix}{name}" for name in _groups(app, transport)}
+    current = {f"{prefix}{name}" for name in groups_of(app, transport)}
     for info in await transport.topics():
         group = info.name.removeprefix(prefix)
         if not info.name.startswith(prefix) or info.name in current or not group.isdigit():
@@ -228,9 +250,11 @@ async def _check_leftovers(app: App, transport: Transport) -> None:
             await reader.close()
         moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
         for agent in app.agents.values():
-            for source in agent.plan.sources:
-                if ("input", f"{agent.name}/{source.topic.name}") in names:
-                    moved.append(f"agent {agent.name!r}'s position in {source.topic.name!r}")
+            moved.extend(
+                f"agent {agent.name!r}'s position in {source.topic.name!r}"
+                for source in agent.plan.sources
+                if ("input", f"{agent.name}/{source.topic.name}") in names
+            )
         if moved:
             raise JournalMismatch(
                 f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "
@@ -239,7 +263,15 @@ async def _check_leftovers(app: App, transport: Transport) -> None:
             )
 
 
-def _groups(app: App, transport: Transport) -> Mapping[str, Group]:
+def _place_tables(app: App) -> None:
+    app.resolve_partitions()
+    for name, table in app.tables.items():
+        like = app.table_like[name]
+        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or app.default_partitions
+        table.group = str(table.partitions)
+
+
+def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
     """Agents by the partition count of what they read; tables by theirs."""
     groups: dict[str, Group] = {}
 
@@ -289,7 +321,7 @@ def _make_worker(
         running.transport,
         stores,
         settings,
-        _groups(app, running.transport),
+        groups_of(app, running.transport),
         "murmur2",
         running.replies.deliver,
         dead_letters,

@@ -69,7 +69,7 @@ class Topic(Generic[K, V]):
             await self._app.running.send(self._plan.name, {partition: [message]})
 
     async def send_many(self, pairs: Iterable[tuple[K | None, V]]) -> None:
-        """Send (key, value) pairs in order, in batches; durable when this returns (inside an event: with its commit)."""
+        """Send (key, value) pairs in order, in batches; durable when this returns (in an event: with its commit)."""
         lane = current_lane.get()
         if lane is not None and lane.app is self._app and lane.open:
             for key, value in pairs:

@@ -15,6 +15,8 @@ from .capabilities import Log
 from .codec import checker_for
 from .errors import BrokerError, OutsideEvent
 from .event import Event
+from .message import Position
+from .runtime.tables import TablePlan
 from .stream import Stream
 from .table import Table
 
@@ -54,7 +56,7 @@ class Replica(Table[K, V]):
 
     def __init__(self, app: App, topic: Topic[K, V], name: str) -> None:
         plan, key = app.replica_plan(topic, name)
-        super().__init__(app, plan, key, checker_for(object), read_only=True)
+        super().__init__(app, plan, key, checker_for(Any), read_only=True)
         self._topic = topic._plan
         self._rows: dict[K, V] = {}
         app.replicas.append(self)
@@ -66,7 +68,7 @@ class Replica(Table[K, V]):
         after: dict[int, int | None] = dict.fromkeys(partitions)
         try:
             while True:
-                if not ready.done() and all(end is None or (after[p] or -1) >= end for p, end in ends.items()):
+                if not ready.done() and all(end is None or _reached(after[p], end) for p, end in ends.items()):
                     ready.set_result(None)
                 try:
                     batches = await reader.read(after, 2000, 16 << 20, WAIT)
@@ -97,6 +99,15 @@ class Replica(Table[K, V]):
     def topic_name(self) -> str:
         return self._topic.name
 
+    @property
+    def partitions(self) -> int:
+        return self._topic.partitions
+
+    @property
+    def plan(self) -> TablePlan:
+        """How its keys and values lie in the topic."""
+        return self._plan
+
     def clear(self) -> None:
         self._rows.clear()
 
@@ -124,3 +135,7 @@ class Replica(Table[K, V]):
         raise OutsideEvent(
             f"table {self.name!r} mirrors topic {self._topic.name!r} and is read-only; send None to the topic"
         )
+
+
+def _reached(position: Position | None, end: Position) -> bool:
+    return position is not None and position >= end

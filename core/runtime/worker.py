@@ -1,4 +1,4 @@
-"""A worker: the tasks it owns, the readers that feed them, the committer they share; started in order, stopped in reverse."""
+"""A worker: its tasks, the readers that feed them, the committer they share; started in order, stopped in reverse."""
 
 from __future__ import annotations
 

@@ -1,0 +1,156 @@
+"""`thalweg doctor`: whether this program can run on this broker and store, and what it would get there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import typer
+from rich.text import Text
+from thalweg.app import App
+from thalweg.channel import Capability, TopicInfo, Transport
+from thalweg.errors import ThalwegError
+from thalweg.registry import load_stores, load_transport
+from thalweg.starting import check_needs, groups_of, looking
+
+from .declared import guarantee_name
+from .output import Output, redacted
+from .session import session_of
+
+__all__ = ["doctor"]
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+class Finding(NamedTuple):
+    verdict: Verdict
+    about: str
+    says: str
+
+
+_MARKS = {
+    Verdict.OK: (" ✓ ", "bold green"),
+    Verdict.NOTE: (" · ", "dim"),
+    Verdict.WARNING: (" ! ", "bold yellow"),
+    Verdict.PROBLEM: (" ✗ ", "bold red"),
+}
+
+_GIVES = {
+    Capability.LOG: "tables, replay, keyed order",
+    Capability.LOCKS: "one owner a task, leaders",
+    Capability.PEERS: "work shared among workers",
+    Capability.GROUPED: "work shared by the broker",
+    Capability.FENCING: "outputs commit with the state",
+    Capability.WORK_QUEUE: "queues with leases and retries",
+    Capability.PRIORITY: "send(priority=) on queues",
+    Capability.DELAY: "send(delay=) on queues",
+    Capability.EXPIRY: "send(expires=) on queues",
+}
+
+
+def doctor(context: typer.Context) -> None:
+    """Meet the broker and the store and say what they can do for this program. Creates no topic and runs nothing.
+
+    Exit code 1 if the program could not start, or would not do what it declares.
+    """
+    session = session_of(context)
+    session.log("WARNING")
+    app, output = session.app(), session.output
+    findings = [*_store(app), *session.run(_broker(app))]
+    for finding in findings:
+        _print(output, finding)
+    problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
+    if problems:
+        output.note(f"{problems} problem{'' if problems == 1 else 's'}: the program would not run as declared")
+        raise typer.Exit(1)
+    output.note("the program can run here")
+
+
+def _store(app: App) -> Iterator[Finding]:
+    try:
+        yield Finding(Verdict.OK, "store", load_stores(app.store).description)
+    except ThalwegError as error:
+        yield Finding(Verdict.PROBLEM, "store", str(error))
+
+
+async def _broker(app: App) -> list[Finding]:
+    try:
+        transport = load_transport(app.broker)
+        async with looking(app, transport) as existing:
+            return [*_offers(app, transport), *_needs(app, transport), *_topics(app, existing)]
+    except ThalwegError as error:
+        return [Finding(Verdict.PROBLEM, "broker", str(error))]
+
+
+def _offers(app: App, transport: Transport) -> Iterator[Finding]:
+    yield Finding(Verdict.OK, "broker", transport.description)
+    for capability in Capability:
+        if capability in transport.capabilities:
+            yield Finding(Verdict.OK, f"can {capability.value}", _GIVES[capability])
+        elif not (capability is Capability.GROUPED and Capability.PEERS in transport.capabilities):
+            yield Finding(Verdict.NOTE, f"no {capability.value}", f"not offered: {_GIVES[capability]}")
+    limit = transport.limits.message_bytes
+    yield Finding(Verdict.NOTE, "largest message", "no limit known" if limit is None else f"{limit:,} bytes")
+    if transport.limits.commit_messages is not None:
+        yield Finding(Verdict.NOTE, "largest commit", f"{transport.limits.commit_messages:,} messages")
+    for text in transport.warnings:
+        yield Finding(Verdict.WARNING, "broker", text)
+
+
+def _needs(app: App, transport: Transport) -> Iterator[Finding]:
+    try:
+        check_needs(app, transport)
+    except ThalwegError as error:
+        yield Finding(Verdict.PROBLEM, "needs", str(error))
+    else:
+        yield Finding(Verdict.OK, "needs", "all that the program declares is offered")
+    try:
+        groups = groups_of(app, transport)
+    except ThalwegError as error:
+        yield Finding(Verdict.PROBLEM, "partitions", str(error))
+    else:
+        tasks = sum(group.partitions for group in groups.values())
+        yield Finding(Verdict.OK, "tasks", f"{tasks}, which up to as many workers can share")
+    yield Finding(Verdict.OK, "guarantee", f"{guarantee_name(app.guarantee)} (asked for: {app.wanted_guarantee})")
+
+
+def _topics(app: App, existing: Mapping[str, TopicInfo]) -> Iterator[Finding]:
+    for plan in app.topics.values():
+        spec, found = plan.spec, existing.get(plan.name)
+        kind = "queue" if spec.queue else "topic"
+        if found is None:
+            partitions = "" if spec.queue else f" with {plan.partitions} partitions"
+            yield Finding(Verdict.NOTE, f"{kind} {plan.name}", f"will be created{partitions}")
+        elif found.queue != spec.queue:
+            there = "queue" if found.queue else "topic"
+            yield Finding(Verdict.PROBLEM, f"{kind} {plan.name}", f"exists as a {there}; rename one of them")
+        elif spec.partitions is not None and not spec.queue and spec.partitions != found.partitions:
+            yield Finding(
+                Verdict.PROBLEM,
+                f"{kind} {plan.name}",
+                f"exists with {found.partitions} partitions, declared with partitions={spec.partitions}; declare "
+                f"partitions={found.partitions}, or leave it out to adopt what exists",
+            )
+        else:
+            partitions = "" if spec.queue else f", {found.partitions} partitions"
+            yield Finding(Verdict.OK, f"{kind} {plan.name}", f"exists{partitions}")
+
+
+def _print(output: Output, finding: Finding) -> None:
+    if output.json:
+        row: dict[str, Any] = {**finding._asdict(), "says": redacted(finding.says)}
+        output.rows((), [row])
+    elif output.terminal:
+        mark, style = _MARKS[finding.verdict]
+        text_style = style.removeprefix("bold ") if finding.verdict in (Verdict.WARNING, Verdict.PROBLEM) else ""
+        output.show(
+            Text.assemble((mark, style), (f"{finding.about:<24} ", "bold"), (redacted(finding.says), text_style))
+        )
+    else:
+        output.rows(("verdict", "about", "says"), [{**finding._asdict(), "verdict": finding.verdict.value}])

@@ -1,0 +1,151 @@
+"""`thalweg send`: messages from the command line or from standard input, of the types that the program declares."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from thalweg.app import App
+from thalweg.errors import ConfigurationError, ThalwegError
+from thalweg.queue import Queue
+from thalweg.starting import client_running
+from thalweg.topic import Topic
+
+from .session import Session, session_of
+from .values import parsed
+
+__all__ = ["send"]
+
+AHEAD = 1000
+"""How many lines are read ahead of what is durable."""
+
+
+def send(
+    context: typer.Context,
+    topic: Annotated[str, typer.Argument(help="A topic or queue that the program declares")],
+    value: Annotated[
+        str, typer.Argument(help="JSON of the declared type; bare text for str; - for a value a line of stdin")
+    ],
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", help="The key: JSON of the declared type, bare text for str")
+    ] = None,
+    headers: Annotated[
+        list[str] | None, typer.Option("--headers", "-H", metavar="NAME=VALUE", help="A header; repeatable")
+    ] = None,
+    partition: Annotated[
+        int | None, typer.Option("--partition", "-p", help="Instead of the one that the key belongs to")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="For queues: 0 to 9, higher first")] = None,
+    delay: Annotated[float | None, typer.Option(help="For queues: seconds until it may be delivered")] = None,
+    expires: Annotated[float | None, typer.Option(help="For queues: seconds until it is dropped undelivered")] = None,
+) -> None:
+    """Send a message, or one for each line of standard input. Returns once all are durable."""
+    session = session_of(context)
+    session.log("WARNING")
+    app = session.app()
+    target = app.source(topic)
+    options = _options(target, headers or [], partition, priority, delay, expires)
+    session.warn_if_nothing_lasts(app)
+    plan = app.topics[topic]
+    if key is not None:
+        options["key"] = parsed(plan.key, key, f"--key for {topic!r}")
+
+    def one(text: str) -> Callable[[], Awaitable[None]]:
+        found = parsed(plan.value, text, f"value for {topic!r}")
+        return lambda: target.send(found, **options)
+
+    if value == "-":
+        count = session.run(_send_lines(app, one))
+    else:
+        session.run(_send_one(app, one(value)))
+        count = 1
+    _report(session, topic, count)
+
+
+def _options(
+    target: Topic[Any, Any] | Queue[Any, Any],
+    headers: Sequence[str],
+    partition: int | None,
+    priority: int | None,
+    delay: float | None,
+    expires: float | None,
+) -> dict[str, Any]:
+    given = {"partition": partition, "priority": priority, "delay": delay, "expires": expires}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    queue = isinstance(target, Queue)
+    wrong = [f"--{name}" for name in options if (name == "partition") == queue]
+    if wrong:
+        kind, other = ("queue", "topics") if queue else ("topic", "queues")
+        raise ConfigurationError(f"{', '.join(wrong)} is for {other}; {target.name!r} is a {kind}")
+    pairs = [header.partition("=") for header in headers]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise ConfigurationError(f"--headers {name!r}: expected NAME=VALUE")
+    options["headers"] = tuple((name, text.encode()) for name, _, text in pairs)
+    return options
+
+
+async def _send_one(app: App, send_it: Callable[[], Awaitable[None]]) -> None:
+    async with client_running(app):
+        await send_it()
+
+
+async def _send_lines(app: App, one: Callable[[str], Callable[[], Awaitable[None]]]) -> int:
+    """In order; what has come meanwhile goes together."""
+    count = 0
+    async with client_running(app):
+        async for lines in _lines_of_stdin():
+            ready: list[Callable[[], Awaitable[None]]] = []
+            problem: BaseException | None = None
+            for line in lines:
+                try:
+                    ready.append(one(line))
+                except ThalwegError as error:
+                    problem = error
+                    break
+            for outcome in await asyncio.gather(*(send_it() for send_it in ready), return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    problem = outcome
+                    break
+                count += 1
+            if isinstance(problem, ThalwegError):
+                raise ConfigurationError(f"line {count + 1}: {problem}. The {count} before it were sent") from problem
+            if problem is not None:
+                raise problem
+    return count
+
+
+async def _lines_of_stdin() -> AsyncIterator[list[str]]:
+    """What can be read now, at least a line. A thread reads, so that the connection lives while stdin is silent."""
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Queue[str | None] = asyncio.Queue()
+    room = threading.Semaphore(AHEAD)
+
+    def read() -> None:
+        for line in sys.stdin:
+            room.acquire()
+            loop.call_soon_threadsafe(waiting.put_nowait, line.rstrip("\r\n"))
+        loop.call_soon_threadsafe(waiting.put_nowait, None)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while True:
+        lines = [await waiting.get()]
+        while not waiting.empty():
+            lines.append(waiting.get_nowait())
+        room.release(len(lines))
+        found = [line for line in lines if line]
+        if found:
+            yield found
+        if lines[-1] is None:
+            return
+
+
+def _report(session: Session, topic: str, count: int) -> None:
+    if session.output.json:
+        session.output.rows((), [{"topic": topic, "sent": count}])
+    else:
+        session.output.note(f"sent {count:,} message{'' if count == 1 else 's'} to {topic!r}")

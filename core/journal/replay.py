@@ -1,0 +1,63 @@
+"""Reading a journal beside its owner: claims nothing, writes nothing, fences nobody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from thalweg.capabilities import Log
+from thalweg.errors import BrokerError, Gap
+from thalweg.message import Position, Record
+
+from .records import Fold, Part, Rows
+
+__all__ = ["committed_rows", "records_until_now"]
+
+WAIT = 10.0
+"""Seconds that a log may take to give a record that it has."""
+
+TRIES = 10
+"""How often a journal may be truncated while it is being read."""
+
+
+async def records_until_now(log: Log, partition: int) -> AsyncIterator[tuple[Position, Record]]:
+    """What lies in a partition now, from the first record kept. Raises Gap if what is ahead is dropped meanwhile."""
+    last = (await log.bounds(partition)).last
+    after: Position | None = None
+    while last is not None and (after is None or after < last):
+        batch = (await log.read({partition: after}, 2000, 16 << 20, WAIT)).get(partition)
+        if batch is None:
+            bounds = await log.bounds(partition)
+            if bounds.last is None or (after is not None and bounds.last <= after):
+                return
+            raise BrokerError(f"partition {partition}: the log gave no record within {WAIT:g} s, though it holds some")
+        for position, record in zip(batch.positions, batch.records, strict=True):
+            if position > last:
+                return
+            after = position
+            yield position, record
+
+
+async def committed_rows(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
+    """The rows with start <= key < stop, as the last commit left them."""
+    for _ in range(TRIES):
+        try:
+            return await _fold(journal, partition, start, stop)
+        except Gap:
+            pass  # a snapshot was completed, and what lay before it truncated: the snapshot is there to be read
+    return await _fold(journal, partition, start, stop)
+
+
+async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
+    rows: dict[bytes, bytes] = {}
+    fold = Fold()
+    async for _, record in records_until_now(journal, partition):
+        entry = fold.feed(record.value)
+        if isinstance(entry, Rows | Part):
+            for key, value in entry.rows.items():
+                if not start <= key < stop:
+                    continue
+                if value is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = value
+    return rows
