@@ -93,6 +93,7 @@ class App:
         self._broker, self._store, self._env_prefix = broker, store, env_prefix
         self._include = tuple(include)
         self._running: Running | None = None
+        self.last_transport: Transport | None = None
         self._threads: ThreadPoolExecutor | None = None
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
@@ -241,7 +242,7 @@ class App:
         return plan
 
     def source(self, name: str) -> Topic[Any, Any] | Queue[Any, Any]:
-        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those there are."""
+        """The topic or queue declared under this name; else ConfigurationError, listing those there are."""
         plan = self.topics.get(name)
         if plan is None:
             known = ", ".join(sorted(self.topics)) or "none"

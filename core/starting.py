@@ -139,6 +139,7 @@ class _Stop:
 async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Running:
     await transport.open()
     stack.push_async_callback(transport.close)
+    app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics)
