@@ -18,6 +18,11 @@ from .session import Waiters, wake
 __all__ = ["MemoryClaim", "Partition", "Prepared", "prepare"]
 
 
+PLENTY = 256
+"""So many records that even if all were as large as the largest ever seen would fit are enough for a batch: then their
+sizes need not be added up, which costs 300 ns a record."""
+
+
 class MemoryClaim:
     """See `thalweg.capabilities.Claim`. The newest one of its partition is the owner's, for ever."""
 
@@ -120,7 +125,9 @@ class Partition:
         """At most `limit` records of about `budget` bytes, at least one, and how many bytes they are (about)."""
         records = self.records[start : start + limit]
         size = len(records) * self._largest  # an upper bound that costs nothing, and most often settles it
-        if size > budget:
+        if size > budget and (fitting := budget // self._largest) >= PLENTY:
+            records, size = records[:fitting], fitting * self._largest
+        elif size > budget:
             sizes = list(accumulate(record.size for record in records))
             taken = max(bisect_right(sizes, budget), 1)
             records, size = records[:taken], sizes[taken - 1]
