@@ -162,7 +162,7 @@ class App:
         retention: float | timedelta | None = ...,
         compact: bool = ...,
         partitioner: str = ...,
-        key_of: Callable[[V], str] | None = ...,
+        key_of: Callable[[V], str | None] | None = ...,
         timestamp_of: Callable[[V], float | datetime] | None = ...,
         options: Mapping[str, str] | None = ...,
     ) -> Topic[str, V]: ...
@@ -179,7 +179,7 @@ class App:
         retention: float | timedelta | None = ...,
         compact: bool = ...,
         partitioner: str = ...,
-        key_of: Callable[[V], K] | None = ...,
+        key_of: Callable[[V], K | None] | None = ...,
         timestamp_of: Callable[[V], float | datetime] | None = ...,
         options: Mapping[str, str] | None = ...,
     ) -> Topic[K, V]: ...
@@ -227,7 +227,7 @@ class App:
         value: TypeForm[V] = ...,
         codec: str | Codec[V] | None = ...,
         retention: float | timedelta | None = ...,
-        key_of: Callable[[V], str] | None = ...,
+        key_of: Callable[[V], str | None] | None = ...,
         options: Mapping[str, str] | None = ...,
     ) -> Queue[str, V]: ...
     @overload
@@ -239,7 +239,7 @@ class App:
         value: TypeForm[V] = ...,
         codec: str | Codec[V] | None = ...,
         retention: float | timedelta | None = ...,
-        key_of: Callable[[V], K] | None = ...,
+        key_of: Callable[[V], K | None] | None = ...,
         options: Mapping[str, str] | None = ...,
     ) -> Queue[K, V]: ...
     def queue(
