@@ -62,6 +62,7 @@ class Topic(Generic[K, V]):
     ) -> None:
         """Send one message.
 
+        value: None is a tombstone; for a checker to let it pass, declare the topic with `value=SomeType | None`.
         Outside an event it is durable when this returns. Inside one it is part of the event's commit: sent with it or
         not at all, and this never waits. timestamp: seconds since the epoch; default: the event's, or now.
         Raises WrongType, MessageTooLarge (nothing was sent), BrokerError.
