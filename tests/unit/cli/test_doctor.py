@@ -82,7 +82,7 @@ def test_state_under_another_partition_count_is_a_problem(shell: Shell) -> None:
         assert worker.line() == "total ada 5"
         assert worker.stop() == 0
     text = (shell.folder / "bank.py").read_text()
-    shell.write("bank.py", text.replace('"totals", key=str', '"totals", partitions=3, key=str'))
+    shell.write("bank.py", text.replace("partitions=2", "partitions=3").replace('app.topic("', 'app.topic("new-'))
     code, said = examine(shell)
     assert code == 1
     assert "orphaned" in problems(said)["state"]
