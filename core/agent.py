@@ -26,9 +26,6 @@ __all__ = ["Agent", "Sink", "answer_codec"]
 V = TypeVar("V")
 R = TypeVar("R")
 
-Sink = Any
-"""What an agent's answers may go to: a topic, another agent (cast), or an async function of one argument."""
-
 
 class Agent(Generic[V, R]):
     """Made by `@app.agent(source)` or `@app.handler(source)`."""
@@ -101,6 +98,12 @@ class Agent(Generic[V, R]):
 
     def __repr__(self) -> str:
         return f"Agent({self.name!r})"
+
+
+Sink = Agent[Any, Any] | Topic[Any, Any] | Queue[Any, Any] | Callable[[Any], Awaitable[object]]
+"""What an agent's answers may go to: another agent (cast), a topic, a queue, or an async function of one argument.
+
+Not generic, since no checker infers the common type of a list that mixes them."""
 
 
 def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:

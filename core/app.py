@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm
+from typing_extensions import TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -27,7 +27,7 @@ from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
 from .runtime.running import Running
 from .runtime.tables import TablePlan
-from .schedule import Background, Crontab, Misfire, Timer
+from .schedule import Background, Crontab, Function, Misfire, Timer
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -35,18 +35,19 @@ from .topic import Topic
 from .type_facts import is_immutable
 
 if TYPE_CHECKING:
+    from .dead_letters import DeadLetterRecord
     from .portal import Portal
     from .testing import AppTest
     from .topic_table import Replica
 
 __all__ = ["App"]
 
-K = TypeVar("K")
-V = TypeVar("V")
+K = TypeVar("K", default=str)
+V = TypeVar("V", default=bytes)
 R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Awaitable[None]])
+F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
-Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
+Source = Stream[V] | Topic[Any, V] | Queue[Any, V] | Sequence[Topic[Any, V]]
 
 
 class App:
@@ -93,10 +94,11 @@ class App:
         self._broker, self._store, self._env_prefix = broker, store, env_prefix
         self._include = tuple(include)
         self._running: Running | None = None
+        self.last_transport: Transport | None = None
         self._threads: ThreadPoolExecutor | None = None
         self.thread_calls = 0
         self.topics: dict[str, TopicPlan] = {}
-        self._declared: dict[str, tuple[object, object]] = {}
+        self._declared: dict[str, tuple[Any, Any]] = {}
         self._checks: dict[str, tuple[type | None, Callable[[object], None]]] = {}
         self._shared: list[tuple[TopicPlan, TopicPlan]] = []
         self.agents: dict[str, Agent[Any, Any]] = {}
@@ -241,7 +243,7 @@ class App:
         return plan
 
     def source(self, name: str) -> Topic[Any, Any] | Queue[Any, Any]:
-        """The topic or queue that was declared under this name. Raises ConfigurationError that lists those there are."""
+        """The topic or queue declared under this name; else ConfigurationError, listing those there are."""
         plan = self.topics.get(name)
         if plan is None:
             known = ", ".join(sorted(self.topics)) or "none"
@@ -282,48 +284,28 @@ class App:
             timestamp_of=None,
         )
         self.topics[full] = plan
-        self._checks[full] = checker_for(Any if value is None else value)
+        self._checks[full] = checker_for(Any) if value is None else checker_for(value)
         self._declared[full] = (key, value)
         return plan
 
     # --- agents and handlers -----------------------------------------------------------------------------------
 
-    @overload
     def agent(
         self,
         source: Source[V],
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
-        on_error: Policy = ...,
-    ) -> _AgentDecorator[V]: ...
-    @overload
-    def agent(
-        self,
-        source: Any,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        sinks: Sequence[Sink] = ...,
-        on_error: Policy = ...,
-    ) -> _AgentDecorator[Any]: ...
-    def agent(
-        self,
-        source: Any,
         *,
         name: str | None = None,
         concurrency: int = 1,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> Any:
+    ) -> _AgentDecorator[V]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
         What it yields is the answer to `ask`, and goes to `sinks`. An exception meets `on_error`.
         """
         stream = self._stream_of(source)
 
-        def decorate(function: Callable[[Stream[Any]], Any]) -> Agent[Any, Any]:
+        def decorate(function: Callable[[Stream[V]], Any]) -> Agent[V, Any]:
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate
@@ -337,7 +319,7 @@ class App:
         timeout: float | timedelta | None = None,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> Callable[[Callable[[V], Awaitable[R] | R]], Agent[V, R]]:
+    ) -> _HandlerDecorator[V]:
         """A plain function, called once a message; a `def` one runs in a thread.
 
         timeout: seconds. It may raise RetryLater(seconds) or Reject(reason) to decide for itself.
@@ -345,7 +327,7 @@ class App:
         stream = self._stream_of(source)
         limit = None if timeout is None else seconds(timeout, "timeout")
 
-        def decorate(function: Callable[[V], Awaitable[R] | R]) -> Agent[V, R]:
+        def decorate(function: Callable[[V], Any]) -> Agent[V, Any]:
             body = handler_body(self, function, limit)
             return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
 
@@ -511,8 +493,10 @@ class App:
     @overload
     def background(self, function: F, /) -> F: ...
     @overload
-    def background(self, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
-    def background(self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None) -> Any:
+    def background(self, /, *, on_leader: bool = ..., name: str | None = ...) -> Callable[[F], F]: ...
+    def background(
+        self, function: F | None = None, /, *, on_leader: bool = False, name: str | None = None
+    ) -> F | Callable[[F], F]:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:
@@ -625,7 +609,7 @@ class App:
 
         main(self)
 
-    def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[Any]:
+    def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[DeadLetterRecord]:
         """What failed in `source`, up to now; oldest first per partition."""
         from .dead_letters import read_dead_letters
 
@@ -651,6 +635,15 @@ class _AgentDecorator(Protocol[V]):
     def __call__(self, function: Callable[[Stream[V]], AsyncIterator[R]], /) -> Agent[V, R]: ...
     @overload
     def __call__(self, function: Callable[[Stream[V]], Awaitable[None]], /) -> Agent[V, None]: ...
+
+
+class _HandlerDecorator(Protocol[V]):
+    """What `@app.handler(source)` gives: a handler's answers are what it returns."""
+
+    @overload
+    def __call__(self, function: Callable[[V], Awaitable[R]], /) -> Agent[V, R]: ...
+    @overload
+    def __call__(self, function: Callable[[V], R], /) -> Agent[V, R]: ...
 
 
 def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:

@@ -1,4 +1,4 @@
-"""The headers that Thalweg itself sets. Users' own `thalweg-*` headers are stripped on sending, ours hidden on reading."""
+"""The headers that Thalweg itself sets. In sending, users' own `thalweg-*` are stripped; in reading, ours hidden."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY", "TIMESTAMP",
-    "TOPIC", "TRACEBACK", "find", "hidden", "stripped",
+    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY",
+    "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"

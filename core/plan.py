@@ -46,7 +46,7 @@ class TopicPlan(msgspec.Struct):
 
 
 QUEUE_GROUP = "work"
-"""Everyone who uses a queue does so in this consumer group: all compete, and a program that only puts adds no reader."""
+"""The consumer group of all who use a queue: they compete, and a program that only puts adds no reader."""
 
 ANY: TypeCodec[Any] = codec_for(Any)
 

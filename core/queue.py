@@ -26,7 +26,7 @@ V = TypeVar("V")
 
 
 class Queue(Generic[K, V]):
-    """Made by `app.queue(…)`. More consumers than partitions may share one; a failed message does not hold up others."""
+    """Made by `app.queue(…)`. More consumers than partitions may share one; a failed message holds up no other."""
 
     def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
         self._app, self._plan = app, plan

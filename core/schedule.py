@@ -11,7 +11,7 @@ from cronsim import CronSim, CronSimError
 
 from .errors import ConfigurationError
 
-__all__ = ["Background", "Crontab", "Misfire", "Timer"]
+__all__ = ["Background", "Crontab", "Function", "Misfire", "Timer"]
 
 Misfire = Literal["run_once", "skip"]
 Function = Callable[[], Awaitable[None]]

@@ -1,4 +1,4 @@
-"""From a declared app to a running one: meet the broker, check what the program needs, create topics, start the parts."""
+"""From a declared app to a running one: meet the broker, check what the app needs, create topics, start the parts."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ class _Stop:
 async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Running:
     await transport.open()
     stack.push_async_callback(transport.close)
+    app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics)
@@ -250,9 +251,11 @@ async def check_leftovers(app: App, transport: Transport) -> None:
             await reader.close()
         moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
         for agent in app.agents.values():
-            for source in agent.plan.sources:
-                if ("input", f"{agent.name}/{source.topic.name}") in names:
-                    moved.append(f"agent {agent.name!r}'s position in {source.topic.name!r}")
+            moved.extend(
+                f"agent {agent.name!r}'s position in {source.topic.name!r}"
+                for source in agent.plan.sources
+                if ("input", f"{agent.name}/{source.topic.name}") in names
+            )
         if moved:
             raise JournalMismatch(
                 f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "

@@ -101,7 +101,7 @@ class Table(Generic[K, V]):
     def get(self, key: K, default: D) -> V | D: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The row, or `default` (the table's own default is not used)."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - dict.get is what this is
 
     def items(self) -> Iterator[tuple[K, V]]:
         """All rows of this worker's partitions, in no given order, as finished events left them."""

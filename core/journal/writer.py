@@ -123,7 +123,10 @@ class ReadBackWriter:
                 tails = {j: self._tails[j] for j in journals}
                 for tail in tails.values():
                     tail.first = None
-                await self._read_back(tails, lambda tail: tail.fenced or tail.fold.number >= wanted[tail.journal])
+                await self._read_back(
+                    tails,
+                    lambda tail: tail.fenced or tail.fold.number >= wanted[tail.journal],  # noqa: B023 - called here
+                )
             except BrokerError as error:
                 results.update(dict.fromkeys(journals, error))
                 continue

@@ -323,7 +323,7 @@ class AgentTask:
         if self._noted:
             self._cleared()
         self._unbusy(lane, ticket)
-        self.task.progressed()
+        self.task.busy()
 
     def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
         key = ticket.record.key
@@ -354,6 +354,7 @@ class AgentTask:
         for ticket in tickets:
             self._done(lane, ticket)
         self.task.collect(lane)
+        self.task.busy()
 
     # --- events that fail ----------------------------------------------------------------------------------
 

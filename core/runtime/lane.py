@@ -277,7 +277,7 @@ class Lane:
     def stream(
         self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
     ) -> AsyncIterator[Any]:
-        """The events of this lane through `steps`, then in lists if `take` is (count, seconds), then through `after`."""
+        """The events of this lane through `steps`, in lists if `take` is (count, seconds), then through `after`."""
         if self._streams:
             raise ConfigurationError(
                 f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"

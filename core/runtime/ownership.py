@@ -47,6 +47,7 @@ class Ownership:
         self._tasks, self._settings = tasks, settings
         self._open, self._close = open_task, close_task
         self._held: dict[TaskKey, Held | None] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
         self._wanted: frozenset[TaskKey] = frozenset()
         self._changed = asyncio.Event()
         self.settled = asyncio.Event()
@@ -102,7 +103,9 @@ class Ownership:
         self._held[key] = held
         await self._open(key)
         if held is not None:
-            asyncio.ensure_future(self._watch(key, held)).add_done_callback(lambda _: None)
+            watcher = asyncio.get_running_loop().create_task(self._watch(key, held), name=f"lock {key[0]}/{key[1]}")
+            self._watchers.add(watcher)
+            watcher.add_done_callback(self._watchers.discard)
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()
@@ -131,3 +134,11 @@ class Ownership:
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once."""
         await asyncio.gather(*(self._give_up(key) for key in list(self._held)))
+        await self.abandon()
+
+    async def abandon(self) -> None:
+        """Hold nothing any more, and tell nobody: locks end with their leases."""
+        self._held.clear()
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)

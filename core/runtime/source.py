@@ -32,6 +32,7 @@ class Source:
         self._reading: asyncio.Task[Mapping[int, Batch]] | None = None
         self._reading_partitions: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
+        self._changes = 0
 
     def add(self, input_: TopicInput) -> None:
         self._inputs[input_.partition] = input_
@@ -44,6 +45,7 @@ class Source:
 
     def more(self, input_: TopicInput) -> None:
         """This input has room again."""
+        self._changes += 1
         self._changed.set()
         if self._reading is not None and input_.partition not in self._reading_partitions:
             self._reading.cancel()  # harmless: reads are positional
@@ -73,6 +75,7 @@ class Source:
             self._changed.clear()
             await self._changed.wait()
             return
+        changes = self._changes
         after = {partition: input_.fetched for partition, input_ in wanted.items()}
         limit = self._settings.fetch_records
         max_bytes = max(64 * 1024, self._settings.fetch_bytes // (2 * len(self._inputs)))
@@ -81,6 +84,8 @@ class Source:
             for input_ in wanted.values():
                 input_.caught_up = True
                 input_.agent.task.idle(input_.agent)
+            if self._changes != changes:
+                return  # while we looked, another partition came to be wanted: do not sleep without it
             self._reading_partitions = frozenset(after)
             self._reading = asyncio.get_running_loop().create_task(_read(reader, after, limit, max_bytes))
             try:

@@ -158,9 +158,9 @@ class TableView:
             partition = plan.partition_of(raw, plan.partitions)
             if partition != self.state.partition:
                 raise WrongPartition(
-                    f"table {plan.name!r}: key {key!r} belongs to partition {partition}, but this event is in partition "
-                    f"{self.state.partition} (its key is {self.lane.key_bytes!r}). Repartition the stream first: "
-                    f"`.group_by(lambda value: <the key>, name='by-{plan.name}')` on the agent's source"
+                    f"table {plan.name!r}: key {key!r} belongs to partition {partition}, but this event is in "
+                    f"partition {self.state.partition} (its key is {self.lane.key_bytes!r}). Repartition the stream "
+                    f"first: `.group_by(lambda value: <the key>, name='by-{plan.name}')` on the agent's source"
                 )
         return self.state.fetch(key)
 

@@ -212,8 +212,8 @@ class Task:
             lost = there is not None and checksum(there.value) != reached.checksum
         if lost:
             error = HistoryChanged(
-                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not the "
-                f"record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not "
+                f"the record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
                 "Restore it, or reset the agent's position if going on is right"
             )
             agent.halt(str(error))
@@ -235,8 +235,8 @@ class Task:
         state = self.tables.get(plan.name)
         if state is None:
             raise WrongPartition(
-                f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic with "
-                f"{self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
+                f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
+                f"with {self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
             )
         return state
 
@@ -292,11 +292,8 @@ class Task:
         if record.headers and asked(plan, record):
             self.answers.append((plan, record, Failure(reason, trace)))
 
-    def progressed(self) -> None:
-        self.has_work = True
-
     def busy(self) -> None:
-        """Events are being handled: a commit is due in `commit_interval` at the latest."""
+        """Events are handled or finished: a commit is due in `commit_interval` at the latest."""
         self.has_work = True
         self.worker.committer.arm()
 
@@ -346,6 +343,8 @@ class Task:
             for input_ in agent.inputs:
                 progress = input_.collect(rows) or progress
         self.has_work = bool(open_lanes)
+        for lane in self.all_lanes():
+            lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
             return None
@@ -532,9 +531,12 @@ class _Replay:
         try:
             batches = await self._journal.read({self._partition: checkpoint.position - 1}, 1, 1, 0)
             batch = batches.get(self._partition)
-            if batch and batch.positions[0] == checkpoint.position:
-                if checksum(batch.records[0].value) == checkpoint.checksum:
-                    return
+            if (
+                batch
+                and batch.positions[0] == checkpoint.position
+                and checksum(batch.records[0].value) == checkpoint.checksum
+            ):
+                return
         except Gap:
             pass
         log.warning("partition %d: the store is not of this journal's past any more; it is rebuilt", self._partition)

@@ -1,4 +1,4 @@
-"""A worker: the tasks it owns, the readers that feed them, the committer they share; started in order, stopped in reverse."""
+"""A worker: its tasks, the readers that feed them, the committer they share; started in order, stopped in reverse."""
 
 from __future__ import annotations
 
@@ -115,6 +115,7 @@ class Worker:
         """As if the process died: nothing is drained, committed or released."""
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
+        await self.ownership.abandon()
         for task in self.tasks.values():
             await self._closing(task)
             await task.stop_lanes()

@@ -1,0 +1,14 @@
+"""The cases, in the order in which they run. A new one is a file here with a `CASE`, and a line below."""
+
+from . import ask, end_to_end, handle_passing_on, handle_sum, latency, produce, send, sqlite
+
+CASES = (
+    handle_sum.CASE,
+    handle_passing_on.CASE,
+    end_to_end.CASE,
+    produce.CASE,
+    send.CASE,
+    latency.CASE,
+    ask.CASE,
+    sqlite.CASE,
+)

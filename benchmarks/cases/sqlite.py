@@ -1,0 +1,36 @@
+"""For information: the same backlog and sum with broker and store on disk, against the same bare loop in memory."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from measuring import Case, Run
+from programs import Guarantee, finished, new_app, summing
+from workload import check_totals, withdrawals
+
+from .handle_sum import bare
+
+
+async def thalweg(run: Run, guarantee: Guarantee) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        broker, store = Path(folder, "broker.db"), Path(folder, "store")
+        program = summing(new_app(f"sqlite:///{broker}", guarantee, f"sqlite:///{store}"))
+        async with program.app:
+            await program.source.send_many((w.account, w) for w in withdrawals(run.messages))
+            with run.timed():
+                program.begin.set()
+                await finished(program, run.messages)
+            assert program.totals is not None
+            check_totals(dict(program.totals.items()), run.messages)
+
+
+CASE = Case(
+    "sqlite-sum",
+    "handle-sum with sqlite:// as broker and store",
+    {
+        "bare": bare,
+        "exactly once": partial(thalweg, guarantee="exactly_once"),
+        "at least once": partial(thalweg, guarantee="at_least_once"),
+    },
+    share=0.25,
+)
