@@ -91,6 +91,8 @@ class Topic(Generic[K, V]):
     def question(self, value: V, key: K | None, headers: Headers) -> tuple[TopicPlan, int, Message]:
         """Where a question to an agent goes, and its bytes, with headers of ours."""
         partition, message = self._message(value, key, None, None, None)
+        if names.find(headers, names.ID) is None:
+            headers = (*message.headers, *headers)
         return self._plan, partition, msgspec.structs.replace(message, headers=headers)
 
     def _message(
@@ -108,13 +110,14 @@ class Topic(Generic[K, V]):
         if key is None and plan.key_of is not None:
             key = plan.key_of(value)
         raw_key = None if key is None else encoded(plan.key, key)
+        running = self._app.running
+        pairs = names.stripped(headers)
+        if plan.spec.queue or not running.has_log:
+            pairs = names.identified(pairs)
         message = Message(
-            None if value is None else encoded(plan.value, value),
-            raw_key,
-            names.stripped(headers),
-            self._timestamp(value, timestamp),
+            None if value is None else encoded(plan.value, value), raw_key, pairs, self._timestamp(value, timestamp)
         )
-        limit = self._app.running.message_bytes
+        limit = running.message_bytes
         if limit is not None and message.size > limit:
             raise MessageTooLarge(
                 f"topic {plan.name!r}: a message of {message.size} bytes is above the broker's limit of {limit}; "
