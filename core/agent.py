@@ -39,7 +39,7 @@ class Agent(Generic[V, R]):
         *,
         name: str,
         concurrency: int,
-        sinks: Sequence[Sink[R]],
+        sinks: Sequence[Sink],
         policy: Policy,
     ) -> None:
         if concurrency < 1:
@@ -100,8 +100,10 @@ class Agent(Generic[V, R]):
         return f"Agent({self.name!r})"
 
 
-Sink = Agent[R, Any] | Topic[Any, R] | Queue[Any, R] | Callable[[R], Awaitable[object]]
-"""What an agent's answers may go to: another agent (cast), a topic, a queue, or an async function of one argument."""
+Sink = Agent[Any, Any] | Topic[Any, Any] | Queue[Any, Any] | Callable[[Any], Awaitable[object]]
+"""What an agent's answers may go to: another agent (cast), a topic, a queue, or an async function of one argument.
+
+Not generic, since no checker infers the common type of a list that mixes them."""
 
 
 def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
@@ -118,7 +120,7 @@ def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
         return codec_for(Any)
 
 
-def _sink(sink: Sink[R]) -> Callable[[Any], Awaitable[object]]:
+def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
     if isinstance(sink, Agent):
         return sink.cast
     if isinstance(sink, Topic | Queue):

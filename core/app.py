@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm
+from typing_extensions import TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -35,18 +35,19 @@ from .topic import Topic
 from .type_facts import is_immutable
 
 if TYPE_CHECKING:
+    from .dead_letters import DeadLetterRecord
     from .portal import Portal
     from .testing import AppTest
     from .topic_table import Replica
 
 __all__ = ["App"]
 
-K = TypeVar("K")
-V = TypeVar("V")
+K = TypeVar("K", default=str)
+V = TypeVar("V", default=bytes)
 R = TypeVar("R")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
-Source = Topic[Any, V] | Queue[Any, V] | Stream[V] | Sequence[Topic[Any, V]]
+Source = Stream[V] | Topic[Any, V] | Queue[Any, V] | Sequence[Topic[Any, V]]
 
 
 class App:
@@ -289,42 +290,22 @@ class App:
 
     # --- agents and handlers -----------------------------------------------------------------------------------
 
-    @overload
     def agent(
         self,
         source: Source[V],
         *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        sinks: Sequence[Sink[Any]] = ...,
-        on_error: Policy = ...,
-    ) -> _AgentDecorator[V]: ...
-    @overload
-    def agent(
-        self,
-        source: Any,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        sinks: Sequence[Sink[Any]] = ...,
-        on_error: Policy = ...,
-    ) -> _AgentDecorator[Any]: ...
-    def agent(
-        self,
-        source: Any,
-        *,
         name: str | None = None,
         concurrency: int = 1,
-        sinks: Sequence[Sink[Any]] = (),
+        sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> Any:
+    ) -> _AgentDecorator[V]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
         What it yields is the answer to `ask`, and goes to `sinks`. An exception meets `on_error`.
         """
         stream = self._stream_of(source)
 
-        def decorate(function: Callable[[Stream[Any]], Any]) -> Agent[Any, Any]:
+        def decorate(function: Callable[[Stream[V]], Any]) -> Agent[V, Any]:
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate
@@ -336,9 +317,9 @@ class App:
         name: str | None = None,
         concurrency: int = 1,
         timeout: float | timedelta | None = None,
-        sinks: Sequence[Sink[Any]] = (),
+        sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> Callable[[Callable[[V], Awaitable[R] | R]], Agent[V, R]]:
+    ) -> _HandlerDecorator[V]:
         """A plain function, called once a message; a `def` one runs in a thread.
 
         timeout: seconds. It may raise RetryLater(seconds) or Reject(reason) to decide for itself.
@@ -346,7 +327,7 @@ class App:
         stream = self._stream_of(source)
         limit = None if timeout is None else seconds(timeout, "timeout")
 
-        def decorate(function: Callable[[V], Awaitable[R] | R]) -> Agent[V, R]:
+        def decorate(function: Callable[[V], Any]) -> Agent[V, Any]:
             body = handler_body(self, function, limit)
             return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
 
@@ -359,7 +340,7 @@ class App:
         stream: Stream[Any],
         name: str | None,
         concurrency: int,
-        sinks: Sequence[Sink[Any]],
+        sinks: Sequence[Sink],
         policy: Policy,
     ) -> Agent[Any, Any]:
         name = name or function.__name__
@@ -628,7 +609,7 @@ class App:
 
         main(self)
 
-    def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[Any]:
+    def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[DeadLetterRecord]:
         """What failed in `source`, up to now; oldest first per partition."""
         from .dead_letters import read_dead_letters
 
@@ -654,6 +635,15 @@ class _AgentDecorator(Protocol[V]):
     def __call__(self, function: Callable[[Stream[V]], AsyncIterator[R]], /) -> Agent[V, R]: ...
     @overload
     def __call__(self, function: Callable[[Stream[V]], Awaitable[None]], /) -> Agent[V, None]: ...
+
+
+class _HandlerDecorator(Protocol[V]):
+    """What `@app.handler(source)` gives: a handler's answers are what it returns."""
+
+    @overload
+    def __call__(self, function: Callable[[V], Awaitable[R]], /) -> Agent[V, R]: ...
+    @overload
+    def __call__(self, function: Callable[[V], R], /) -> Agent[V, R]: ...
 
 
 def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:

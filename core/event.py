@@ -12,8 +12,8 @@ from .plan import TopicPlan
 
 __all__ = ["Event"]
 
-V = TypeVar("V", default=Any)
-K = TypeVar("K", default=Any)
+V = TypeVar("V", default=Any, covariant=True)
+K = TypeVar("K", default=Any, covariant=True)
 
 
 class Answering(Protocol):

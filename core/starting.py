@@ -27,7 +27,7 @@ from .store import Stores
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
+__all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
 
 log = logging.getLogger("thalweg")
 
@@ -232,10 +232,10 @@ async def _declare(app: App, transport: Transport) -> None:
     )
     await transport.declare(internal)
     if has_log:
-        await _check_leftovers(app, transport)
+        await check_leftovers(app, transport)
 
 
-async def _check_leftovers(app: App, transport: Transport) -> None:
+async def check_leftovers(app: App, transport: Transport) -> None:
     """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
     prefix = f"{app.id}-journal-"
     current = {f"{prefix}{name}" for name in groups_of(app, transport)}

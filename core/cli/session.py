@@ -8,6 +8,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import thalweg
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -88,7 +89,8 @@ def _handler() -> logging.Handler:
             show_path=False,
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",
-            rich_tracebacks=False,
+            rich_tracebacks=True,
+            tracebacks_suppress=[thalweg],
         )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

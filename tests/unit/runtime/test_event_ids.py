@@ -51,6 +51,15 @@ async def test_each_event_keeps_its_id_at_every_attempt(kind: str, broker: str) 
         assert "forged" not in seen.ids["same"]
 
 
+async def test_messages_sent_many_at_once_have_ids_too() -> None:
+    seen = Seen("topic")
+    async with seen.app.test(errors="policy", broker="memory://?log=false") as t:
+        await seen.source.send_many([("k", "same"), ("k", "other")])
+        await t.advance(100)
+        assert [len(set(ids)) for ids in seen.ids.values()] == [1, 1]
+        assert seen.ids["same"][0] != seen.ids["other"][0]
+
+
 @pytest.mark.parametrize(("kind", "broker"), CASES)
 async def test_an_event_that_was_asked_keeps_its_id_too(kind: str, broker: str) -> None:
     seen = Seen(kind)
