@@ -15,7 +15,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
-from thalweg.event import event_time
+from thalweg.event import Event, event_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.plan import AgentPlan
@@ -529,6 +529,7 @@ def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: i
         (names.POSITION, str(ticket.position)),
         (names.ATTEMPTS, str(attempts)),
         (names.TIMESTAMP, str(record.timestamp)),
+        (names.ID, Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id),
     )
     ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
     kept = names.hidden(record.headers)

@@ -80,7 +80,8 @@ class QueueRunner:
         self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._random = random.Random(plan.name)
-        self._count = 0
+        # Stands for the position of messages that have no id of ours (of foreign programs): never the same twice.
+        self._count = int(worker.me[:15], 16)
         self._retries: set[asyncio.Task[None]] = set()
 
     # --- start and stop ----------------------------------------------------------------------------------------

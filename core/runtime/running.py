@@ -51,6 +51,7 @@ class Running:
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -81,7 +82,7 @@ class Running:
     # --- sending ---------------------------------------------------------------------------------------------
 
     async def send(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
-        if Capability.LOG in self.transport.capabilities:
+        if self.has_log:
             await self._sender.send(topic, records)
         else:
             await self.put(topic, [message for messages in records.values() for message in messages])
@@ -102,10 +103,6 @@ class Running:
         logged = {partition: messages for partition, messages in records.items() if partition >= 0}
         if logged:
             await self.send(topic, logged)
-
-    @property
-    def has_log(self) -> bool:
-        return Capability.LOG in self.transport.capabilities
 
     async def open_log(self, topic: str) -> Log:
         return await self._open_log(topic)
