@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent
 import logging
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
-import thalweg
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,6 +22,9 @@ from .output import Output
 __all__ = ["Session", "session_of"]
 
 T = TypeVar("T")
+
+OURS = str(Path(__file__).parents[1])
+"""Where Thalweg's own code lies: its frames in a traceback take a line each, the program's are shown with code."""
 
 
 class Session:
@@ -90,7 +94,7 @@ def _handler() -> logging.Handler:
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",
             rich_tracebacks=True,
-            tracebacks_suppress=[thalweg],
+            tracebacks_suppress=[OURS, asyncio, concurrent],
         )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
