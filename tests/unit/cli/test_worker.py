@@ -117,3 +117,21 @@ def test_a_worker_that_waits_for_another_can_be_stopped(shell: Shell) -> None:
         assert second.returncode == 0
         assert "stopped before it had started" in errors.read_text()
         assert first.process.poll() is None
+
+
+def test_lag_is_what_is_not_committed_yet(shell: Shell) -> None:
+    def behind() -> dict[str, int]:
+        return {row["agent"]: row["behind"] for row in shell.rows("lag")}
+
+    assert behind() == {}  # no topic exists
+    shell.bank(
+        "send", "withdrawals", "-", stdin='{"account": "ada", "amount": 1}\n{"account": "bob", "amount": 1}\n' * 2
+    )
+    assert behind() == {"total": 4, "rate": 0}
+    with shell.worker() as worker:
+        for _ in range(4):
+            assert worker.line()
+        assert worker.stop() == 0
+    assert behind() == {"total": 0, "rate": 0}
+    shell.bank("send", "withdrawals", '{"account": "ada", "amount": 1}')
+    assert behind() == {"total": 1, "rate": 0}
