@@ -31,7 +31,6 @@ def lag(context: typer.Context) -> None:
     counted. Those that wait for a retry have been read, and are shown apart.
     """
     session = session_of(context)
-    session.log("WARNING")
     app = session.app()
     session.warn_if_nothing_lasts(app)
     rows = session.run(_rows(app))

@@ -43,8 +43,11 @@ class Session:
         self._app, self._path, self._broker, self._store = app, path, broker, store
         self._log_level = log_level
 
-    def app(self) -> App:
-        """The app, its broker and store as the command line wants them, and everything that it includes."""
+    def app(self, log_level: str = "WARNING") -> App:
+        """The app, its broker and store as the command line wants them, and everything that it includes.
+
+        log_level: what is logged from here on, unless the program or the command line has decided.
+        """
         if self._app is None:
             if not self._path:
                 raise typer.BadParameter(
@@ -57,12 +60,13 @@ class Session:
         if self._store:
             app.store = self._store
         app.load()
+        self._log(log_level)
         return app
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(coroutine)
 
-    def log(self, default: str) -> None:
+    def _log(self, default: str) -> None:
         """Send logs to standard error, unless the program has set up logging for itself."""
         root = logging.getLogger()
         if not root.handlers:

@@ -28,8 +28,7 @@ def worker(context: typer.Context) -> None:
     A second signal stops at once: what was not committed is done again by the next worker.
     """
     session = session_of(context)
-    session.log("INFO")
-    app, output = session.app(), session.output
+    app, output = session.app(log_level="INFO"), session.output
     began, started = time.monotonic(), False
 
     def announce(running: Worker) -> None:
