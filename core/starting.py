@@ -27,7 +27,7 @@ from .store import Stores
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
+__all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
 
 log = logging.getLogger("thalweg")
 
@@ -202,7 +202,7 @@ def check_needs(app: App, transport: Transport) -> None:
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
-            if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
+            if agent.plan.tables and any(source.topic.spec.queue for source in agent.plan.sources):
                 raise ConfigurationError(
                     f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
                 )
@@ -232,10 +232,10 @@ async def _declare(app: App, transport: Transport) -> None:
     )
     await transport.declare(internal)
     if has_log:
-        await _check_leftovers(app, transport)
+        await check_leftovers(app, transport)
 
 
-async def _check_leftovers(app: App, transport: Transport) -> None:
+async def check_leftovers(app: App, transport: Transport) -> None:
     """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
     prefix = f"{app.id}-journal-"
     current = {f"{prefix}{name}" for name in groups_of(app, transport)}
