@@ -202,7 +202,7 @@ def check_needs(app: App, transport: Transport) -> None:
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
-            if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
+            if agent.plan.tables and any(source.topic.spec.queue for source in agent.plan.sources):
                 raise ConfigurationError(
                     f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
                 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .stream import Stream
     from .table import Table
 
-__all__ = ["Topic", "UserHeaders"]
+__all__ = ["Start", "Topic", "UserHeaders"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,6 +62,7 @@ class Topic(Generic[K, V]):
     ) -> None:
         """Send one message.
 
+        value: None is a tombstone; for a checker to let it pass, declare the topic with `value=SomeType | None`.
         Outside an event it is durable when this returns. Inside one it is part of the event's commit: sent with it or
         not at all, and this never waits. timestamp: seconds since the epoch; default: the event's, or now.
         Raises WrongType, MessageTooLarge (nothing was sent), BrokerError.

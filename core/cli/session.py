@@ -6,9 +6,9 @@ import asyncio
 import logging
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
-import thalweg
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -90,7 +90,7 @@ def _handler() -> logging.Handler:
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",
             rich_tracebacks=True,
-            tracebacks_suppress=[thalweg],
+            tracebacks_suppress=[str(Path(__file__).parent.parent)],
         )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

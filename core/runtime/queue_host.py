@@ -22,6 +22,7 @@ from .agent_task import dead_letter, log_failure, short_traceback
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .task import Answer, Failure, asked
+from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
 
@@ -227,7 +228,10 @@ class QueueRunner:
             return False
         return True
 
-    async def enter(self, lane: Lane, timestamp: int) -> None:
+    async def enter(self, lane: Lane, timestamp: int) -> int:
+        return FOR_EVER
+
+    def adopt(self, lane: Lane) -> None:
         return
 
     def leave(self, lane: Lane) -> None:

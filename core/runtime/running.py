@@ -241,6 +241,11 @@ class Running:
         return value
 
 
+def _members(host: AgentTask) -> list[AgentTask]:
+    """The agents that take turns with this one."""
+    return [member for member in host.turns.members if isinstance(member, AgentTask)]
+
+
 def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int, key: bytes | None) -> None:
     """An event that asks what can only run after it would wait for itself (design rule 11)."""
     host = lane.host
@@ -254,7 +259,7 @@ def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int,
                 f"agent {agent.name!r} asks itself, and the question would wait behind the very event that asks; "
                 "call the function directly, or cast"
             )
-    elif agent.plan.stateful and host.plan.stateful and lane.touched:
+    elif lane.touched and any(member.plan is agent.plan for member in _members(host)):
         raise AskDeadlock(
             f"agent {host.plan.name!r} asks {agent.name!r} after its event has touched a table; both take turns in "
             f"partition {partition}, so the answer cannot come before this event has finished. Ask before you touch a "

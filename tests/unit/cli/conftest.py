@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,7 +137,7 @@ class Shell:
 
     def command(self, *arguments: str) -> list[str]:
         """`thalweg …`, or `python …` where the first argument is a file."""
-        if arguments[0].endswith(".py"):
+        if arguments and arguments[0].endswith(".py"):
             return [sys.executable, *arguments]
         return [str(THALWEG), *arguments]
 
@@ -178,9 +179,12 @@ class Shell:
                 stderr=file,
                 text=True,
             )
+        patience = threading.Timer(2 * PATIENCE, process.kill)  # then whoever waits for a line gets an empty one
+        patience.start()
         try:
             yield Running(process, errors)
         finally:
+            patience.cancel()
             process.kill()
             process.wait()
             assert process.stdout is not None

@@ -18,7 +18,9 @@ def test_a_program_in_a_package_is_named_by_its_file_too(shell: Shell) -> None:
     (shell.folder / "pkg").mkdir()
     shell.write("pkg/__init__.py", "")
     shell.write("pkg/parts.py", "NAME = 'inside'")
-    shell.write("pkg/main.py", "from thalweg import App\nfrom .parts import NAME\nthe = App(NAME)\nthe.table('t', value=int)")
+    shell.write(
+        "pkg/main.py", "from thalweg import App\nfrom .parts import NAME\nthe = App(NAME)\nthe.table('t', value=int)"
+    )
     assert shell.run("-A", "pkg/main.py:the", "tables").stdout.startswith("t\t")
 
 

@@ -41,7 +41,8 @@ def test_the_banner_tells_what_runs_where(shell: Shell) -> None:
     with shell.worker("bank.py") as worker:
         said = worker.banner
         assert said["app"] == "bank"
-        assert said["broker"].startswith("SQLite") and said["broker"].endswith("bank.db")
+        assert said["broker"].startswith("SQLite")
+        assert said["broker"].endswith("bank.db")
         assert "memory" in said["store"]
         assert said["guarantee"] == "exactly once"
         assert [(row["agent"], row["sources"], row["tables"]) for row in said["agents"]] == [
@@ -85,7 +86,10 @@ def test_a_table_is_read_while_a_worker_in_another_process_writes_it(shell: Shel
 
 
 def test_what_an_included_module_declares_belongs_to_the_program_that_runs(shell: Shell) -> None:
-    shell.write("main.py", "from thalweg import App\napp = App('two', include=['more'])\nif __name__ == '__main__':\n    app.main()\n")
+    shell.write(
+        "main.py",
+        "from thalweg import App\napp = App('two', include=['more'])\nif __name__ == '__main__':\n    app.main()\n",
+    )
     shell.write("more.py", "from main import app\n@app.handler(app.topic('t', value=str))\nasync def extra(x): pass\n")
     assert shell.run("main.py", "agents").stdout.startswith("extra\tt\t")
     assert shell.run("-A", "main:app", "agents").stdout.startswith("extra\tt\t")
