@@ -63,6 +63,7 @@ class Cut(msgspec.Struct):
     ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
+    token: bytes  # of the owner's marker
 
 
 class _Position(msgspec.Struct, array_like=True):
@@ -371,7 +372,12 @@ class Task:
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
+        number = self._fold.number + len(records)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
+
+    def made(self, cut: Cut) -> bool:
+        """Whether this is a cut of the task as it is now: it may have started over since."""
+        return self._fold.marker is not None and self._fold.marker.token == cut.token
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""

@@ -1,0 +1,72 @@
+"""What a review of the runtime found: each test is the smallest program that showed it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from thalweg import App, Skip, Stream
+from thalweg.runtime.task import Task
+
+
+def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
+    task: Task = t._worker.tasks[group, partition]
+    return task
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(after: bool) -> None:
+    app = App("overlap", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "bad":
+                raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        hold = t._broker.broker.faults.hold("commit", after=after)
+        await source.send("first", key="k")
+        await hold.reached.wait()
+        await source.send_many([("k", "second"), ("k", "bad")])  # in one batch: undone by a rollback
+        await t.settle()
+        hold.release()
+        await t.settle()
+        await source.send("last", key="k")
+        await t.advance(20)
+        assert rows["row"] == ["first", "second", "last"]
+        await t.crash()
+        await t.settle()
+        assert rows["row"] == ["first", "second", "last"]
+
+
+def make_gap(topic: str) -> Exception:
+    from thalweg.errors import Gap
+
+    return Gap(topic, 0, 1, 5)
+
+
+async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:
+    app = App("losing", partitions=2)
+    source = app.topic("source", key=str, value=str)
+    seen = app.table("seen", key=str, value=int, default=int)
+
+    @app.agent(source)
+    async def count(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen[value] += 1
+
+    async with app.test() as t:
+        hold = t._broker.broker.faults.hold("commit", after=True)
+        await source.send("a", key="a", partition=0)
+        await hold.reached.wait()
+        closing = asyncio.ensure_future(t._worker._close_task(("2", 0), False))
+        await t.settle()
+        hold.release()
+        await t.settle()
+        await closing
+        assert not t._worker.failed.done()
