@@ -15,6 +15,32 @@ def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
     return task
 
 
+async def test_events_that_finished_ahead_of_an_open_one_count_once_after_a_crash() -> None:
+    app = App("ahead", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    seen = app.table("seen", key=str, value=int, default=int)
+    gate = asyncio.Event()
+
+    @app.agent(source, concurrency=2)
+    async def count(stream: Stream[str]) -> None:
+        async for key in stream:
+            if key == "slow":
+                await gate.wait()
+            seen[key] += 1
+
+    async with app.test() as t:
+        for key in ("slow", "fast", "quick"):
+            await source.send(key, key=key)
+        await t.advance(1)  # commits "fast" and "quick"
+        await t.crash()
+        gate.set()
+        await t.advance(1)
+        assert dict(seen.items()) == {"slow": 1, "fast": 1, "quick": 1}
+        await t.crash()
+        await t.settle()
+        assert dict(seen.items()) == {"slow": 1, "fast": 1, "quick": 1}
+
+
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(after: bool) -> None:
     app = App("overlap", partitions=1)
@@ -48,6 +74,26 @@ def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
     return Gap(topic, 0, 1, 5)
+
+
+async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
+    app = App("hot", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    gate = asyncio.Event()
+
+    @app.agent(source, concurrency=2)
+    async def slow(stream: Stream[int]) -> None:
+        async for _ in stream:
+            await gate.wait()
+
+    async with app.test() as t:
+        await source.send_many([("hot", n) for n in range(30_000)])
+        await t.settle()
+        (agent,) = the_task(t).agents
+        queued = sum(len(lane.queue) for lane in agent.lanes)
+        gate.set()
+        await t.settle()
+        assert queued < 15_000
 
 
 async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:
