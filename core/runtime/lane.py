@@ -274,8 +274,7 @@ class Lane:
         for state, key, old in reversed(self.undo):
             state.hot[key] = old
         for state, key in self.lent:
-            state.hot.pop(key, None)
-            state.dirty.pop(key, None)
+            state.reread(key)
         self._close()
         self._leave()
 

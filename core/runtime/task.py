@@ -369,6 +369,8 @@ class Task:
         marker = self._fold.marker
         assert marker is not None
         limit = self.worker.message_bytes
+        for table in self.tables.values():
+            table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
@@ -391,6 +393,7 @@ class Task:
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
+            table.flying = {}
             table.trim()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:

@@ -41,6 +41,34 @@ async def test_events_that_finished_ahead_of_an_open_one_count_once_after_a_cras
         assert dict(seen.items()) == {"slow": 1, "fast": 1, "quick": 1}
 
 
+async def test_undoing_a_change_in_place_keeps_what_a_commit_in_flight_takes_along() -> None:
+    app = App("flight", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "bad":
+                raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        hold = t._broker.broker.faults.hold("commit")
+        await source.send("first", key="k")
+        await hold.reached.wait()
+        await source.send("bad", key="k")
+        await t.settle()
+        await source.send("last", key="k")
+        await t.settle()
+        hold.release()
+        await t.settle()
+        assert rows["row"] == ["first", "last"]
+        await t.crash()
+        await t.settle()
+        assert rows["row"] == ["first", "last"]
+
+
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(after: bool) -> None:
     app = App("overlap", partitions=1)
