@@ -326,6 +326,9 @@ class Lane:
                     except DECODE_ERRORS as error:
                         self._undecodable(next(part.rest()), error)
                         done = segment.done
+                        if host.draining:  # halted, perhaps: then this very record is not finished
+                            self._slow_down()
+                            break
                         continue
                     if as_events:
                         yield Event(topic, record, partition, positions[done], value, self)
