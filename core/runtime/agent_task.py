@@ -15,7 +15,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
-from thalweg.event import event_time
+from thalweg.event import order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.plan import AgentPlan
@@ -253,7 +253,7 @@ class AgentTask:
             limit = min(input_.head() or 0 for input_ in ready if input_ is not chosen)
             records = chosen.buffer[0].records
             count = 1
-            while count < len(records) and event_time(chosen.topic, records[count]) <= limit:
+            while count < len(records) and order_time(chosen.topic, records[count]) <= limit:
                 count += 1
         fetched, segment = chosen.take(1 if self.careful else count)
         self.task.fetch_more(chosen)

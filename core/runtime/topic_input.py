@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
-from thalweg.event import event_time
+from thalweg.event import order_time
 from thalweg.journal.inbox import Accepted, Inbox
 from thalweg.journal.origin import HEADER
 from thalweg.journal.rows import Reached, ahead_key, below, decode, encode, reached_key, watermark_key
@@ -80,7 +80,7 @@ class TopicInput:
 
     def head(self) -> int | None:
         """Timestamp (ms) of the next record."""
-        return event_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
+        return order_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
 
     @property
     def wants_more(self) -> bool:

@@ -117,6 +117,34 @@ async def test_a_halt_at_an_undecodable_record_amid_a_batch_handles_nothing_more
         assert seen == [1], "the halted record was passed over, or the first came twice"
 
 
+async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None:
+    app = App("times", partitions=1)
+    source = app.topic("source", key=str, value=dict, timestamp_of=lambda value: value["time"])
+    other = app.topic("other", key=str, value=dict)
+    seen = app.table("seen", key=str, value=int, default=int)
+
+    @app.agent(source, on_error=Skip())
+    async def count(stream: Stream[dict[str, Any]]) -> None:
+        async for value in stream:
+            seen[value["name"]] += 1
+
+    @app.agent(other, on_error=Skip())
+    async def count_too(stream: Stream[dict[str, Any]]) -> None:
+        async for value in stream:
+            seen[value["name"]] += 1
+
+    async with app.test(errors="policy") as t:
+        await source.raw.send_many(
+            [(b"k", raw) for raw in (b'{"name":"a","time":1}', b'{"name":"b"}', b"?", b'{"name":"c","time":3}')]
+        )
+        await other.send({"name": "d"}, key="k")
+        await t.advance(5)
+        assert dict(seen.items()) == {"a": 1, "b": 1, "c": 1, "d": 1}
+        await t.crash()
+        await t.advance(5)
+        assert dict(seen.items()) == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
 def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
