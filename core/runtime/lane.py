@@ -513,6 +513,12 @@ class Lane:
                     await self._call()
                 except Rerun:
                     rerun = True
+                except asyncio.CancelledError as caught:
+                    current = asyncio.current_task()
+                    if current is None or current.cancelling():
+                        raise
+                    error = RuntimeError(f"agent {self.plan.name!r}: what it waited for was cancelled")
+                    error.__cause__ = caught
                 except Exception as caught:
                     error = caught
                 await self._after(error, rerun)

@@ -108,6 +108,7 @@ class Task:
         self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
+        self._stopping = False
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -416,7 +417,12 @@ class Task:
         await asyncio.get_running_loop().create_future()
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
+        if self._closing or self._stopping:
+            return
+        error = (
+            RuntimeError(f"{task.get_name()} was cancelled by its own code") if task.cancelled() else task.exception()
+        )
+        if error is not None:
             self.failed(error)
 
     async def drain(self) -> None:
@@ -436,6 +442,7 @@ class Task:
 
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
+        self._stopping = True
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()

@@ -145,6 +145,40 @@ async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None
         assert dict(seen.items()) == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
+async def test_a_cancellation_that_comes_from_the_agents_own_code_is_that_events_error() -> None:
+    app = App("cancelled", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    seen: list[str] = []
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            if value == "bad":
+                future = asyncio.get_running_loop().create_future()
+                future.cancel()
+                await future
+            seen.append(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send_many([(None, value) for value in ("a", "bad", "b")])
+        await t.advance(1)
+        assert seen == ["a", "b"]
+
+
+async def test_a_timer_goes_on_after_a_cancellation_of_its_own() -> None:
+    app = App("ticking", partitions=1)
+    ticks: list[float] = []
+
+    @app.timer(1)
+    async def tick() -> None:
+        ticks.append(app.now())
+        raise asyncio.CancelledError
+
+    async with app.test(errors="policy") as t:
+        await t.advance(3)
+        assert len(ticks) == 3
+
+
 def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
