@@ -103,12 +103,16 @@ class Committer:
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:
         self.commits += 1
         await self._send_ahead(cuts)
+        for journal, cut in list(cuts.items()):
+            task = self.tasks.get(journal)
+            if task is None or not task.owns(cut):  # it failed or was given up meanwhile
+                del cuts[journal]
         if not cuts:
             return
         results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
         for journal, result in results.items():
             task = self.tasks.get(journal)
-            if task is None:
+            if task is None or not task.owns(cuts[journal]):
                 continue
             try:
                 if isinstance(result, BrokerError):

@@ -274,8 +274,7 @@ class Lane:
         for state, key, old in reversed(self.undo):
             state.hot[key] = old
         for state, key in self.lent:
-            state.hot.pop(key, None)
-            state.dirty.pop(key, None)
+            state.reload(key)
         self._close()
         self._leave()
 
@@ -327,6 +326,8 @@ class Lane:
                     except DECODE_ERRORS as error:
                         self._undecodable(next(part.rest()), error)
                         done = segment.done
+                        if not part.plain:  # it was given back
+                            break
                         continue
                     if as_events:
                         yield Event(topic, record, partition, positions[done], value, self)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,13 +51,15 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_prefix", "_store", "dirty", "hot", "partition", "plan")
+    __slots__ = ("_prefix", "_store", "dirty", "hot", "in_flight", "partition", "plan")
 
     def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
         self.plan = plan
         self.partition = partition
         self.hot: dict[Any, Any] = {}
         self.dirty: dict[Any, None] = {}
+        self.in_flight: Mapping[bytes, bytes | None] = {}
+        """Rows of the commit under way, which the store does not have yet."""
         self._store = store
         self._prefix = prefix(plan.name)
 
@@ -66,9 +68,16 @@ class TableState:
         try:
             return self.hot[key]
         except KeyError:
-            raw = self._store.get(self._prefix + self.plan.encode_key(key))
+            raw_key = self._prefix + self.plan.encode_key(key)
+            raw = self.in_flight[raw_key] if raw_key in self.in_flight else self._store.get(raw_key)
             value = self.hot[key] = MISSING if raw is None else self.plan.decode(raw)
             return value
+
+    def reload(self, key: Any) -> None:
+        """Forget what was done to a value in place since the last cut."""
+        self.hot.pop(key, None)
+        self.dirty.pop(key, None)
+        self.fetch(key)
 
     def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
         """Add to `rows` what finished events changed; what open events changed stays dirty, at its older value.

@@ -61,6 +61,7 @@ class Cut(msgspec.Struct):
     answers: list[Answer]
     outboxed: dict[Destination, int]  # how many outputs wait in each outbox for this commit
     ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
+    owner: Marker  # under which it was made: a task that has started over since has another
     number: int  # of the last journal record
     size: int
 
@@ -351,6 +352,8 @@ class Task:
         others = {to: messages for to, messages in outputs.items() if to not in joining}
         ahead = {} if self.settings.exactly_once else others
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
+        for table in self.tables.values():
+            table.in_flight = rows
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
@@ -371,7 +374,12 @@ class Task:
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
+        number = self._fold.number + len(records)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, marker, number, size)
+
+    def owns(self, cut: Cut) -> bool:
+        """Whether the task has not started over since this cut: else replay has told what became of it."""
+        return cut.owner is self._fold.marker
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -385,6 +393,7 @@ class Task:
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
+            table.in_flight = {}
             table.trim()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
