@@ -326,8 +326,7 @@ class Lane:
                     except DECODE_ERRORS as error:
                         self._undecodable(next(part.rest()), error)
                         done = segment.done
-                        if host.draining:  # halted, perhaps: then this very record is not finished
-                            self._slow_down()
+                        if not part.plain:  # it was given back
                             break
                         continue
                     if as_events:
