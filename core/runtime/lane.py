@@ -308,8 +308,8 @@ class Lane:
                         value = None if raw is None else decode(raw)
                     except DECODE_ERRORS as error:
                         self._undecodable(next(part.rest()), error)
-                        done = segment.done
-                        continue
+                        self._slow_down()  # what follows may have to wait
+                        break
                     if as_events:
                         yield Event(topic, record, partition, positions[done], value, self)
                     else:
