@@ -299,38 +299,33 @@ class Lane:
                 assert part is not None
                 segment, topic = part.segment, part.input.topic
                 decode, partition, positions = topic.decode, part.input.partition, segment.positions
-                done = segment.done
-                steps_left = self._steps
-                for record in segment.records[done:] if done else segment.records:
-                    self.record = record
-                    raw = record.value
-                    try:
-                        value = None if raw is None else decode(raw)
-                    except DECODE_ERRORS as error:
-                        self._undecodable(next(part.rest()), error)
-                        self._slow_down()  # what follows may have to wait
-                        break
-                    if as_events:
-                        yield Event(topic, record, partition, positions[done], value, self)
-                    else:
-                        yield value
-                    done += 1
-                    segment.done = done
-                    if undo:
-                        undo.clear()
-                    if self.attention:
-                        self._finish(())
-                        if host.takes_turns or host.draining:
-                            self._slow_down()
+                while part.plain and (begin := segment.done) < len(positions):
+                    for index, record in enumerate(segment.records[begin : begin + self._steps], begin):
+                        self.record = record
+                        raw = record.value
+                        try:
+                            value = None if raw is None else decode(raw)
+                        except DECODE_ERRORS as error:
+                            self._undecodable(next(part.rest()), error)
+                            self._slow_down()  # what follows may have to wait
                             break
-                    steps_left -= 1
-                    if not steps_left:
+                        if as_events:
+                            yield Event(topic, record, partition, positions[index], value, self)
+                        else:
+                            yield value
+                        segment.done = index + 1
+                        if undo:
+                            undo.clear()
+                        if self.attention:
+                            self._finish(())
+                            if host.takes_turns or host.draining:
+                                self._slow_down()
+                                break
+                    else:
                         self.record = None
                         await self._breathe()
-                        steps_left = self._steps
                         if host.takes_turns or host.draining:
                             self._slow_down()
-                            break
                 self.record = None
                 continue
             if host.takes_turns:
