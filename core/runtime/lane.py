@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thalweg.clock import Clock
 from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, explain_encode
 from thalweg.errors import ConfigurationError, MessageTooLarge, TooManyOutputs
-from thalweg.event import Event, event_time
+from thalweg.event import Event, event_time, order_time
 from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.message import Message, Position, Record
 from thalweg.ops import Op, run_ops
@@ -228,7 +228,7 @@ class Lane:
     async def resume(self) -> None:
         if self._paused:
             self._paused = False
-            await self._enter(self.timestamp)
+            await self._enter(max((order_time(t.input.topic, t.record) for t in self.tickets), default=0))
 
     async def _enter(self, timestamp: int) -> None:
         """Have the turn for an event of this timestamp; kept from event to event while no other agent's is earlier."""
@@ -297,7 +297,7 @@ class Lane:
         for state, key, old in reversed(self.undo):
             state.hot[key] = old
         for state, key in self.lent:
-            state.reload(key)
+            state.reread(key)
         self._close()
         self._leave()
 
@@ -376,7 +376,7 @@ class Lane:
                 self.record = None
                 continue
             if host.takes_turns:
-                await self._enter(event_time(ticket.input.topic, ticket.record))
+                await self._enter(order_time(ticket.input.topic, ticket.record))
             self.tickets = (ticket,)
             try:
                 value = self._decode(ticket)
@@ -427,7 +427,7 @@ class Lane:
             tickets = [ticket for _, ticket in taken if ticket is not None]
             self.gathering = [t for _, t in gathered if t is not None]
             if host.takes_turns:
-                await self._enter(max((event_time(t.input.topic, t.record) for t in tickets), default=0))
+                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
             self.tickets = tickets
             for out in await self._through(after, None, [value for value, _ in taken]):
                 yield out
@@ -535,6 +535,12 @@ class Lane:
                     await self._call()
                 except Rerun:
                     rerun = True
+                except asyncio.CancelledError as caught:
+                    current = asyncio.current_task()
+                    if current is None or current.cancelling():
+                        raise
+                    error = RuntimeError(f"agent {self.plan.name!r}: what it waited for was cancelled")
+                    error.__cause__ = caught
                 except Exception as caught:
                     error = caught
                 await self._after(error, rerun)

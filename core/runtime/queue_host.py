@@ -98,6 +98,8 @@ class QueueRunner:
             lane.start(self._worker.context)
 
     async def stop(self) -> None:
+        if self._channel is None:
+            return  # never started
         self.draining = True
         for lane in self._lanes:
             lane.attention = True

@@ -60,9 +60,9 @@ class Cut(msgspec.Struct):
     answers: list[Answer]
     outboxed: dict[Destination, int]  # how many outputs wait in each outbox for this commit
     ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
-    owner: Marker  # under which it was made: a task that has started over since has another
     number: int  # of the last journal record
     size: int
+    token: bytes  # of the owner's marker
 
 
 class _Position(msgspec.Struct, array_like=True):
@@ -107,6 +107,7 @@ class Task:
         self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
+        self._stopping = False
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -350,8 +351,6 @@ class Task:
         others = {to: messages for to, messages in outputs.items() if to not in joining}
         ahead = {} if self.settings.exactly_once else others
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
-        for table in self.tables.values():
-            table.in_flight = rows
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
@@ -369,15 +368,17 @@ class Task:
         marker = self._fold.marker
         assert marker is not None
         limit = self.worker.message_bytes
+        for table in self.tables.values():
+            table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
         number = self._fold.number + len(records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, marker, number, size)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
 
-    def owns(self, cut: Cut) -> bool:
-        """Whether the task has not started over since this cut: else replay has told what became of it."""
-        return cut.owner is self._fold.marker
+    def made(self, cut: Cut) -> bool:
+        """Whether this is a cut of the task as it is now: it may have started over since."""
+        return self._fold.marker is not None and self._fold.marker.token == cut.token
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -391,7 +392,7 @@ class Task:
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
-            table.in_flight = {}
+            table.flying = {}
             table.trim()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -414,7 +415,12 @@ class Task:
         await asyncio.get_running_loop().create_future()
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
+        if self._closing or self._stopping:
+            return
+        error = (
+            RuntimeError(f"{task.get_name()} was cancelled by its own code") if task.cancelled() else task.exception()
+        )
+        if error is not None:
             self.failed(error)
 
     async def drain(self) -> None:
@@ -434,6 +440,7 @@ class Task:
 
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
+        self._stopping = True
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()
