@@ -15,13 +15,13 @@ from thalweg.channel import Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError
 from thalweg.message import Delivery, Message
-from thalweg.plan import QUEUE_GROUP, AgentPlan, SourcePlan
+from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .agent_task import dead_letter, log_failure, short_traceback
-from .lane import Lane, Part, Ticket
+from .lane import Lane, Part, Ticket, asked
 from .tables import TablePlan, TableState
-from .task import Answer, Failure, asked
+from .task import Answer, Failure
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -230,6 +230,9 @@ class QueueRunner:
             return False
         return True
 
+    def room(self, destination: Destination) -> int | None:
+        return self._worker.message_bytes
+
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return FOR_EVER
 
@@ -243,7 +246,7 @@ class QueueRunner:
         return None
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        answers = [(self.plan, record, value) for record, value in lane.answers if asked(self.plan, record)]
+        answers: list[Answer] = [(self.plan, record, data) for record, data in lane.answers]
         deliveries = [self._release(lane, ticket) for ticket in tickets]
         self._done.append(_Done(deliveries, list(lane.outputs), answers))
         self.outcomes.finished(len(tickets))
@@ -301,8 +304,9 @@ class QueueRunner:
         outputs: list[tuple[tuple[str, int], Message]] = []
         if decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
-            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts)
-            outputs.append((self._worker.dead_letter_destination(self._input.topic.name, None), letter))
+            destination = self._worker.dead_letter_destination(self._input.topic.name, None)
+            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts, self._worker.message_bytes)
+            outputs.append((destination, letter))
         failure: list[Answer] = []
         if ticket.record.headers and asked(self.plan, ticket.record):
             failure.append((self.plan, ticket.record, Failure(decision.reason, trace)))

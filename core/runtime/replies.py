@@ -15,9 +15,8 @@ from typing import Any
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.codec import TypeCodec
-from thalweg.errors import AgentError, BrokerError
+from thalweg.errors import AgentError, BrokerError, MessageTooLarge
 from thalweg.message import Headers, Message, Record
-from thalweg.plan import AgentPlan
 
 from .sender import Sender
 from .task import Answer, Failure
@@ -76,14 +75,14 @@ class Replies:
     # --- giving answers ------------------------------------------------------------------------------------------
 
     async def deliver(self, answers: Sequence[Answer]) -> None:
-        for plan, record, value in answers:
+        for _, record, value in answers:
             address = names.find(record.headers, names.REPLY)
             if address is None:
                 continue
             topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
             instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
             correlation = names.find(record.headers, names.CORRELATION) or b""
-            message = self._message(plan, record, value, correlation)
+            message = self._message(record, value, correlation)
             if instance == self._me:
                 self._heard(message)
             elif topic.endswith(SUFFIX) and rest.isdigit():
@@ -92,17 +91,22 @@ class Replies:
                 await self._send(rest, partition, message)
 
     @staticmethod
-    def _message(plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> Message:
+    def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
         headers: Headers = ((names.CORRELATION, correlation),)
         if isinstance(value, Failure):
             headers = (*headers, (names.ERROR, value.trace.encode("utf-8", "replace")))
             return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
-        return Message(plan.answer.encode(value), record.key, headers, record.timestamp)
+        return Message(value, record.key, headers, record.timestamp)
 
     async def _send(self, topic: str, partition: int, message: Message) -> None:
         try:
-            await self._sender.send(topic, {partition: [message]})
-        except BrokerError as error:
+            try:
+                await self._sender.send(topic, {partition: [message]})
+            except MessageTooLarge as error:
+                too_large = Failure(f"the answer is too large: {error}", "")
+                message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
+                await self._sender.send(topic, {partition: [message]})
+        except (BrokerError, MessageTooLarge) as error:
             log.warning("an answer was dropped: %s", error)
 
     # --- hearing answers -----------------------------------------------------------------------------------------

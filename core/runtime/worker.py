@@ -12,6 +12,7 @@ from typing import Any
 from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
+from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
@@ -261,6 +262,12 @@ class Worker:
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
+
+    def room(self, destination: Destination) -> int | None:
+        """The largest message, in bytes, that an event may send there: an outbox adds a header of its own."""
+        if self.message_bytes is None or self.joins_commits(destination):
+            return self.message_bytes
+        return self.message_bytes - HEADER_BYTES
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 
