@@ -443,6 +443,8 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
+        for agent in self.agents:
+            agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()
