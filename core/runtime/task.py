@@ -109,6 +109,7 @@ class Task:
         self.in_flight = False
         self.deliveries: Deliveries | None = None
         self._stopping = False
+        self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -328,6 +329,8 @@ class Task:
         """All that finished events did and no commit took along yet; None if that is nothing."""
         if not self.has_work or self.in_flight or self._store is None or self._closing or self.deliveries is None:
             return None
+        if self._spoiled:
+            return None
         open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
         if any(lane.tainted for lane in open_lanes):
             return None  # its changes and older ones lie in the same object: wait until it is finished
@@ -451,6 +454,7 @@ class Task:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)

@@ -219,6 +219,32 @@ async def test_events_that_wait_for_their_turn_after_an_answer_do_not_hold_up_a_
         assert shared["k"] == 2
 
 
+async def test_what_an_unfinished_event_changed_in_place_is_not_committed_when_draining_takes_too_long() -> None:
+    app = App("drained", partitions=1, drain_timeout=5.0)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+    gate = asyncio.Event()
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "open":
+                await gate.wait()
+
+    async with app.test() as t:
+        await source.send_many([("k", "first"), ("k", "open")])  # one batch: `first` is not committed yet
+        await t.settle()
+        task = the_task(t)
+        closing = asyncio.ensure_future(t._worker._close_task(task.key, True))
+        await t.advance(10)
+        await closing
+        gate.set()
+        await t.crash()
+        await t.settle()
+        assert rows["row"] == ["first", "open"]
+
+
 def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
