@@ -245,6 +245,30 @@ async def test_what_an_unfinished_event_changed_in_place_is_not_committed_when_d
         assert rows["row"] == ["first", "open"]
 
 
+async def test_outputs_survive_an_error_of_any_kind_while_they_are_sent() -> None:
+    app = App("outputs", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    work = app.queue("work", value=str)
+    done: list[str] = []
+
+    @app.agent(source)
+    async def pass_on(stream: Stream[str]) -> None:
+        async for value in stream:
+            await work.send(value)
+
+    @app.handler(work)
+    async def do(value: str) -> None:
+        done.append(value)
+
+    async with app.test() as t:
+        t._broker.broker.faults.fail("put", error=OSError("the socket broke"))
+        await source.send("a")
+        await t.settle()
+        await source.send("b")
+        await t.advance(30)
+        assert sorted(done) == ["a", "b"]
+
+
 def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
