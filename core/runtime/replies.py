@@ -15,7 +15,7 @@ from typing import Any
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.codec import TypeCodec
-from thalweg.errors import AgentError, BrokerError
+from thalweg.errors import AgentError, BrokerError, Gap, ThalwegError
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import AgentPlan
 
@@ -39,11 +39,13 @@ class Replies:
         sender: Sender,
         open_log: Callable[[str], Awaitable[Log]],
         partition_in: Callable[[str, bytes | None], int | None],
+        message_bytes: int | None,
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
+        self._message_bytes = message_bytes
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -76,20 +78,38 @@ class Replies:
     # --- giving answers ------------------------------------------------------------------------------------------
 
     async def deliver(self, answers: Sequence[Answer]) -> None:
+        """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
-            address = names.find(record.headers, names.REPLY)
-            if address is None:
-                continue
-            topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
-            instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
-            correlation = names.find(record.headers, names.CORRELATION) or b""
+            try:
+                await self._deliver(plan, record, value)
+            except Exception as error:
+                known = isinstance(error, ThalwegError)
+                log.warning(
+                    "an answer of agent %s was dropped: %s", plan.name, error, exc_info=None if known else error
+                )
+
+    async def _deliver(self, plan: AgentPlan, record: Record, value: Any) -> None:
+        address = names.find(record.headers, names.REPLY)
+        if address is None:
+            return
+        topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
+        instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
+        correlation = names.find(record.headers, names.CORRELATION) or b""
+        try:
             message = self._message(plan, record, value, correlation)
-            if instance == self._me:
-                self._heard(message)
-            elif topic.endswith(SUFFIX) and rest.isdigit():
-                await self._send(topic, int(rest), message)
-            elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-                await self._send(rest, partition, message)
+        except Exception as error:
+            reason = f"the answer cannot be encoded: {type(error).__name__}: {error}"
+            message = self._message(plan, record, Failure(reason, ""), correlation)
+        limit = self._message_bytes
+        if limit is not None and message.size > limit:
+            reason = f"the answer, a message of {message.size} bytes, is above the broker's limit of {limit}"
+            message = self._message(plan, record, Failure(reason, ""), correlation)
+        if instance == self._me:
+            self._heard(message)
+        elif topic.endswith(SUFFIX) and rest.isdecimal():
+            await self._sender.send(topic, {int(rest): [message]})
+        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
+            await self._sender.send(rest, {partition: [message]})
 
     @staticmethod
     def _message(plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> Message:
@@ -99,12 +119,6 @@ class Replies:
             return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
         return Message(plan.answer.encode(value), record.key, headers, record.timestamp)
 
-    async def _send(self, topic: str, partition: int, message: Message) -> None:
-        try:
-            await self._sender.send(topic, {partition: [message]})
-        except BrokerError as error:
-            log.warning("an answer was dropped: %s", error)
-
     # --- hearing answers -----------------------------------------------------------------------------------------
 
     async def _read(self, reader: Log, position: int | None) -> None:
@@ -112,6 +126,10 @@ class Replies:
             while True:
                 try:
                     batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
+                except Gap as gap:  # it was away for longer than answers are kept
+                    log.warning("answers were lost: %s", gap)
+                    position = (await reader.bounds(self._partition)).last
+                    continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)
                     await asyncio.sleep(1)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from thalweg import App, DeadLetter, Skip, Stream
+from thalweg import AgentError, App, DeadLetter, Skip, Stream
+from thalweg.message import Message
 from thalweg.runtime.task import Task
 
 
@@ -267,6 +268,54 @@ async def test_outputs_survive_an_error_of_any_kind_while_they_are_sent() -> Non
         await source.send("b")
         await t.advance(30)
         assert sorted(done) == ["a", "b"]
+
+
+@pytest.mark.parametrize("topic", [True, False])
+async def test_an_answer_that_cannot_be_encoded_is_an_error_for_who_asked_and_nobody_else(topic: bool) -> None:
+    app = App("answers", partitions=1)
+    source = app.topic("source", key=str, value=str) if topic else app.queue("source", key=str, value=str)
+
+    @app.agent(source)
+    async def answer(stream: Stream[str]) -> AsyncIterator[Any]:
+        async for value in stream:
+            yield object() if value == "bad" else value
+
+    async with app.test(errors="policy") as t:
+        with pytest.raises(AgentError):
+            bad = asyncio.ensure_future(answer.ask("bad", key="k", timeout=5))
+            await t.advance(1)
+            assert bad.done(), "no answer at all"
+            await bad
+        good = asyncio.ensure_future(answer.ask("good", key="k", timeout=5))
+        await t.advance(1)
+        assert await good == "good"
+        if topic:
+            assert the_task(t)._fold.marker is not None
+            assert not t._worker._failures, "the task started over because of an answer"
+
+
+async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
+    app = App("stale", partitions=1)
+    source = app.topic("source", key=str, value=int)
+
+    @app.agent(source)
+    async def answer(stream: Stream[int]) -> AsyncIterator[int]:
+        async for value in stream:
+            yield value
+
+    async with app.test() as t:
+        assert await answer.ask(1, key="k") == 1
+        replies = app.running.replies
+        await app.running.send(replies.topic, {0: [Message(b"1")] * 5})
+        t._broker.broker.faults.fail("read", topic=replies.topic, error=make_gap(replies.topic), times=3)
+        await app.running.send(replies.topic, {0: [Message(b"1")]})
+        await t.settle()
+        heard: list[Any] = []
+        replies._heard = heard.append  # type: ignore[method-assign]
+        async with asyncio.timeout(3):
+            await app.running.send(replies.topic, {0: [Message(b"1")]})
+            while not heard:
+                await t.advance(2)
 
 
 def make_gap(topic: str) -> Exception:
