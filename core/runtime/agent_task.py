@@ -30,7 +30,7 @@ from .watermark import Segment
 if TYPE_CHECKING:
     from .task import Task
 
-__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "short_traceback"]
+__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "fitting", "log_failure", "short_traceback"]
 
 log = logging.getLogger("thalweg")
 
@@ -550,3 +550,32 @@ def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: i
     ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
     kept = names.hidden(record.headers)
     return Message(record.value, record.key, (*kept, *ours), record.timestamp)
+
+
+def fitting(letter: Message, limit: int | None) -> Message:
+    """A dead letter that the broker takes: a message near its limit leaves no room for all that is told about it.
+
+    What is left out, until it fits: the traceback, the reason, the program's headers, at last the value and the key,
+    which still lie at the topic, partition and position that the letter names.
+    """
+    for left_out in (_is_traceback, _is_explanation, _is_foreign):
+        if limit is None or letter.size <= limit:
+            return letter
+        headers = tuple(pair for pair in letter.headers if not left_out(pair[0]))
+        letter = msgspec.structs.replace(letter, headers=headers)
+    if limit is not None and letter.size > limit:
+        reason = (names.REASON, b"too large for a dead letter: it lies at this position")
+        letter = Message(None, None, (*letter.headers, reason), letter.timestamp)
+    return letter
+
+
+def _is_traceback(name: str) -> bool:
+    return name == names.TRACEBACK
+
+
+def _is_explanation(name: str) -> bool:
+    return name in (names.TRACEBACK, names.REASON)
+
+
+def _is_foreign(name: str) -> bool:
+    return not name.startswith(names.PREFIX)

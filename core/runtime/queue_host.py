@@ -18,7 +18,7 @@ from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
-from .agent_task import dead_letter, log_failure, short_traceback
+from .agent_task import dead_letter, fitting, log_failure, short_traceback
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .task import Answer, Failure, asked
@@ -298,7 +298,9 @@ class QueueRunner:
         outputs: list[tuple[tuple[str, int], Message]] = []
         if decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
-            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts)
+            letter = fitting(
+                dead_letter(self.plan.name, ticket, decision.reason, trace, attempts), self._worker.output_bytes
+            )
             outputs.append((self._worker.dead_letter_destination(self._input.topic.name, None), letter))
         failure: list[Answer] = []
         if ticket.record.headers and asked(self.plan, ticket.record):

@@ -122,13 +122,16 @@ class Replies:
     # --- hearing answers -----------------------------------------------------------------------------------------
 
     async def _read(self, reader: Log, position: int | None) -> None:
+        lost = False
         try:
             while True:
                 try:
+                    if lost:
+                        position, lost = (await reader.bounds(self._partition)).last, False
                     batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
                 except Gap as gap:  # it was away for longer than answers are kept
                     log.warning("answers were lost: %s", gap)
-                    position = (await reader.bounds(self._partition)).last
+                    lost = True
                     continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)

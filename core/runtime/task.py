@@ -27,7 +27,7 @@ from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, Verdict
+from .agent_task import AgentTask, Verdict, fitting
 from .deliveries import Deliveries
 from .lane import Lane, Rerun
 from .settings import Settings
@@ -287,7 +287,7 @@ class Task:
 
     def send_dead_letter(self, topic: str, message: Message) -> None:
         destination = self.worker.dead_letter_destination(topic, message.key)
-        self.outputs.setdefault(destination, []).append(message)
+        self.outputs.setdefault(destination, []).append(fitting(message, self.worker.output_bytes))
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):

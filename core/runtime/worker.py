@@ -12,6 +12,7 @@ from typing import Any
 from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
+from thalweg.journal.outbox import largest_output
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
@@ -60,6 +61,7 @@ class Worker:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
+        self.output_bytes = largest_output(self.message_bytes)
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)

@@ -281,10 +281,10 @@ async def test_an_answer_that_cannot_be_encoded_is_an_error_for_who_asked_and_no
             yield object() if value == "bad" else value
 
     async with app.test(errors="policy") as t:
+        bad = asyncio.ensure_future(answer.ask("bad", key="k", timeout=5))
+        await t.advance(1)
+        assert bad.done(), "no answer at all"
         with pytest.raises(AgentError):
-            bad = asyncio.ensure_future(answer.ask("bad", key="k", timeout=5))
-            await t.advance(1)
-            assert bad.done(), "no answer at all"
             await bad
         good = asyncio.ensure_future(answer.ask("good", key="k", timeout=5))
         await t.advance(1)
@@ -292,6 +292,39 @@ async def test_an_answer_that_cannot_be_encoded_is_an_error_for_who_asked_and_no
         if topic:
             assert the_task(t)._fold.marker is not None
             assert not t._worker._failures, "the task started over because of an answer"
+
+
+async def test_a_dead_letter_of_the_largest_message_is_written() -> None:
+    app = App("large", partitions=1)
+    source = app.topic("source", key=str, value=bytes)
+
+    @app.agent(source, on_error=DeadLetter())
+    async def fail(stream: Stream[bytes]) -> None:
+        async for _ in stream:
+            raise ValueError("no")
+
+    async with app.test(errors="policy", broker="memory://?message_bytes=2000") as t:
+        await source.send(b"x" * 1930, key="k")
+        await t.advance(60)
+        assert not t._worker.failed.done()
+        letters = [letter async for letter in app.dead_letters(source)]
+        assert [letter.agent for letter in letters] == ["fail"]
+
+
+async def test_a_message_just_below_the_limit_leaves_the_outbox() -> None:
+    app = App("brim", partitions=1)
+    source, target = app.topic("source", key=str, value=str), app.topic("target", key=str, value=bytes)
+
+    @app.agent(source, on_error=Skip())
+    async def send(stream: Stream[str]) -> None:
+        async for value in stream:
+            await target.send(b"x" * (1990 if value == "large" else 1), key="k")
+
+    async with app.test(errors="policy", broker="memory://?message_bytes=2000&fencing=false") as t:
+        await source.send("large", key="k")
+        await source.send("small", key="k")
+        await t.advance(60)
+        assert len(t.sent(target)) >= 1, "the destination is blocked"
 
 
 async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
