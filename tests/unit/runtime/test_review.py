@@ -327,6 +327,32 @@ async def test_a_message_just_below_the_limit_leaves_the_outbox() -> None:
         assert len(t.sent(target)) >= 1, "the destination is blocked"
 
 
+async def test_a_start_that_fails_is_reported_though_there_are_queues() -> None:
+    app = App("failing", partitions=1)
+    work = app.queue("work", value=str)
+
+    @app.handler(work)
+    async def do(value: str) -> None: ...
+
+    test = app.test()
+    original = test._broker.again
+
+    def again() -> Any:
+        transport = original()
+
+        async def channel(topic: str, group: str) -> Any:
+            raise OSError("no channel")
+
+        transport.channel = channel
+        return transport
+
+    test._broker.again = again  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        with pytest.raises(OSError, match="no channel"):
+            async with test:
+                pass
+
+
 async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
     app = App("stale", partitions=1)
     source = app.topic("source", key=str, value=int)
@@ -375,6 +401,29 @@ async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
         gate.set()
         await t.settle()
         assert queued < 15_000
+
+
+async def test_a_hot_key_does_not_make_a_slow_queue_handler_fetch_without_end() -> None:
+    app = App("hotter", partitions=1)
+    work = app.queue("work", key=str, value=int)
+    gate = asyncio.Event()
+    done: list[int] = []
+
+    @app.handler(work, concurrency=2)
+    async def slow(value: int) -> None:
+        await gate.wait()
+        done.append(value)
+
+    async with app.test() as t:
+        for n in range(200):
+            await work.send(n, key="hot")
+        await t.settle()
+        (group,) = t._broker.broker.topic("work")._groups.values()
+        lent = sum(item.loan is not None for item in group.unfinished.values())
+        gate.set()
+        await t.settle()
+        assert len(done) == 200
+        assert lent < 50
 
 
 async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:
