@@ -94,6 +94,8 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._opened = False  # it runs here already: what ends it from now on is no death of its owner
+        self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
@@ -148,6 +150,7 @@ class Task:
         self.deliveries.restore(store)
         await self._restore(store)
         careful = self._count_crash(store, fold.unclean > 0)
+        self._opened = True
         self.deliveries.start()
         for agent in self.agents:
             agent.careful = careful
@@ -182,14 +185,14 @@ class Task:
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
+            if raw is not None and agent.plan.name not in self.noted:
                 agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
         raw = store.get(CRASHES)
         before = 0 if raw is None else journal_rows.decode(raw, type=int)
-        crashes = before + 1 if crashed else 0
+        crashes = before if self._opened else before + 1 if crashed else 0
         if crashes != before:
             self.rows[CRASHES] = encode(crashes)
             self.has_work = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
+from thalweg.journal.rows import CRASHES
 from thalweg.message import Message
 from thalweg.runtime.task import Task
 
@@ -351,6 +352,25 @@ async def test_a_start_that_fails_is_reported_though_there_are_queues() -> None:
         with pytest.raises(OSError, match="no channel"):
             async with test:
                 pass
+
+
+async def test_a_rollback_is_not_taken_for_a_death() -> None:
+    app = App("alive", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "bad":
+                raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send_many([("k", "first"), ("k", "bad")])
+        await t.settle()
+        assert rows["row"] == ["first"]
+        assert the_task(t).read_row(CRASHES) is None
 
 
 async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
