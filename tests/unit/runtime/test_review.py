@@ -373,6 +373,23 @@ async def test_a_rollback_is_not_taken_for_a_death() -> None:
         assert the_task(t).read_row(CRASHES) is None
 
 
+async def test_a_row_that_cannot_be_encoded_fails_its_own_event_though_the_row_had_changed_before() -> None:
+    app = App("unencodable", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[Any], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(object() if value == "bad" else value)
+
+    async with app.test(errors="policy") as t:
+        await source.send_many([("k", "first"), ("k", "bad"), ("k", "last")])
+        await t.advance(60)
+        assert not t._worker.failed.done()
+        assert rows["row"] == ["first", "last"]
+
+
 async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
     app = App("stale", partitions=1)
     source = app.topic("source", key=str, value=int)
