@@ -197,6 +197,7 @@ class AgentTask:
             return part
         deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
         self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
+        self.task.noted.add(self.plan.name)
         await self.task.flush()
         return part
 
