@@ -42,8 +42,12 @@ class Agent(Generic[V, R]):
         sinks: Sequence[Sink],
         policy: Policy,
     ) -> None:
-        if concurrency < 1:
-            raise ConfigurationError(f"agent {name!r}: concurrency={concurrency}; expected 1 or more")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigurationError(f"agent {name!r}: concurrency={concurrency!r}; expected a whole number, 1 or more")
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(
+                f"agent {name!r}: on_error={policy!r}; expected a policy, such as Retry(5) or Skip(on=(KeyError,))"
+            )
         self._app, self.function, self._stream = app, function, stream
         self.name = name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
+from .functions import check_function
 from .handler import handler_body
 from .message import Headers, Message
 from .partitioner import partitioner_for
@@ -363,6 +365,7 @@ class App:
         stream = self._stream_of(source)
 
         def decorate(function: Callable[[Stream[T]], Any]) -> Agent[T, Any]:
+            check_function(f"agent {function.__name__!r}", function, "stream")
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate
@@ -385,6 +388,7 @@ class App:
         limit = None if timeout is None else seconds(timeout, "timeout")
 
         def decorate(function: Callable[[T], Any]) -> Agent[T, Any]:
+            check_function(f"handler {function.__name__!r}", function, "value", may_block=True)
             body = handler_body(self, function, limit)
             return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
 
@@ -419,6 +423,8 @@ class App:
         if isinstance(source, Sequence) and source and all(isinstance(topic, Topic | Queue) for topic in source):
             streams: list[Stream[Any]] = [topic.stream() for topic in source]
             return streams[0].merge(*streams[1:])
+        if inspect.isfunction(source):
+            raise ConfigurationError(f"{source.__name__!r} has no source; write `@app.agent(topic)`, not `@app.agent`")
         raise ConfigurationError(f"source {source!r}: expected a topic, a queue, a stream or a list of topics")
 
     def forward(self, name: str, stream: Stream[Any], topic: TopicPlan, key_of: Callable[[Any], Any] | None) -> None:
@@ -521,6 +527,7 @@ class App:
             raise ConfigurationError(f"timer({interval!r}): expected more than 0 seconds")
 
         def decorate(function: F) -> F:
+            check_function(f"timer {name or function.__name__!r}", function)
             self.timers.append(Timer(name or function.__name__, function, every, on_leader))
             return function
 
@@ -542,6 +549,7 @@ class App:
         """
 
         def decorate(function: F) -> F:
+            check_function(f"crontab {name or function.__name__!r}", function)
             self.crontabs.append(Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire))
             return function
 
@@ -557,6 +565,7 @@ class App:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:
+            check_function(f"background function {name or function.__name__!r}", function)
             self.backgrounds.append(Background(name or function.__name__, function, on_leader))
             return function
 

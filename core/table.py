@@ -107,6 +107,9 @@ class Table(Generic[K, V]):
         """All rows of this worker's partitions, in no given order, as finished events left them."""
         return self._app.running.table_items(self._plan)
 
+    def __iter__(self) -> Iterator[K]:
+        return self.keys()
+
     def keys(self) -> Iterator[K]:
         return (key for key, _ in self.items())
 
