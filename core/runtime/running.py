@@ -220,9 +220,9 @@ class Running:
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
         state = task.tables[plan.name]
         for lane in task.open_lanes():
-            for changed, changed_key, old in lane.undo:
-                if changed is state and changed_key == key:
-                    return old
+            before = lane.before(state)
+            if key in before:
+                return before[key]
         return state.fetch(key)
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
