@@ -34,7 +34,7 @@ Start = Literal["earliest", "latest"] | datetime
 
 
 class Topic(Generic[K, V]):
-    """Made by `app.topic(…)`. Keys of one partition keep their order."""
+    """Made by `app.topic(…)`: a log of partitions. Messages of one key lie in one of them, in order."""
 
     def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
         self._app, self._plan = app, plan
@@ -223,7 +223,7 @@ class Topic(Generic[K, V]):
 
     @property
     def raw(self) -> Topic[bytes, bytes]:
-        """The same topic in bytes."""
+        """The same topic in bytes: `topic.raw.send(b"…", key=b"…")`, `topic.raw.stream()`."""
         raw = codec_for(bytes)
         plan = self._plan
         bytes_plan = TopicPlan(
