@@ -85,9 +85,11 @@ class Agent(Generic[V, R]):
         reply_to: Agent[R, Any] | Topic[Any, R] | None = None,
         correlation: str | None = None,
     ) -> None:
-        """Send `value` and wait for no answer; it goes to `reply_to`, if that is given. Inside an event: with its commit.
+        """Send `value` and wait for no answer. Inside an event: with its commit.
 
-        correlation: comes back in the answer's header `correlation`.
+        reply_to: the agent or topic that the answer is sent to, under the same key, after the commit of the event that
+        gave it (lost if the worker dies in that moment; errors are not sent). correlation: comes back in the answer's
+        header `correlation`.
         """
         await self._app.running.cast(self, value, key, reply_to, correlation)
 
