@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
-from thalweg.errors import ProcessDied
+from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
@@ -424,10 +424,12 @@ class AgentTask:
         self._empty_returns = 0 if progress else self._empty_returns + 1
         if not progress:
             delay = min(60.0, 0.1 * 2**self._empty_returns)
-            log.error(
-                "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
-                *(self.plan.name, delay),
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
             )
+            log.error("%s; called again in %.1f s", error, delay)
+            if self.task.settings.failures is not None:
+                self.task.settings.failures(self.plan.name, error)
             await self.clock.sleep(delay)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:

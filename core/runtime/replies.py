@@ -90,13 +90,22 @@ class Replies:
         topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
         instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
         correlation = names.find(record.headers, names.CORRELATION) or b""
+        if instance == REPLY_TO:
+            await self._reply_to(rest, record, value, correlation)
+            return
         message = self._message(record, value, correlation)
         if instance == self._me:
             self._heard(message)
         elif topic.endswith(SUFFIX) and rest.isdecimal():
             await self._send(topic, int(rest), message)
-        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-            await self._send(rest, partition, message)
+
+    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+        """As a message of its own, which the program reads: an error is none, for it has another type."""
+        partition = self._partition_in(topic, record.key)
+        if partition is None or isinstance(value, Failure):
+            return
+        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
+        await self._send(topic, partition, Message(value, record.key, headers, record.timestamp))
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
@@ -165,3 +174,6 @@ class Replies:
 
 REPLY_TO = "to"
 """In an address: the answer goes to a named topic, as a message of its own."""
+
+CORRELATION = "correlation"
+"""The header of such an answer that a program sees."""

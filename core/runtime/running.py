@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from thalweg import headers as names
@@ -225,10 +226,7 @@ class Running:
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
-            raise StaleRead(
-                f"table {plan.name!r}: partition {partition} (of key {key!r}) is not on this worker now; "
-                f"use `await table.ask(key)`, which finds its owner"
-            )
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
         state = task.tables[plan.name]
         for lane in task.open_lanes():
             before = lane.before(state)
@@ -237,11 +235,14 @@ class Running:
         return state.fetch(key)
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
-        if self.worker is not None:
-            for partition in range(plan.partitions):
-                task = self.worker.serving(plan.group, partition)
-                if task is not None:
-                    yield from task.tables[plan.name].items(task.open_lanes())
+        if self.worker is None:
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
+        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+
+    def _why_not_here(self, what: str) -> str:
+        where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
+        return f"{what} is not {where}; ask an agent that reads it: `await agent.ask(…, key=…)`"
 
     async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
         value = self.read_table(plan, key)
