@@ -36,10 +36,9 @@ check-lint: env
 
 check-types: env
 	$(RUN) mypy
-ifneq ($(wildcard tests/typing/*.py),)
-	$(RUN) mypy tests/typing
-	$(RUN) basedpyright tests/typing
-endif
+	$(RUN) mypy examples
+	$(RUN) mypy tests/typing/good.py
+	$(RUN) basedpyright
 
 check-imports: env
 	$(RUN) lint-imports

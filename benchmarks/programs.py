@@ -27,7 +27,7 @@ class Program:
     """
 
     def __init__(
-        self, app: App, agent: Agent[Withdrawal, int], source: Topic[str, Withdrawal], begin: asyncio.Event
+        self, app: App, agent: Agent[Withdrawal, None], source: Topic[str, Withdrawal], begin: asyncio.Event
     ) -> None:
         self.app, self.agent, self.source, self.begin = app, agent, source, begin
         self.totals: Table[str, int] | None = None
@@ -44,7 +44,7 @@ def new_app(broker: str = "memory://", guarantee: Guarantee = "exactly_once", st
 
 
 def summing(app: App) -> Program:
-    """The stateful program: a sum by key, in a table; it answers with the new sum."""
+    """The stateful program: a sum by key, in a table."""
     begin = asyncio.Event()
     source = app.topic("withdrawals", key=str, value=Withdrawal)
     totals = app.table("totals", key=str, value=int, default=int)

@@ -28,7 +28,7 @@ HEADINGS = ("case", "side", "msg/s", "CPU µs/msg", "p50 µs", "p99 µs", "of ba
 def rows(case: Case, results: Mapping[str, Measured]) -> list[tuple[str, ...]]:
     """One row a side, as text under HEADINGS; spreads in brackets."""
     base = next(iter(case.sides))
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for number, (side, measured) in enumerate(results.items()):
         lines.append(
             (

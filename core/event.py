@@ -12,8 +12,8 @@ from .plan import TopicPlan
 
 __all__ = ["Event"]
 
-V = TypeVar("V", default=Any)
-K = TypeVar("K", default=Any)
+V = TypeVar("V", default=Any, covariant=True)
+K = TypeVar("K", default=Any, covariant=True)
 
 
 class Answering(Protocol):
@@ -37,6 +37,7 @@ class Event(Generic[V, K]):
 
     @property
     def key(self) -> K:
+        """None if the message has none (and typed as if it had: most programs give every message a key)."""
         raw = self._record.key
         return self._plan.key.decode(raw) if raw is not None else None  # type: ignore[return-value]
 

@@ -6,13 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .agent import Agent
 from .errors import NotRunning
 from .queue import Queue
 from .table import Table
-from .topic import Topic
+from .topic import Topic, UserHeaders
 
 if TYPE_CHECKING:
     from .app import App
@@ -22,6 +22,7 @@ __all__ = ["Portal"]
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 
 class Portal:
@@ -81,7 +82,7 @@ class Portal:
             self._thread = None
         self._loop = None
 
-    def call(self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, **options: Any) -> R:
+    def call(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **options: P.kwargs) -> R:
         """Run any coroutine function of the app there: `portal.call(topic.send, value, key=key)`."""
         if self._loop is None:
             raise NotRunning("the portal is closed; use it inside `with app.portal() as portal:`")
@@ -93,8 +94,20 @@ class Portal:
             raise NotRunning("a portal is for threads: here, in the event loop, await the coroutine itself")
         return asyncio.run_coroutine_threadsafe(function(*args, **options), self._loop).result()
 
-    def send(self, topic: Topic[K, V] | Queue[K, V], value: V, **options: Any) -> None:
-        self.call(topic.send, value, **options)
+    def send(
+        self,
+        topic: Topic[K, V] | Queue[K, V],
+        value: V,
+        *,
+        key: K | None = None,
+        headers: UserHeaders | None = None,
+    ) -> None:
+        """Durable when this returns. For further options: `portal.call(topic.send, value, timestamp=…)`."""
+
+        async def send() -> None:
+            await topic.send(value, key=key, headers=headers)
+
+        self.call(send)
 
     def ask(self, agent: Agent[V, R], value: V, *, key: Any = None, timeout: float = 10.0) -> R:
         return self.call(agent.ask, value, key=key, timeout=timeout)

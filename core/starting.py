@@ -27,11 +27,11 @@ from .store import Stores
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
+__all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
 
 log = logging.getLogger("thalweg")
 
-LOG_URLS = "memory://, sqlite:///file"
+LOG_URLS = "memory://, sqlite:///file, redis://host"
 LEADER_GROUP = "leader"
 SNAPSHOT_BYTES = 4 * 1024 * 1024
 """A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
@@ -139,6 +139,7 @@ class _Stop:
 async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Running:
     await transport.open()
     stack.push_async_callback(transport.close)
+    app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics)
@@ -201,7 +202,7 @@ def check_needs(app: App, transport: Transport) -> None:
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
-            if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
+            if agent.plan.tables and any(source.topic.spec.queue for source in agent.plan.sources):
                 raise ConfigurationError(
                     f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
                 )
@@ -231,10 +232,10 @@ async def _declare(app: App, transport: Transport) -> None:
     )
     await transport.declare(internal)
     if has_log:
-        await _check_leftovers(app, transport)
+        await check_leftovers(app, transport)
 
 
-async def _check_leftovers(app: App, transport: Transport) -> None:
+async def check_leftovers(app: App, transport: Transport) -> None:
     """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
     prefix = f"{app.id}-journal-"
     current = {f"{prefix}{name}" for name in groups_of(app, transport)}

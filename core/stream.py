@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, overload
+
+from typing_extensions import TypeForm, TypeIs, TypeVar
 
 from .duration import seconds
 from .errors import ConfigurationError
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-V = TypeVar("V")
+V = TypeVar("V", covariant=True)
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -63,11 +65,11 @@ class Stream(Generic[V]):
     # --- steps -------------------------------------------------------------------------------------------------
 
     @overload
-    def filter(self, keep: Callable[[V], Awaitable[bool]], /) -> Stream[V]: ...
+    def filter(self, keep: Callable[[V], TypeIs[T]], /) -> Stream[T]: ...
     @overload
     def filter(self, keep: Callable[[V], object], /) -> Stream[V]: ...
-    def filter(self, keep: Callable[[V], Any], /) -> Stream[V]:
-        """Only values for which `keep` is true."""
+    def filter(self, keep: Callable[[V], object], /) -> Stream[Any]:
+        """Only values for which `keep` is true, or comes out true where it is async."""
         return self._step(Filter(keep))
 
     @overload
@@ -110,7 +112,7 @@ class Stream(Generic[V]):
 
     # --- joining and splitting ways ------------------------------------------------------------------------------
 
-    def merge(self, *others: Stream[V]) -> Stream[V]:
+    def merge(self, *others: Stream[T]) -> Stream[V | T]:
         """The values of all, earliest first where several are waiting."""
         sources = [source for stream in (self, *others) for source in stream._folded("merge()")]
         return Stream(self._app, sources)
@@ -127,17 +129,26 @@ class Stream(Generic[V]):
             raise ConfigurationError(f"{what} is declared outside the agent: @app.agent(topic.stream().{what}…)")
 
     @overload
-    def group_by(self, key_of: Callable[[V], str], *, name: str, value: Any = None) -> Stream[V]: ...
+    def group_by(self, key_of: Callable[[V], str], *, name: str, value: TypeForm[Any] | None = ...) -> Stream[V]: ...
     @overload
-    def group_by(self, key_of: Callable[[V], K], *, name: str, key: type[K], value: Any = None) -> Stream[V]: ...
-    def group_by(self, key_of: Callable[[V], Any], *, name: str, key: Any = str, value: Any = None) -> Stream[V]:
+    def group_by(
+        self, key_of: Callable[[V], K], *, name: str, key: TypeForm[K], value: TypeForm[Any] | None = ...
+    ) -> Stream[V]: ...
+    def group_by(
+        self,
+        key_of: Callable[[V], Any],
+        *,
+        name: str,
+        key: TypeForm[Any] = str,
+        value: TypeForm[Any] | None = None,
+    ) -> Stream[V]:
         """The same values under another key, through a topic named `<app id>-<name>-repartition`.
 
         key: the type of the new keys. value: the type of the values, where steps before this one changed it.
         """
         return self._through(name, key_of=key_of, key=key, value=value, partitions=None)
 
-    def repartition(self, *, name: str, partitions: int | None = None, value: Any = None) -> Stream[V]:
+    def repartition(self, *, name: str, partitions: int | None = None, value: TypeForm[Any] | None = None) -> Stream[V]:
         """The same values and keys through a topic of another partition count."""
         return self._through(name, key_of=None, key=None, value=value, partitions=partitions)
 

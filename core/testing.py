@@ -97,7 +97,7 @@ class AppTest:
             if kind is None:
                 await self.settle()
             elif self._worker is not None:
-                # Draining could wait for ever: for an event that the failed test left open, on a clock that stands still.
+                # Draining could wait for ever, for an event that the failed test left open: the clock stands still.
                 await self._worker.stop_by_kill()
         finally:
             await self._stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from thalweg.dead_letters import DeadLetterRecord, dead_letter_topic, read_dead_
 from thalweg.starting import client_running, looking
 from thalweg.text import shortened
 
-from .output import Output, facts, readable, to_json
+from .output import Output, facts, printable, readable, to_json
 from .session import session_of
 
 __all__ = ["dead_letters"]
@@ -37,13 +38,14 @@ def list_(
     sources = list(app.topics) if source is None else [app.source(source).name]
     session.warn_if_nothing_lasts(app)
     letters = session.run(_letters(app, sources))
+    queues = {plan.name for plan in app.topics.values() if plan.spec.queue}
     where = "" if source is None else f" of {source!r}"
     if output.json:
         output.rows((), [_whole(letter) for letter in letters])
     elif full:
-        _show_in_full(output, letters)
+        _show_in_full(output, letters, queues)
     else:
-        output.paged(COLUMNS, [_short(letter) for letter in letters])
+        output.paged(COLUMNS, [_short(letter, queues) for letter in letters])
     if not letters:
         output.note(f"no dead letters{where}")
 
@@ -84,9 +86,9 @@ async def _replay(app: App, source: str) -> int:
         return await replay(app, source)
 
 
-def _short(letter: DeadLetterRecord) -> dict[str, Any]:
+def _short(letter: DeadLetterRecord, queues: Collection[str]) -> dict[str, Any]:
     return {
-        "source": f"{letter.topic}[{letter.partition}]@{letter.position}",
+        "source": _source(letter, queues),
         "agent": letter.agent,
         "attempts": letter.attempts,
         "time": _time(letter),
@@ -113,7 +115,7 @@ def _whole(letter: DeadLetterRecord) -> dict[str, Any]:
     }
 
 
-def _show_in_full(output: Output, letters: list[DeadLetterRecord]) -> None:
+def _show_in_full(output: Output, letters: list[DeadLetterRecord], queues: Collection[str]) -> None:
     for letter in letters:
         pairs = [
             ("agent", letter.agent),
@@ -124,7 +126,7 @@ def _show_in_full(output: Output, letters: list[DeadLetterRecord]) -> None:
             *((f"header {name}", _text(value)) for name, value in letter.headers),
             ("reason", letter.reason),
         ]
-        title = f"{letter.topic}[{letter.partition}]@{letter.position}"
+        title = _source(letter, queues)
         if output.terminal:
             output.show(_screen(title, pairs, letter.traceback))
             continue
@@ -136,10 +138,13 @@ def _show_in_full(output: Output, letters: list[DeadLetterRecord]) -> None:
 
 def _screen(title: str, pairs: list[tuple[str, str]], traceback: str) -> RenderableType:
     styles = {"reason": "red", "agent": "cyan"}
-    box = facts(
-        f"[bold]{title}[/]".replace("[0", r"\[0"), [(name, Text(text, styles.get(name, ""))) for name, text in pairs]
-    )
-    return Group(box, Text(traceback, "dim"))
+    box = facts(title, [(printable(name), Text(printable(text), styles.get(name, ""))) for name, text in pairs])
+    return Group(box, Text(printable(traceback), "dim"))
+
+
+def _source(letter: DeadLetterRecord, queues: Collection[str]) -> str:
+    """Where it lay. In a queue a message has no place of its own."""
+    return letter.topic if letter.topic in queues else f"{letter.topic}[{letter.partition}]@{letter.position}"
 
 
 def _time(letter: DeadLetterRecord) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -10,13 +10,15 @@ import typer
 from rich.text import Text
 from thalweg.app import App
 from thalweg.channel import Capability, TopicInfo, Transport
+from thalweg.dead_letters import dead_letter_topic
 from thalweg.errors import ThalwegError
 from thalweg.registry import load_stores, load_transport
-from thalweg.starting import check_needs, groups_of, looking
+from thalweg.starting import check_leftovers, check_needs, groups_of, looking
 
 from .declared import guarantee_name
 from .output import Output, redacted
 from .session import session_of
+from .topics import records_in
 
 __all__ = ["doctor"]
 
@@ -63,8 +65,9 @@ def doctor(context: typer.Context) -> None:
     session.log("WARNING")
     app, output = session.app(), session.output
     findings = [*_store(app), *session.run(_broker(app))]
+    width = max(len(finding.about) for finding in findings)
     for finding in findings:
-        _print(output, finding)
+        _print(output, finding, width)
     problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
     if problems:
         output.note(f"{problems} problem{'' if problems == 1 else 's'}: the program would not run as declared")
@@ -83,7 +86,9 @@ async def _broker(app: App) -> list[Finding]:
     try:
         transport = load_transport(app.broker)
         async with looking(app, transport) as existing:
-            return [*_offers(app, transport), *_needs(app, transport), *_topics(app, existing)]
+            findings = [*_offers(app, transport), *_needs(app, transport), *_topics(app, existing)]
+            findings.extend([finding async for finding in _left(app, transport, existing)])
+            return findings
     except ThalwegError as error:
         return [Finding(Verdict.PROBLEM, "broker", str(error))]
 
@@ -142,7 +147,22 @@ def _topics(app: App, existing: Mapping[str, TopicInfo]) -> Iterator[Finding]:
             yield Finding(Verdict.OK, f"{kind} {plan.name}", f"exists{partitions}")
 
 
-def _print(output: Output, finding: Finding) -> None:
+async def _left(app: App, transport: Transport, existing: Mapping[str, TopicInfo]) -> AsyncIterator[Finding]:
+    """What earlier runs left behind."""
+    if not app.running.has_log:
+        return
+    try:
+        await check_leftovers(app, transport)
+    except ThalwegError as error:
+        yield Finding(Verdict.PROBLEM, "state", str(error))
+    for name in app.topics:
+        letters = existing.get(dead_letter_topic(app.id, name))
+        count = 0 if letters is None else await records_in(app, letters)
+        if count:
+            yield Finding(Verdict.NOTE, "dead letters", f"{count:,} of {name}: thalweg dead-letters list {name}")
+
+
+def _print(output: Output, finding: Finding, width: int) -> None:
     if output.json:
         row: dict[str, Any] = {**finding._asdict(), "says": redacted(finding.says)}
         output.rows((), [row])
@@ -150,7 +170,7 @@ def _print(output: Output, finding: Finding) -> None:
         mark, style = _MARKS[finding.verdict]
         text_style = style.removeprefix("bold ") if finding.verdict in (Verdict.WARNING, Verdict.PROBLEM) else ""
         output.show(
-            Text.assemble((mark, style), (f"{finding.about:<24} ", "bold"), (redacted(finding.says), text_style))
+            Text.assemble((mark, style), (f"{finding.about:<{width}}  ", "bold"), (redacted(finding.says), text_style))
         )
     else:
         output.rows(("verdict", "about", "says"), [{**finding._asdict(), "verdict": finding.verdict.value}])

@@ -81,7 +81,8 @@ def _near(name: str) -> str:
     shown = near or here[:5]
     if not shown:
         return ". Expected -A module:app or -A path/to/file.py:app"
-    return f". {'Did you mean' if near else 'Here are'} {', '.join(shown)}? Expected -A module:app or -A file.py:app"
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Files here: {', '.join(shown)}."
+    return f". {hint} Expected -A module:app or -A file.py:app"
 
 
 def _find(module: ModuleType, where: str, name: str, path: str) -> App:

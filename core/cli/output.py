@@ -19,13 +19,16 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from thalweg.errors import ThalwegError
+from thalweg.url import Url
 
-__all__ = ["Output", "readable", "redacted", "to_json"]
+__all__ = ["Output", "facts", "printable", "readable", "redacted", "table", "to_json", "without_secrets"]
 
 Row = Mapping[str, Any]
 
-_CREDENTIALS = re.compile(r"(\w://)[^\s/@]*@")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CREDENTIALS = re.compile(r"(\w://)\S*@")
+_URL = re.compile(r"[A-Za-z][\w.:+-]*://[^\s'\"]*")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
@@ -106,7 +109,7 @@ def table(columns: Sequence[str], rows: Iterable[Row], title: str = "") -> Rende
     return Group(Text(f" {title}", "bold"), body) if title else body
 
 
-def facts(title: str, pairs: Iterable[tuple[str, RenderableType]]) -> RenderableType:
+def facts(title: str | Text, pairs: Iterable[tuple[str, RenderableType]]) -> RenderableType:
     """Names and what they stand for, in a box."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
@@ -134,8 +137,20 @@ def readable(data: bytes | None) -> Any:
 
 
 def redacted(text: str) -> str:
-    """Without what stands before the '@' of a URL: for text that is the user's own, quoted in an error."""
+    """Without what stands before the '@' of a URL: a second net under errors, which name no credentials themselves."""
     return _CREDENTIALS.sub(r"\1***@", text)
+
+
+def without_secrets(text: str) -> str:
+    """What the user typed, quoted in an error, with every URL in it as the driver would show it."""
+    return _URL.sub(lambda match: _safe(match[0]), text)
+
+
+def _safe(url: str) -> str:
+    try:
+        return str(Url(url))
+    except ThalwegError:
+        return f"{url.partition('://')[0]}://***"
 
 
 def _plain(value: Any) -> Any:
@@ -160,6 +175,11 @@ def _other(value: Any) -> Any:
     return dump(mode="json") if callable(dump) else str(value)
 
 
+def printable(text: str) -> str:
+    """Without what would steer the terminal, line breaks excepted."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _shown(value: Any) -> str:
     """For people."""
     if value is None:
@@ -169,7 +189,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, str):
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value)  # a payload must not steer the terminal
+        return printable(value)
     return to_json(value)
 
 

@@ -20,7 +20,7 @@ from .declared import agents, tables
 from .doctor import doctor
 from .init import init
 from .loading import BadPath
-from .output import Output
+from .output import Output, without_secrets
 from .send import send
 from .session import Session
 from .table import table
@@ -43,7 +43,6 @@ class LogLevel(StrEnum):
 
 program = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -97,7 +96,7 @@ def main(app: App | None = None) -> NoReturn:
     """
     if app is not None:
         _importable_by_name()
-    arguments = list(_options_first(sys.argv[1:]))
+    arguments = list(_options_first(sys.argv[1:])) or ["--help"]
     name = "thalweg" if app is None else f"python {Path(sys.argv[0]).name}"
     command = typer.main.get_command(program)
     try:
@@ -134,7 +133,7 @@ def _explained(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, BadPath):
-        output.error(str(error))
+        output.error(without_secrets(str(error)))
         return 2
     known = list(_known(error))
     if known:
@@ -145,7 +144,7 @@ def _explained(error: Exception, debug: bool) -> int:
     if callable(usage):
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "thalweg")
-        output.error(str(usage()))
+        output.error(without_secrets(str(usage())))
         output.note(f"{path} --help tells more")
         return int(getattr(error, "exit_code", 2))
     if not debug:

@@ -28,7 +28,7 @@ def send(
     context: typer.Context,
     topic: Annotated[str, typer.Argument(help="A topic or queue that the program declares")],
     value: Annotated[
-        str, typer.Argument(help="JSON of the declared type; bare text for str; - for a value a line of stdin")
+        str, typer.Argument(help="JSON of the declared type, bare text for str; -: one for each line of standard input")
     ],
     key: Annotated[
         str | None, typer.Option("--key", "-k", help="The key: JSON of the declared type, bare text for str")

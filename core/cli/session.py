@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -88,7 +89,8 @@ def _handler() -> logging.Handler:
             show_path=False,
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",
-            rich_tracebacks=False,
+            rich_tracebacks=True,
+            tracebacks_suppress=[str(Path(__file__).parent.parent)],
         )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

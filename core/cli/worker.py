@@ -89,7 +89,7 @@ def _screen(app: App, facts_: list[tuple[str, str]], warnings: list[str], took: 
     parts: list[RenderableType] = [
         "",
         facts(
-            f"[bold blue]thalweg[/] {version('thalweg')}",
+            Text.assemble(("thalweg", "bold blue"), f" {version('thalweg')}"),
             [(name, Text(value, strong.get(name, ""))) for name, value in facts_],
         ),
     ]

@@ -15,7 +15,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
-from thalweg.event import event_time
+from thalweg.event import Event, event_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.plan import AgentPlan
@@ -24,6 +24,7 @@ from thalweg.policy import Action, Decision, Outcomes
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .topic_input import TopicInput
+from .turns import Turns
 from .watermark import Segment
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class AgentTask:
         self.max_event_outputs = task.settings.max_event_outputs
         self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
         self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self.turns = Turns(self)
+        self.tables: set[str] = set()  # those it shares turns for
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
@@ -336,14 +339,16 @@ class AgentTask:
 
     @property
     def takes_turns(self) -> bool:
-        return self.plan.stateful and self.task.contended
+        return self.turns.contended
 
-    async def enter(self, lane: Lane, timestamp: int) -> None:
-        await self.task.turns.enter(self, timestamp, self.task.stateful_agents)
-        lane.entered = True
+    async def enter(self, lane: Lane, timestamp: int) -> int:
+        return await self.turns.enter(self, timestamp)
+
+    def adopt(self, lane: Lane) -> None:
+        self.turns.adopt(self)
 
     def leave(self, lane: Lane) -> None:
-        self.task.turns.leave(self.task.stateful_agents)
+        self.turns.leave(self)
 
     def table(self, plan: TablePlan) -> TableState | None:
         return self.task.table_of(self, plan)
@@ -524,6 +529,7 @@ def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: i
         (names.POSITION, str(ticket.position)),
         (names.ATTEMPTS, str(attempts)),
         (names.TIMESTAMP, str(record.timestamp)),
+        (names.ID, Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id),
     )
     ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
     kept = names.hidden(record.headers)

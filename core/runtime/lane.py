@@ -122,7 +122,8 @@ class Host(Protocol):
 
     @property
     def takes_turns(self) -> bool: ...
-    async def enter(self, lane: Lane, timestamp: int) -> None: ...
+    async def enter(self, lane: Lane, timestamp: int) -> int: ...
+    def adopt(self, lane: Lane) -> None: ...
     def leave(self, lane: Lane) -> None: ...
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
@@ -157,7 +158,8 @@ class Lane:
         self.undo: list[tuple[TableState, Any, Any]] = []
         self.lent: dict[tuple[TableState, Any], None] = {}
         self.tainted = False  # a mutable value with older uncommitted changes was lent out: only a rollback undoes it
-        self.entered = False  # it is this agent's turn
+        self.entered = False  # it is this agent's turn, for events up to `_turn_until` (ms)
+        self._turn_until = -1
         self.outputs: list[tuple[Destination, Message]] = []
         self.answers: list[tuple[Record, Any]] = []
         self.asks = 0
@@ -211,13 +213,31 @@ class Lane:
         """The open event waits for an answer: others may have the turn, unless it has touched a table."""
         self._paused = self.entered and not self.touched
         if self._paused:
-            self.entered = False
-            self.host.leave(self)
+            self._leave()
 
     async def resume(self) -> None:
         if self._paused:
             self._paused = False
-            await self.host.enter(self, self.timestamp)
+            await self._enter(self.timestamp)
+
+    async def _enter(self, timestamp: int) -> None:
+        """Have the turn for an event of this timestamp; kept from event to event while no other agent's is earlier."""
+        if self.entered:
+            if timestamp <= self._turn_until:
+                return
+            self._leave()
+        self._turn_until = await self.host.enter(self, timestamp)
+        self.entered = True
+
+    def _leave(self) -> None:
+        if self.entered:
+            self.entered = False
+            self.host.leave(self)
+
+    def adopt_turn(self) -> None:
+        """The open event turns out to need the turn, and has it; the next one must ask."""
+        self.entered, self._turn_until = True, -1
+        self.host.adopt(self)
 
     # --- what the open event does --------------------------------------------------------------------------
 
@@ -257,6 +277,7 @@ class Lane:
             state.hot.pop(key, None)
             state.dirty.pop(key, None)
         self._close()
+        self._leave()
 
     def _close(self) -> None:
         self.undo.clear()
@@ -268,9 +289,6 @@ class Lane:
         self.record, self.tickets = None, ()
         for view in self.views.values():
             view.touched = False
-        if self.entered:
-            self.entered = False
-            self.host.leave(self)
 
     # --- feeding the agent ---------------------------------------------------------------------------------
 
@@ -334,7 +352,7 @@ class Lane:
                 self.record = None
                 continue
             if host.takes_turns:
-                await host.enter(self, event_time(ticket.input.topic, ticket.record))
+                await self._enter(event_time(ticket.input.topic, ticket.record))
             self.tickets = (ticket,)
             try:
                 value = self._decode(ticket)
@@ -385,7 +403,7 @@ class Lane:
             tickets = [ticket for _, ticket in taken if ticket is not None]
             self.gathering = [t for _, t in gathered if t is not None]
             if host.takes_turns:
-                await host.enter(self, max((event_time(t.input.topic, t.record) for t in tickets), default=0))
+                await self._enter(max((event_time(t.input.topic, t.record) for t in tickets), default=0))
             self.tickets = tickets
             for out in await self._through(after, None, [value for value, _ in taken]):
                 yield out
@@ -401,6 +419,7 @@ class Lane:
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
                 if self.host.admit(self, ticket):
                     return ticket
+            self._leave()
             part = await self.host.next(self, until)
             self._suspended_now()
             if part is None:
@@ -453,6 +472,7 @@ class Lane:
 
     async def _breathe_if_due(self) -> None:
         if perf_counter() - self._suspended > SUSPEND_EVERY:
+            self._leave()
             await asyncio.sleep(0)
             self._suspended_now()
 
@@ -521,6 +541,7 @@ class Lane:
             if tickets:
                 self._finish(tickets)
             self.give_back(held)
+            self._leave()
             await self.host.returned(self, bool(tickets or held))
 
     async def _call(self) -> None:

@@ -33,7 +33,6 @@ from .lane import Lane, Rerun
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
-from .turns import Turns
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -101,7 +100,6 @@ class Task:
     def _reset(self) -> None:
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
-        self.turns = Turns()
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: dict[Destination, list[Message]] = {}
         self.answers: list[Answer] = []
@@ -138,6 +136,9 @@ class Task:
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
+        for agent in self.agents:
+            for table in agent.plan.tables & self.tables.keys():
+                self._share_turns(agent, table)
         self.deliveries = Deliveries(
             marker.journal, marker.epoch, self.settings.clock, self.worker.send_now, self._delivered
         )
@@ -220,45 +221,42 @@ class Task:
 
     # --- what agents ask for ---------------------------------------------------------------------------------
 
-    @property
-    def stateful_agents(self) -> list[AgentTask]:
-        return [agent for agent in self.agents if agent.plan.stateful]
-
-    @property
-    def contended(self) -> bool:
-        """Whether several agents of this task use tables, so that their events must take turns."""
-        return len(self.stateful_agents) > 1
-
     def table_of(self, agent: AgentTask, plan: TablePlan) -> TableState:
-        if not agent.plan.stateful:
-            self._becomes_stateful(agent)
         state = self.tables.get(plan.name)
         if state is None:
             raise WrongPartition(
                 f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
-                f"with {self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
+                f"with {self.partitions}: declare the table with `like=` that topic (or "
+                f"`partitions={self.partitions}`)"
             )
+        if plan.name not in agent.tables:
+            self._learn(agent, plan.name)
         return state
 
-    def _becomes_stateful(self, agent: AgentTask) -> None:
-        """Learned at its first touch of a table. An event of another agent that is open keeps the turn."""
-        others = self.stateful_agents
-        agent.plan.stateful = True
-        if not others:
-            return
+    def _share_turns(self, agent: AgentTask, table: str) -> bool:
+        """The agent uses this table, so it takes turns with all that do; whether that is new to it."""
+        agent.tables.add(table)
+        agent.plan.tables.add(table)
+        others = [other for other in self.agents if table in other.tables and other.turns is not agent.turns]
         for other in others:
-            for lane in other.lanes:
+            agent.turns.join(other.turns)
+        return bool(others)
+
+    def _learn(self, agent: AgentTask, table: str) -> None:
+        """At its first touch of a table that was not seen in its code. Events that are open keep the turn."""
+        if not self._share_turns(agent, table):
+            return
+        for member in agent.turns.members:
+            assert isinstance(member, AgentTask)
+            for lane in member.lanes:
                 lane.attention = True
-                if lane.open and not lane.entered:
-                    lane.entered = True
-                    self.turns.adopt(other)
-        if self.turns.held_by_another(agent):
+                if lane.open and not lane.entered and member is not agent:
+                    lane.adopt_turn()
+        if agent.turns.held_by_another(agent):
             raise Rerun
         for lane in agent.lanes:
-            lane.attention = True
             if lane.open and not lane.entered:
-                lane.entered = True
-                self.turns.adopt(agent)
+                lane.adopt_turn()
 
     def _delivered(self) -> None:
         """Outputs were confirmed by their destination: the journal may forget them, at its leisure."""

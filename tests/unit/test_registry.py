@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,19 @@ EXTRAS = {
 
 
 @pytest.mark.parametrize("scheme", sorted(EXTRAS.keys() - set(installed_transports())))
-def test_a_broker_that_is_not_installed_names_its_extra(scheme: str) -> None:
+def test_a_broker_that_is_not_installed_names_its_extra_if_this_release_has_it(scheme: str) -> None:
     with pytest.raises(UnknownScheme, match="broker") as caught:
         load_transport(f"{scheme}://user:hunter2@host")
-    assert f'pip install "thalweg[{EXTRAS[scheme]}]"' in str(caught.value)
+    offered = EXTRAS[scheme] in (metadata("thalweg").get_all("Provides-Extra") or ())
+    remedy = f'pip install "thalweg[{EXTRAS[scheme]}]"' if offered else "is planned, and not in this release"
+    assert remedy in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("memmory", "memory"), ("sqlit", "sqlite"), ("redsi", "redis")])
+def test_a_typing_error_is_answered_with_what_was_meant(typo: str, meant: str) -> None:
+    with pytest.raises(UnknownScheme, match=f"Did you mean {meant}://"):
+        load_transport(f"{typo}://host")
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "postgresql"])
