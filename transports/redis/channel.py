@@ -183,7 +183,7 @@ class RedisChannel:
         for member, attempts, fields in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
             loan = _Loan(self, member, attempts, proof, ends)
             self._loans[member] = loan
-            self._fetched.append(Delivery(decode(member[6:], fields), attempts, loan))
+            self._fetched.append(Delivery(decode(member[6:].partition(b"-")[0], fields), attempts, loan))
         return None
 
     def _joined(self, since: float) -> None:

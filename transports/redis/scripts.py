@@ -213,6 +213,7 @@ return {rung[1] and rung[1][1] or '0-0', next and next - time or -1, unpack(memb
 # Of a group of consumers, under one prefix (KEYS[1]):
 #   cursor     hash: stream number -> id up to which its entries were taken up
 #   free       zset, all scores 0, so in order of members: taken up, but not on loan; a member is "stream/id", padded
+#              (in all else it is not padded)
 #   loans      hash: member -> "attempts/consumer/key" of what is on loan
 #   attempts   hash: member -> how often it was delivered before, of what is free or waits
 #   until      zset: member -> ms when its loan ends (queues)
@@ -229,15 +230,17 @@ local UNTIL, LATER, CONSUMERS = part('until'), part('later'), part('consumers')
 local BUSY, COUNTS = part('busy'), part('counts')
 local function held(consumer) return part('held:' .. consumer) end
 
-local function member_of(number, id)
-    local ms, seq = string.match(id, '(%d+)-(%d+)')
-    return string.format('%05d/%s%s-%s%s', number, string.rep('0', 20 - #ms), ms, string.rep('0', 20 - #seq), seq)
-end
-local function id_of(member)
-    local ms, seq = string.match(member, '/0*(%d+)-0*(%d+)')
-    return ms .. '-' .. seq
-end
+local function head_of(number) return string.format('%05d/', number) end
+local function id_of(member) return string.sub(member, 7) end
 local function number_of(member) return tonumber(string.sub(member, 1, 5)) end
+local function padded(member)
+    local ms, seq = string.match(member, '/(%d+)-(%d+)')
+    return string.sub(member, 1, 6) .. string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+local function unpadded(member)
+    local ms, seq = string.match(member, '/0*(%d+)-0*(%d+)')
+    return string.sub(member, 1, 6) .. ms .. '-' .. seq
+end
 local function loan_of(member)
     local loan = redis.call('HGET', LOANS, member)
     if not loan then return nil end
@@ -273,7 +276,7 @@ local function give_back(member, ready)
         redis.call('HSET', ATTEMPTS, member, attempts)
         unbusy(consumer, key, member)
     end
-    if ready then redis.call('ZADD', LATER, ready, member) else redis.call('ZADD', FREE, 0, member) end
+    if ready then redis.call('ZADD', LATER, ready, member) else redis.call('ZADD', FREE, 0, padded(member)) end
 end
 
 local function leave(consumer)
@@ -294,8 +297,8 @@ local me, lease, limit, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), to
 local queue, start = ARGV[5] == '1', tonumber(ARGV[6])
 local bell, delayed, streams = KEYS[2], KEYS[3], #KEYS - 3
 local time = now()
-local taken, loans, untils, tries, dropped = {}, {}, {}, {}, {}
-local skipped, looked = 0, 0
+local taken, loans, untils, tries, dropped, holds, keys = {}, {}, {}, {}, {}, {}, {}
+local looked = 0
 for number = 1, streams do redis.call('XLEN', KEYS[number + 3]) end
 
 if queue then
@@ -306,7 +309,7 @@ if queue then
     end
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', time, 'LIMIT', 0, 1000)) do
         redis.call('ZREM', LATER, member)
-        redis.call('ZADD', FREE, 0, member)
+        redis.call('ZADD', FREE, 0, padded(member))
     end
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', UNTIL, '-inf', time, 'LIMIT', 0, 1000)) do give_back(member) end
 else
@@ -331,12 +334,14 @@ local function lend(member, fields, attempts)
         key = field(fields, 'key')
         key = key and '=' .. key or ''
         if key ~= '' then
-            local owner = redis.call('HGET', BUSY, key)
-            if owner and owner ~= me then return false end
-            redis.call('HSET', BUSY, key, me)
-            redis.call('HINCRBY', COUNTS, key, 1)
+            if not keys[key] then
+                local owner = redis.call('HGET', BUSY, key)
+                if owner and owner ~= me then return false end
+                keys[key] = 0
+            end
+            keys[key] = keys[key] + 1
         end
-        redis.call('SADD', held(me), member)
+        holds[#holds + 1] = member
     end
     loans[#loans + 1] = member
     loans[#loans + 1] = (attempts + 1) .. '/' .. (queue and '' or me) .. '/' .. key
@@ -359,16 +364,17 @@ local function lend_free(number, stream)
     while not full() do
         local members = redis.call('ZRANGEBYLEX', FREE, from, to, 'LIMIT', 0, math.min(limit, 500))
         if #members == 0 then return true end
-        for _, member in ipairs(members) do
+        for _, place in ipairs(members) do
             if full() then return false end
-            from = '(' .. member
+            from = '(' .. place
+            local member = unpadded(place)
             local id = id_of(member)
             local entry = redis.call('XRANGE', stream, id, id)[1]
             if not entry then
                 dropped[#dropped + 1] = member
-                redis.call('ZREM', FREE, member)
+                redis.call('ZREM', FREE, place)
             elseif lend(member, entry[2], tonumber(redis.call('HGET', ATTEMPTS, member) or 0)) then
-                redis.call('ZREM', FREE, member)
+                redis.call('ZREM', FREE, place)
                 tries[#tries + 1] = member
             else
                 looked = looked + 1
@@ -379,6 +385,7 @@ local function lend_free(number, stream)
 end
 
 local function lend_new(number, stream)
+    local head = head_of(number)
     while not full() do
         local cursor = redis.call('HGET', CURSOR, number)
         local from = cursor and '(' .. cursor or '-'
@@ -387,9 +394,9 @@ local function lend_new(number, stream)
         for _, entry in ipairs(entries) do
             if full() then break end
             cursor = entry[1]
-            local member = member_of(number, cursor)
+            local member = head .. cursor
             if not lend(member, entry[2], 0) then
-                redis.call('ZADD', FREE, 0, member)
+                redis.call('ZADD', FREE, 0, padded(member))
                 looked = looked + 1
             end
         end
@@ -405,6 +412,13 @@ end
 
 in_pieces('HSET', LOANS, loans)
 in_pieces('ZADD', UNTIL, untils)
+in_pieces('SADD', held(me), holds)
+for key, count in pairs(keys) do
+    if count > 0 then
+        redis.call('HSET', BUSY, key, me)
+        redis.call('HINCRBY', COUNTS, key, count)
+    end
+end
 in_pieces('HDEL', ATTEMPTS, tries)
 if #dropped > 0 then
     in_pieces('HDEL', ATTEMPTS, dropped)
@@ -458,32 +472,47 @@ if queue then
     end
 end
 -- Whether another group has yet to see or to finish it.
-local function wanted(number, id, member)
+local function wanted(number, member)
     for _, other in ipairs(others) do
         local cursor = redis.call('HGET', other .. ':cursor', number)
-        if not cursor or member_of(number, cursor) < member then return true end
+        if not cursor or padded(head_of(number) .. cursor) < padded(member) then return true end
         if redis.call('HEXISTS', other .. ':loans', member) == 1 then return true end
-        if redis.call('ZSCORE', other .. ':free', member) or redis.call('ZSCORE', other .. ':later', member) then
-            return true
-        end
+        if redis.call('ZSCORE', other .. ':later', member) then return true end
+        if redis.call('ZSCORE', other .. ':free', padded(member)) then return true end
     end
     return false
 end
-for at = 3, #ARGV, 3 do
-    local member = ARGV[at]
-    local mine, key = is_mine(member, ARGV[at + 1], ARGV[at + 2])
-    if not mine then
-        stale[#stale + 1] = (at - 3) / 3
-    else
-        members[#members + 1] = member
-        if queue then
-            local number, id = number_of(member), id_of(member)
-            if not wanted(number, id, member) then
-                gone[number] = gone[number] or {}
-                table.insert(gone[number], id)
+local function done(member)
+    members[#members + 1] = member
+    local number = number_of(member)
+    if not queue or wanted(number, member) then return end
+    local ids = gone[number]
+    if not ids then ids = {} gone[number] = ids end
+    ids[#ids + 1] = id_of(member)
+end
+if queue then
+    for from = 3, #ARGV, 3000 do
+        local till, asked = math.min(from + 2999, #ARGV), {}
+        for at = from, till, 3 do asked[#asked + 1] = ARGV[at] end
+        local current = redis.call('HMGET', LOANS, unpack(asked))
+        local ends = redis.call('ZMSCORE', UNTIL, unpack(asked))
+        for index, member in ipairs(asked) do
+            local at = from + (index - 1) * 3
+            if current[index] == ARGV[at + 1] .. '//' and ends[index] == ARGV[at + 2] then
+                done(member)
+            else
+                stale[#stale + 1] = (at - 3) / 3
             end
+        end
+    end
+else
+    for at = 3, #ARGV, 3 do
+        local mine, key = is_mine(ARGV[at], ARGV[at + 1], ARGV[at + 2])
+        if mine then
+            done(ARGV[at])
+            unbusy(ARGV[at + 2], key, ARGV[at])
         else
-            unbusy(ARGV[at + 2], key, member)
+            stale[#stale + 1] = (at - 3) / 3
         end
     end
 end

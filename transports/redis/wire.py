@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from thalweg.errors import BrokerError, MessageTooLarge
 from thalweg.message import Message, Position
 
-__all__ = ["before", "decode", "encode", "entry_id", "pack", "positions"]
+__all__ = ["HIGH", "before", "decode", "encode", "entry_id", "pack", "positions"]
 
 SEQUENCE_BITS = 20
 """A position is `milliseconds << 20 | sequence`: below 2**63 until the year 2248, a million records a millisecond."""
 
 _MASK = (1 << SEQUENCE_BITS) - 1
+HIGH = ~_MASK
 _HEADERS = 1000  # more would exceed what Lua can hand to one command
 
 
@@ -82,13 +83,16 @@ def encode(messages: Iterable[Message], limit: int, topic: str) -> list[bytes | 
     return arguments
 
 
-def decode(entry: bytes, fields: Sequence[bytes]) -> Message:
-    """Hot: 0.5 us for a record of key, value and timestamp."""
-    if len(fields) == 6 and fields[0] == b"key" and fields[2] == b"value" and fields[4] == b"timestamp":
-        try:
-            return Message(fields[3], fields[1], (), int(fields[5]) or _milliseconds(entry))
-        except ValueError:
-            return Message(fields[3], fields[1], (), _milliseconds(entry))
+def decode(milliseconds: bytes, fields: Sequence[bytes]) -> Message:
+    """The record of an entry, whose id begins with `milliseconds`. Hot."""
+    if len(fields) == 6:
+        name, key, other, value, third, time = fields
+        if name == b"key" and other == b"value" and third == b"timestamp" and time.isdigit():
+            return Message(value, key, (), int(time) or int(milliseconds))
+    return _decode(milliseconds, fields)
+
+
+def _decode(milliseconds: bytes, fields: Sequence[bytes]) -> Message:
     value = key = None
     headers: list[tuple[str, bytes]] = []
     timestamp = 0
@@ -101,8 +105,4 @@ def decode(entry: bytes, fields: Sequence[bytes]) -> Message:
             timestamp = int(content) if content.isdigit() else 0
         elif name.startswith(b"header:"):
             headers.append((name[7:].decode(errors="replace"), content))
-    return Message(value, key, tuple(headers), timestamp or _milliseconds(entry))
-
-
-def _milliseconds(entry: bytes) -> int:
-    return int(entry[: entry.index(b"-")])
+    return Message(value, key, tuple(headers), timestamp or int(milliseconds))
