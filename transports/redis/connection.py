@@ -61,7 +61,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
         """What the server or the operating system said, with a remedy and without secrets."""
         said = self.url.redact(str(error) or type(error).__name__)
-        remedy = _REMEDIES.get(said.partition(" ")[0])
+        kind = "NOPERM" if "can't run this command" in said else said.partition(" ")[0]
+        remedy = _REMEDIES.get(kind)
         return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
 
 
