@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,13 +51,14 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_prefix", "_store", "dirty", "hot", "partition", "plan")
+    __slots__ = ("_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
 
     def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
         self.plan = plan
         self.partition = partition
         self.hot: dict[Any, Any] = {}
         self.dirty: dict[Any, None] = {}
+        self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
 
@@ -66,9 +67,21 @@ class TableState:
         try:
             return self.hot[key]
         except KeyError:
-            raw = self._store.get(self._prefix + self.plan.encode_key(key))
-            value = self.hot[key] = MISSING if raw is None else self.plan.decode(raw)
+            value = self.hot[key] = self.stored(key)
             return value
+
+    def stored(self, key: Any) -> Any:
+        """The value as the last commit has it, the one in flight included; a new object each time."""
+        raw_key = self._prefix + self.plan.encode_key(key)
+        raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
+        return MISSING if raw is None else self.plan.decode(raw)
+
+    def reread(self, key: Any) -> None:
+        """Undo what was done in place to a value that had not changed since the last cut."""
+        self.dirty.pop(key, None)
+        self.hot.pop(key, None)
+        if self._prefix + self.plan.encode_key(key) in self.flying:
+            self.hot[key] = self.stored(key)  # a scan of the store would not find it
 
     def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
         """Add to `rows` what finished events changed; what open events changed stays dirty, at its older value.
@@ -77,9 +90,7 @@ class TableState:
         """
         before: dict[Any, Any] = {}
         for lane in open_lanes:
-            for state, key, old in lane.undo:
-                if state is self:
-                    before.setdefault(key, old)
+            before.update(lane.before(self))
         lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
         plan = self.plan
         for key in self.dirty:
@@ -121,9 +132,7 @@ class TableState:
         """Rows as finished events left them, in no given order."""
         before: dict[Any, Any] = {}
         for lane in open_lanes:
-            for state, key, old in lane.undo:
-                if state is self:
-                    before.setdefault(key, old)
+            before.update(lane.before(self))
         changed = {key: before.get(key, value) for key, value in self.hot.items()}
         cut = len(self._prefix)
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
@@ -138,14 +147,13 @@ class TableState:
 class TableView:
     """A table as the events of one lane see it. Hot: every access of a table goes through one."""
 
-    __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched", "undo")
+    __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched")
 
     def __init__(self, state: TableState, lane: Lane, strict: bool) -> None:
         self.state = state
         self.lane = lane
         self.hot = state.hot
         self.dirty = state.dirty
-        self.undo = lane.undo
         self.strict = strict
         self.mutable = state.plan.mutable
         self.touched = False
