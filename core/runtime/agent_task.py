@@ -15,7 +15,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
-from thalweg.event import Event, event_time
+from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.plan import AgentPlan
@@ -36,6 +36,9 @@ log = logging.getLogger("thalweg")
 
 DEATH_DELAY = 0.1
 """Seconds, doubled with each death, that an event waits in which the process died."""
+
+MAX_AHEAD = 10_000
+"""With concurrency > 1: how many records may be handed out from the first unfinished one on; then the others wait."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -94,6 +97,7 @@ class AgentTask:
         self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
         self.suspect: Suspect | None = None  # what the last owner had noted
         self._noted = False
+        self._held_back = False  # lanes wait because of MAX_AHEAD
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
         self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
@@ -249,7 +253,7 @@ class AgentTask:
             limit = min(input_.head() or 0 for input_ in ready if input_ is not chosen)
             records = chosen.buffer[0].records
             count = 1
-            while count < len(records) and event_time(chosen.topic, records[count]) <= limit:
+            while count < len(records) and order_time(chosen.topic, records[count]) <= limit:
                 count += 1
         fetched, segment = chosen.take(1 if self.careful else count)
         self.task.fetch_more(chosen)
@@ -261,6 +265,7 @@ class AgentTask:
             or self.task.checking
             or self.takes_turns
             or fetched.ours
+            or chosen.has_finished
         )
         self.task.busy()
         return Part(chosen, segment, plain)
@@ -268,7 +273,9 @@ class AgentTask:
     def _take_shared(self, lane: Lane) -> Part | None:
         if not self._shared:
             for input_ in self.inputs:
-                if input_.buffer:
+                if input_.watermark.span >= MAX_AHEAD:
+                    self._held_back = True
+                elif input_.buffer:
                     _, segment = input_.take(1 if self.careful else None)
                     self._shared.extend(Part(input_, segment, False).tickets)
                     self.task.fetch_more(input_)
@@ -300,11 +307,18 @@ class AgentTask:
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         if ticket.record.headers:
             only = names.find(ticket.record.headers, names.ONLY)
-            if only is not None and only.decode() != self.plan.name:
+            if only is not None and only != self.plan.name.encode():
                 self._done(lane, ticket)
                 return False
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
+        if (
+            input_.has_finished
+            and not isinstance(ticket.segment, _ParkedSegment)
+            and input_.was_finished(ticket.position)
+        ):
+            self._done(lane, ticket)
+            return False
         verdict = self.task.verdicts.pop((input_.name, ticket.position), None) if self.task.verdicts else None
         if verdict is not None:
             if verdict.decision is None:
@@ -326,6 +340,9 @@ class AgentTask:
         if self._noted:
             self._cleared()
         self._unbusy(lane, ticket)
+        if self._held_back:
+            self._held_back = False
+            self.wake(len(self.lanes))
         self.task.busy()
 
     def _unbusy(self, lane: Lane, ticket: Ticket) -> None:

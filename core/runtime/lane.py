@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thalweg.clock import Clock
 from thalweg.codec import DECODE_ERRORS
 from thalweg.errors import ConfigurationError, TooManyOutputs
-from thalweg.event import Event, event_time
+from thalweg.event import Event, event_time, order_time
 from thalweg.message import Message, Position, Record
 from thalweg.ops import Op, run_ops
 from thalweg.plan import AgentPlan, Destination, TopicPlan
@@ -218,7 +218,7 @@ class Lane:
     async def resume(self) -> None:
         if self._paused:
             self._paused = False
-            await self._enter(self.timestamp)
+            await self._enter(max((order_time(t.input.topic, t.record) for t in self.tickets), default=0))
 
     async def _enter(self, timestamp: int) -> None:
         """Have the turn for an event of this timestamp; kept from event to event while no other agent's is earlier."""
@@ -274,8 +274,7 @@ class Lane:
         for state, key, old in reversed(self.undo):
             state.hot[key] = old
         for state, key in self.lent:
-            state.hot.pop(key, None)
-            state.dirty.pop(key, None)
+            state.reread(key)
         self._close()
         self._leave()
 
@@ -327,6 +326,8 @@ class Lane:
                     except DECODE_ERRORS as error:
                         self._undecodable(next(part.rest()), error)
                         done = segment.done
+                        if not part.plain:  # it was given back
+                            break
                         continue
                     if as_events:
                         yield Event(topic, record, partition, positions[done], value, self)
@@ -352,7 +353,7 @@ class Lane:
                 self.record = None
                 continue
             if host.takes_turns:
-                await self._enter(event_time(ticket.input.topic, ticket.record))
+                await self._enter(order_time(ticket.input.topic, ticket.record))
             self.tickets = (ticket,)
             try:
                 value = self._decode(ticket)
@@ -403,7 +404,7 @@ class Lane:
             tickets = [ticket for _, ticket in taken if ticket is not None]
             self.gathering = [t for _, t in gathered if t is not None]
             if host.takes_turns:
-                await self._enter(max((event_time(t.input.topic, t.record) for t in tickets), default=0))
+                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
             self.tickets = tickets
             for out in await self._through(after, None, [value for value, _ in taken]):
                 yield out
@@ -511,6 +512,12 @@ class Lane:
                     await self._call()
                 except Rerun:
                     rerun = True
+                except asyncio.CancelledError as caught:
+                    current = asyncio.current_task()
+                    if current is None or current.cancelling():
+                        raise
+                    error = RuntimeError(f"agent {self.plan.name!r}: what it waited for was cancelled")
+                    error.__cause__ = caught
                 except Exception as caught:
                     error = caught
                 await self._after(error, rerun)

@@ -63,6 +63,7 @@ class Cut(msgspec.Struct):
     ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
+    token: bytes  # of the owner's marker
 
 
 class _Position(msgspec.Struct, array_like=True):
@@ -107,6 +108,7 @@ class Task:
         self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
+        self._stopping = False
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -368,10 +370,17 @@ class Task:
         marker = self._fold.marker
         assert marker is not None
         limit = self.worker.message_bytes
+        for table in self.tables.values():
+            table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
+        number = self._fold.number + len(records)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
+
+    def made(self, cut: Cut) -> bool:
+        """Whether this is a cut of the task as it is now: it may have started over since."""
+        return self._fold.marker is not None and self._fold.marker.token == cut.token
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -385,6 +394,7 @@ class Task:
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
+            table.flying = {}
             table.trim()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -407,7 +417,12 @@ class Task:
         await asyncio.get_running_loop().create_future()
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
+        if self._closing or self._stopping:
+            return
+        error = (
+            RuntimeError(f"{task.get_name()} was cancelled by its own code") if task.cancelled() else task.exception()
+        )
+        if error is not None:
             self.failed(error)
 
     async def drain(self) -> None:
@@ -427,6 +442,7 @@ class Task:
 
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
+        self._stopping = True
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()

@@ -122,5 +122,13 @@ def test_the_version_is_shown(shell: Shell) -> None:
 def test_no_arguments_show_the_commands(shell: Shell) -> None:
     done = shell.run()
     assert done.returncode == 0
-    for command in ("worker", "agents", "tables", "topics", "send", "table", "dead-letters", "doctor", "init"):
+    for command in ("worker", "agents", "tables", "topics", "send", "table", "lag", "dead-letters", "doctor", "init"):
         assert command in done.stdout
+
+
+def test_a_program_that_sets_up_logging_keeps_its_own(shell: Shell) -> None:
+    logs = "import logging\nlogging.basicConfig(format='OWN %(message)s', level='INFO')\n"
+    shell.write("bank.py", logs + (shell.folder / "bank.py").read_text())
+    with shell.worker() as worker:
+        assert worker.stop() == 0
+        assert "OWN SIGTERM: draining" in worker.errors

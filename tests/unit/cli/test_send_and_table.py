@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from itertools import accumulate
 
 import pytest
 
-from .conftest import Shell
+from .conftest import PATIENCE, Shell
 
 ID = "12345678-1234-5678-1234-567812345678"
 
@@ -60,6 +62,7 @@ def test_a_bad_line_is_named_and_those_before_it_are_sent(shell: Shell) -> None:
     assert done.returncode == 1
     assert "line 4" in done.stderr
     assert "The 3 before it were sent" in done.stderr
+    assert "Traceback" not in done.stderr
     assert {row["topic"]: row.get("records") for row in shell.rows("topics")}["withdrawals"] == 3
 
 
@@ -121,3 +124,22 @@ def test_a_command_that_looks_into_memory_says_that_nothing_is_there(shell: Shel
     done = shell.run("-A", "bank:app", "table", "totals", "--broker", "memory://")
     assert done.returncode == 0
     assert "warning: memory:// exists in one process only" in done.stderr
+
+
+def test_sending_from_a_silent_terminal_is_interrupted_in_good_order(shell: Shell) -> None:
+    with subprocess.Popen(
+        shell.command("-A", "bank:app", "send", "notes", "-"),
+        cwd=shell.folder,
+        env=shell.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write("first\n")
+        process.stdin.flush()
+        shell.eventually(lambda: {r["topic"]: r.get("records") for r in shell.rows("topics")}["notes"], 1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr.read() == ""
