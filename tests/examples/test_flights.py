@@ -21,7 +21,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODULES = ("flights", "flights_data", "flights_show")
-YEAR, SUBSET = 336_776, 12_000
+YEAR, MANY, SUBSET = 336_776, 100_000, 12_000
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ async def test_a_program_that_was_killed_goes_on_without_losing_or_doubling_a_fl
 ) -> None:
     broker = f"sqlite:///{tmp_path}/flights.db"
     for seen in ("  0 %", " 10 %", " 30 %"):
-        with start("--broker", broker) as killed:
+        with start("--flights", str(MANY), "--broker", broker) as killed:
             assert killed.stdout is not None
             for line in killed.stdout:
                 if "flights counted" in line and line >= seen:
@@ -151,10 +151,10 @@ async def test_a_program_that_was_killed_goes_on_without_losing_or_doubling_a_fl
         assert killed.returncode == -9
     program.app.broker = broker
 
-    results = await program.run()
+    results = await program.run(MANY)
 
-    assert 0 < results.counted < YEAR, "it was killed amid its work"
-    assert found(results) == truth()
+    assert 0 < results.counted < MANY, "it was killed amid its work"
+    assert found(results) == truth(MANY)
 
 
 def test_the_report_in_a_pipe_is_plain_text() -> None:
