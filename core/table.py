@@ -73,7 +73,8 @@ class Table(Generic[K, V]):
             old = hot[key]
         except KeyError:
             old = view.load(key)
-        view.undo.append((view.state, key, old))
+        lane = view.lane
+        lane.undo = lane.undo, view.state, key, old
         view.dirty[key] = None
         hot[key] = value
 
@@ -85,7 +86,8 @@ class Table(Generic[K, V]):
         old = self._peek(view, key)
         if old is MISSING:
             raise KeyError(key)
-        view.undo.append((view.state, key, old))
+        lane = view.lane
+        lane.undo = lane.undo, view.state, key, old
         view.dirty[key] = None
         view.hot[key] = MISSING
 

@@ -222,9 +222,9 @@ class Running:
             )
         state = task.tables[plan.name]
         for lane in task.open_lanes():
-            for changed, changed_key, old in lane.undo:
-                if changed is state and changed_key == key:
-                    return old
+            before = lane.before(state)
+            if key in before:
+                return before[key]
         return state.fetch(key)
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:

@@ -275,7 +275,7 @@ class Task:
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
-        for state, key in [*((state, key) for state, key, _ in lane.undo), *lane.lent]:
+        for state, key in [*((state, key) for state, key, _ in lane.changes()), *lane.lent]:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
