@@ -456,6 +456,28 @@ async def test_a_handler_in_a_thread_that_raises_stop_iteration_has_failed() -> 
         assert seen == [1]
 
 
+async def test_an_agent_that_does_not_read_its_stream_keeps_no_turn_from_others() -> None:
+    app = App("idle", partitions=1)
+    first, second = app.topic("first", key=str, value=str), app.topic("second", key=str, value=str)
+    seen = app.table("seen", key=str, value=int, default=int)
+
+    @app.agent(first)
+    async def broken(stream: Stream[str]) -> None:
+        _ = seen
+
+    @app.agent(second)
+    async def count(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen[value] += 1
+
+    async with app.test(errors="policy") as t:
+        await first.send("a", key="k", timestamp=1.0)
+        await t.settle()
+        await second.send("b", key="k", timestamp=2.0)
+        await t.settle()
+        assert dict(seen.items()) == {"b": 1}
+
+
 async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
     app = App("hot", partitions=1)
     source = app.topic("source", key=str, value=int)
