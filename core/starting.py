@@ -125,9 +125,13 @@ class _Stop:
         if self._done:
             return
         self._done = True
-        await self._clockwork.stop()
-        await asyncio.gather(*(queue.stop() for queue in self._queues))
-        await self._worker.stop()
+        try:
+            await self._clockwork.stop()
+            await asyncio.gather(*(queue.stop() for queue in self._queues))
+            await self._worker.stop()
+        except asyncio.CancelledError:  # whoever stops us will not wait for open events
+            await self.by_kill()
+            raise
 
     async def by_kill(self) -> None:
         self._done = True

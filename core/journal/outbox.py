@@ -25,17 +25,12 @@ from itertools import islice
 import msgspec
 from thalweg.message import Message, QueueMessage
 
-from .origin import HEADER_BYTES, NONE_YET, Origin, OutputId, destination_of
+from .origin import NONE_YET, Origin, OutputId, destination_of
 
-__all__ = ["WINDOW", "Outbox", "OutboxRow", "Output", "largest_output"]
+__all__ = ["WINDOW", "Outbox", "OutboxRow", "Output"]
 
 WINDOW = 1024
 """Most outputs that one outbox has under way."""
-
-
-def largest_output(limit: int | None) -> int | None:
-    """How large a message may be (`Message.size`) where the broker takes `limit` bytes: its origin must fit in too."""
-    return None if limit is None else limit - HEADER_BYTES
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):

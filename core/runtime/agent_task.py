@@ -8,17 +8,17 @@ import logging
 import random
 import traceback
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
-from thalweg.errors import ProcessDied
-from thalweg.event import order_time
+from thalweg.errors import ConfigurationError, ProcessDied
+from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
-from thalweg.plan import AgentPlan
+from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
 from .lane import Lane, Part, Ticket
@@ -30,7 +30,7 @@ from .watermark import Segment
 if TYPE_CHECKING:
     from .task import Task
 
-__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "fitting", "log_failure", "short_traceback"]
+__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "short_traceback"]
 
 log = logging.getLogger("thalweg")
 
@@ -116,6 +116,9 @@ class AgentTask:
     @property
     def draining(self) -> bool:
         return self.stopping or bool(self.halted)
+
+    def room(self, destination: Destination) -> int | None:
+        return self.task.worker.room(destination)
 
     async def next(self, lane: Lane, until: float | None = None) -> Part | None:
         while True:
@@ -314,7 +317,7 @@ class AgentTask:
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         if ticket.record.headers:
             only = names.find(ticket.record.headers, names.ONLY)
-            if only is not None and only.decode() != self.plan.name:
+            if only is not None and only != self.plan.name.encode():
                 self._done(lane, ticket)
                 return False
         input_ = ticket.input
@@ -427,10 +430,12 @@ class AgentTask:
         self._empty_returns = 0 if progress else self._empty_returns + 1
         if not progress:
             delay = min(60.0, 0.1 * 2**self._empty_returns)
-            log.error(
-                "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
-                *(self.plan.name, delay),
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
             )
+            log.error("%s; called again in %.1f s", error, delay)
+            if self.task.settings.failures is not None:
+                self.task.settings.failures(self.plan.name, error)
             await self._pause(delay)
 
     async def _pause(self, delay: float) -> None:
@@ -467,9 +472,7 @@ class AgentTask:
         elif decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
             self._counted += 1
-            self.task.send_dead_letter(
-                input_.topic.name, dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
-            )
+            self.task.send_dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
         if decision.action is not Action.RETRY:
             self.task.answer_error(self.plan, ticket.record, decision.reason, verdict.trace)
         self._done(lane, ticket)
@@ -551,48 +554,41 @@ def short_traceback(error: Exception, limit: int = 8000) -> str:
     return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
 
 
-def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> Message:
-    """The record as it came, bytes intact, with what went wrong in headers."""
-    record = ticket.record
-    about: Iterable[tuple[str, str]] = (
-        (names.AGENT, agent),
-        (names.REASON, reason),
-        (names.TRACEBACK, trace),
-        (names.TOPIC, ticket.input.topic.name),
-        (names.PARTITION, str(ticket.input.partition)),
-        (names.POSITION, str(ticket.position)),
-        (names.ATTEMPTS, str(attempts)),
-        (names.TIMESTAMP, str(record.timestamp)),
-    )
-    ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
-    kept = names.hidden(record.headers)
-    return Message(record.value, record.key, (*kept, *ours), record.timestamp)
+def dead_letter(
+    agent: str, ticket: Ticket, reason: str, trace: str, attempts: int, limit: int | None = None
+) -> Message:
+    """The record as it came, bytes intact, with what went wrong in headers.
 
-
-def fitting(letter: Message, limit: int | None) -> Message:
-    """A dead letter that the broker takes: a message near its limit leaves no room for all that is told about it.
-
-    What is left out, until it fits: the traceback, the reason, the program's headers, at last the value and the key,
-    which still lie at the topic, partition and position that the letter names.
+    limit: bytes. What is above it loses its traceback first, then its other headers, and as the last resort the end
+    of its value: the reason then says so, and where the record lies.
     """
-    for left_out in (_is_traceback, _is_explanation, _is_foreign):
-        if limit is None or letter.size <= limit:
-            return letter
-        headers = tuple(pair for pair in letter.headers if not left_out(pair[0]))
-        letter = msgspec.structs.replace(letter, headers=headers)
-    if limit is not None and letter.size > limit:
-        reason = (names.REASON, b"too large for a dead letter: it lies at this position")
-        letter = Message(None, None, (*letter.headers, reason), letter.timestamp)
-    return letter
+    record = ticket.record
+    about = {
+        names.AGENT: agent,
+        names.REASON: reason,
+        names.TRACEBACK: trace,
+        names.TOPIC: ticket.input.topic.name,
+        names.PARTITION: str(ticket.input.partition),
+        names.POSITION: str(ticket.position),
+        names.ATTEMPTS: str(attempts),
+        names.TIMESTAMP: str(record.timestamp),
+        names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
+    }
 
+    def letter(value: bytes | None, kept: Headers) -> Message:
+        ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
+        return Message(value, record.key, (*kept, *ours), record.timestamp)
 
-def _is_traceback(name: str) -> bool:
-    return name == names.TRACEBACK
-
-
-def _is_explanation(name: str) -> bool:
-    return name in (names.TRACEBACK, names.REASON)
-
-
-def _is_foreign(name: str) -> bool:
-    return not name.startswith(names.PREFIX)
+    kept = names.hidden(record.headers)
+    message = letter(record.value, kept)
+    if limit is None or message.size <= limit:
+        return message
+    about[names.TRACEBACK] = ""
+    spare = limit - letter(record.value, kept).size
+    if spare >= 0:
+        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-spare:].decode("utf-8", "ignore") if spare else ""
+        return letter(record.value, kept)
+    value = record.value or b""
+    about[names.REASON] = f"(cut, of {len(value)} bytes; whole at the position given) {reason}"[:500]
+    room = limit - letter(b"", ()).size
+    return letter(value[: max(0, room)], ())

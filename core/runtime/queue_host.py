@@ -13,15 +13,15 @@ from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Delivery, Message
-from thalweg.plan import QUEUE_GROUP, AgentPlan, SourcePlan
+from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
-from .agent_task import dead_letter, fitting, log_failure, short_traceback
-from .lane import Lane, Part, Ticket
+from .agent_task import dead_letter, log_failure, short_traceback
+from .lane import Lane, Part, Ticket, asked
 from .tables import TablePlan, TableState
-from .task import Answer, Failure, asked
+from .task import Answer, Failure
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -82,7 +82,8 @@ class QueueRunner:
         self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._random = random.Random(plan.name)
-        self._count = 0
+        # Stands for the position of messages that have no id of ours (of foreign programs): never the same twice.
+        self._count = int(worker.me[:15], 16)
         self._retries: set[asyncio.Task[None]] = set()
 
     # --- start and stop ----------------------------------------------------------------------------------------
@@ -110,6 +111,8 @@ class QueueRunner:
             self._worker.give_up(error or RuntimeError(f"{service.get_name()} ended"))
 
     async def stop(self) -> None:
+        if self._channel is None:
+            return  # never started
         self.draining = True
         if not all(lane.task is not None and not lane.task.done() for lane in self._lanes):
             await self.kill()  # it never started, or has failed: there is nothing to wait for
@@ -242,10 +245,13 @@ class QueueRunner:
 
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
-        if only is not None and only.decode("utf-8", "replace") != self.plan.name:
+        if only is not None and only != self.plan.name.encode():
             self.finished(lane, (ticket,))
             return False
         return True
+
+    def room(self, destination: Destination) -> int | None:
+        return self._worker.message_bytes
 
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return FOR_EVER
@@ -260,7 +266,7 @@ class QueueRunner:
         return None
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        answers = [(self.plan, record, value) for record, value in lane.answers if asked(self.plan, record)]
+        answers: list[Answer] = [(self.plan, record, data) for record, data in lane.answers]
         deliveries = [self._release(lane, ticket) for ticket in tickets]
         self._done.append(_Done(deliveries, list(lane.outputs), answers))
         self.outcomes.finished(len(tickets))
@@ -293,7 +299,12 @@ class QueueRunner:
 
     async def returned(self, lane: Lane, progress: bool) -> None:
         if not progress:
-            log.error("agent %s returned without reading its stream (is the `async for` missing?)", self.plan.name)
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
+            )
+            log.error("%s", error)
+            if self.settings.failures is not None:
+                self.settings.failures(self.plan.name, error)
             await self.clock.sleep(1.0)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
@@ -318,10 +329,9 @@ class QueueRunner:
         outputs: list[tuple[tuple[str, int], Message]] = []
         if decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
-            letter = fitting(
-                dead_letter(self.plan.name, ticket, decision.reason, trace, attempts), self._worker.output_bytes
-            )
-            outputs.append((self._worker.dead_letter_destination(self._input.topic.name, None), letter))
+            destination = self._worker.dead_letter_destination(self._input.topic.name, None)
+            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts, self._worker.message_bytes)
+            outputs.append((destination, letter))
         failure: list[Answer] = []
         if ticket.record.headers and asked(self.plan, ticket.record):
             failure.append((self.plan, ticket.record, Failure(decision.reason, trace)))

@@ -15,9 +15,8 @@ from typing import Any
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.codec import TypeCodec
-from thalweg.errors import AgentError, BrokerError, Gap, ThalwegError
+from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
-from thalweg.plan import AgentPlan
 
 from .sender import Sender
 from .task import Answer, Failure
@@ -39,13 +38,11 @@ class Replies:
         sender: Sender,
         open_log: Callable[[str], Awaitable[Log]],
         partition_in: Callable[[str, bytes | None], int | None],
-        message_bytes: int | None,
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
-        self._message_bytes = message_bytes
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -81,43 +78,50 @@ class Replies:
         """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
             try:
-                await self._deliver(plan, record, value)
+                await self._deliver(record, value)
             except Exception as error:
-                known = isinstance(error, ThalwegError)
-                log.warning(
-                    "an answer of agent %s was dropped: %s", plan.name, error, exc_info=None if known else error
-                )
+                unknown = None if isinstance(error, ThalwegError) else error
+                log.warning("an answer of agent %s was dropped: %s", plan.name, error, exc_info=unknown)
 
-    async def _deliver(self, plan: AgentPlan, record: Record, value: Any) -> None:
+    async def _deliver(self, record: Record, value: bytes | Failure) -> None:
         address = names.find(record.headers, names.REPLY)
         if address is None:
             return
         topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
         instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
         correlation = names.find(record.headers, names.CORRELATION) or b""
-        try:
-            message = self._message(plan, record, value, correlation)
-        except Exception as error:
-            reason = f"the answer cannot be encoded: {type(error).__name__}: {error}"
-            message = self._message(plan, record, Failure(reason, ""), correlation)
-        limit = self._message_bytes
-        if limit is not None and message.size > limit:
-            reason = f"the answer, a message of {message.size} bytes, is above the broker's limit of {limit}"
-            message = self._message(plan, record, Failure(reason, ""), correlation)
+        if instance == REPLY_TO:
+            await self._reply_to(rest, record, value, correlation)
+            return
+        message = self._message(record, value, correlation)
         if instance == self._me:
             self._heard(message)
         elif topic.endswith(SUFFIX) and rest.isdecimal():
-            await self._sender.send(topic, {int(rest): [message]})
-        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-            await self._sender.send(rest, {partition: [message]})
+            await self._send(topic, int(rest), message)
+
+    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+        """As a message of its own, which the program reads: an error is none, for it has another type."""
+        partition = self._partition_in(topic, record.key)
+        if partition is None or isinstance(value, Failure):
+            return
+        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
+        await self._send(topic, partition, Message(value, record.key, headers, record.timestamp))
 
     @staticmethod
-    def _message(plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> Message:
+    def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
         headers: Headers = ((names.CORRELATION, correlation),)
         if isinstance(value, Failure):
             headers = (*headers, (names.ERROR, value.trace.encode("utf-8", "replace")))
             return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
-        return Message(plan.answer.encode(value), record.key, headers, record.timestamp)
+        return Message(value, record.key, headers, record.timestamp)
+
+    async def _send(self, topic: str, partition: int, message: Message) -> None:
+        try:
+            await self._sender.send(topic, {partition: [message]})
+        except MessageTooLarge as error:
+            too_large = Failure(f"the answer is too large: {error}", "")
+            message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
+            await self._sender.send(topic, {partition: [message]})
 
     # --- hearing answers -----------------------------------------------------------------------------------------
 
@@ -170,3 +174,6 @@ class Replies:
 
 REPLY_TO = "to"
 """In an address: the answer goes to a named topic, as a message of its own."""
+
+CORRELATION = "correlation"
+"""The header of such an answer that a program sees."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from thalweg import headers as names
@@ -11,7 +12,6 @@ from thalweg.capabilities import Log, Logs, require
 from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
 from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, StaleRead
-from thalweg.journal.outbox import largest_output
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
@@ -51,7 +51,8 @@ class Running:
         self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
-        self.message_bytes = largest_output(transport.limits.message_bytes)
+        self.message_bytes = transport.limits.message_bytes
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -60,7 +61,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, self.message_bytes)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -82,7 +83,7 @@ class Running:
     # --- sending ---------------------------------------------------------------------------------------------
 
     async def send(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
-        if Capability.LOG in self.transport.capabilities:
+        if self.has_log:
             await self._sender.send(topic, records)
         else:
             await self.put(topic, [message for messages in records.values() for message in messages])
@@ -103,10 +104,6 @@ class Running:
         logged = {partition: messages for partition, messages in records.items() if partition >= 0}
         if logged:
             await self.send(topic, logged)
-
-    @property
-    def has_log(self) -> bool:
-        return Capability.LOG in self.transport.capabilities
 
     async def open_log(self, topic: str) -> Log:
         return await self._open_log(topic)
@@ -229,23 +226,23 @@ class Running:
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
-            raise StaleRead(
-                f"table {plan.name!r}: partition {partition} (of key {key!r}) is not on this worker now; "
-                f"use `await table.ask(key)`, which finds its owner"
-            )
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
         state = task.tables[plan.name]
         for lane in task.open_lanes():
-            for changed, changed_key, old in lane.undo:
-                if changed is state and changed_key == key:
-                    return old
+            before = lane.before(state)
+            if key in before:
+                return before[key]
         return state.fetch(key)
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
-        if self.worker is not None:
-            for partition in range(plan.partitions):
-                task = self.worker.serving(plan.group, partition)
-                if task is not None:
-                    yield from task.tables[plan.name].items(task.open_lanes())
+        if self.worker is None:
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
+        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+
+    def _why_not_here(self, what: str) -> str:
+        where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
+        return f"{what} is not {where}; ask an agent that reads it: `await agent.ask(…, key=…)`"
 
     async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
         value = self.read_table(plan, key)

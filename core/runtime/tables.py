@@ -90,9 +90,7 @@ class TableState:
         """
         before: dict[Any, Any] = {}
         for lane in open_lanes:
-            for state, key, old in lane.undo:
-                if state is self:
-                    before.setdefault(key, old)
+            before.update(lane.before(self))
         lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
         plan = self.plan
         for key in self.dirty:
@@ -134,9 +132,7 @@ class TableState:
         """Rows as finished events left them, in no given order."""
         before: dict[Any, Any] = {}
         for lane in open_lanes:
-            for state, key, old in lane.undo:
-                if state is self:
-                    before.setdefault(key, old)
+            before.update(lane.before(self))
         changed = {key: before.get(key, value) for key, value in self.hot.items()}
         cut = len(self._prefix)
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
@@ -151,14 +147,13 @@ class TableState:
 class TableView:
     """A table as the events of one lane see it. Hot: every access of a table goes through one."""
 
-    __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched", "undo")
+    __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched")
 
     def __init__(self, state: TableState, lane: Lane, strict: bool) -> None:
         self.state = state
         self.lane = lane
         self.hot = state.hot
         self.dirty = state.dirty
-        self.undo = lane.undo
         self.strict = strict
         self.mutable = state.plan.mutable
         self.touched = False

@@ -11,13 +11,12 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
-from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
@@ -27,9 +26,9 @@ from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, Verdict, fitting
+from .agent_task import AgentTask, Verdict, dead_letter
 from .deliveries import Deliveries
-from .lane import Lane, Rerun
+from .lane import Lane, Rerun, Ticket, asked
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
@@ -37,11 +36,11 @@ from .topic_input import TopicInput
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey", "asked"]
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey"]
 
 log = logging.getLogger("thalweg")
 
-Answer = tuple[AgentPlan, Record, Any]
+Answer = tuple[AgentPlan, Record, "bytes | Failure"]
 """Who answers which question, and what."""
 
 TaskKey = tuple[str, int]
@@ -273,13 +272,11 @@ class Task:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs.setdefault(destination, []).append(message)
-        for record, value in lane.answers:
-            if asked(lane.plan, record):
-                self.answers.append((lane.plan, record, value))
+        self.answers.extend((lane.plan, record, data) for record, data in lane.answers)
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
-        for state, key in [*((state, key) for state, key, _ in lane.undo), *lane.lent]:
+        for state, key in [*((state, key) for state, key, _ in lane.changes()), *lane.lent]:
             value = state.hot.get(key)
             try:
                 state.plan.encode_key(key)
@@ -288,9 +285,10 @@ class Task:
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
-    def send_dead_letter(self, topic: str, message: Message) -> None:
-        destination = self.worker.dead_letter_destination(topic, message.key)
-        self.outputs.setdefault(destination, []).append(fitting(message, self.worker.output_bytes))
+    def send_dead_letter(self, agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> None:
+        destination = self.worker.dead_letter_destination(ticket.input.topic.name, ticket.record.key)
+        letter = dead_letter(agent, ticket, reason, trace, attempts, self.worker.room(destination))
+        self.outputs.setdefault(destination, []).append(letter)
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):
@@ -499,11 +497,6 @@ class Task:
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
-
-
-def asked(plan: AgentPlan, record: Record) -> bool:
-    """Whether somebody waits for this agent's answer to this record."""
-    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 
 
 class RolledBack(Exception):

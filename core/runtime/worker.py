@@ -12,7 +12,7 @@ from typing import Any
 from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
-from thalweg.journal.outbox import largest_output
+from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
@@ -61,7 +61,6 @@ class Worker:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
-        self.output_bytes = largest_output(self.message_bytes)
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
@@ -192,16 +191,21 @@ class Worker:
         task = self.tasks.pop(key, None)
         if task is None:
             return
-        await self._closing(task)
-        if in_good_order and task.journal in self.committer.tasks:
-            await task.drain()
-            await self.committer.commit()
-        await task.stop_lanes()
-        if in_good_order and self.committer.tasks.get(task.journal) is task:
-            await self.committer.commit()  # what finished while the others were being cancelled
-            await self.committer.release(task)
-        self.committer.tasks.pop(task.journal, None)
-        task.close()
+        try:
+            await self._closing(task)
+            if in_good_order and task.journal in self.committer.tasks:
+                await task.drain()
+                await self.committer.commit()
+            await task.stop_lanes()
+            if in_good_order and self.committer.tasks.get(task.journal) is task:
+                await self.committer.commit()  # what finished while the others were being cancelled
+                await self.committer.release(task)
+        except asyncio.CancelledError:  # told not to wait: nobody else knows of this task any more
+            await task.stop_lanes()
+            raise
+        finally:
+            self.committer.tasks.pop(task.journal, None)
+            task.close()
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
         """A commit was refused or nobody knows, a store broke, a rollback is wanted: start over from the journal."""
@@ -259,6 +263,12 @@ class Worker:
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
+
+    def room(self, destination: Destination) -> int | None:
+        """The largest message, in bytes, that an event may send there: an outbox adds a header of its own."""
+        if self.message_bytes is None or self.joins_commits(destination):
+            return self.message_bytes
+        return self.message_bytes - HEADER_BYTES
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 

@@ -101,25 +101,6 @@ async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(
         assert rows["row"] == ["first", "second", "last"]
 
 
-async def test_a_halt_at_an_undecodable_record_amid_a_batch_handles_nothing_more() -> None:
-    app = App("halting", partitions=1)
-    source = app.topic("source", key=str, value=int)
-    seen: list[int] = []
-
-    @app.handler(source, on_error=DeadLetter(max_consecutive=1))
-    async def note(value: int) -> None:
-        seen.append(value)
-
-    async with app.test(errors="policy") as t:
-        await source.raw.send_many([(None, raw) for raw in (b"1", b"?", b"?", b"4", b"5")])
-        await t.advance(1)
-        assert seen == [1]
-        await t.crash()  # as if the cause were mended: the count of dead letters in a row begins anew
-        await t.settle()
-        assert seen == [1, 4, 5]
-        assert [letter.position async for letter in app.dead_letters(source)] == [1, 2]
-
-
 async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None:
     app = App("times", partitions=1)
     source = app.topic("source", key=str, value=dict, timestamp_of=lambda value: value["time"])
@@ -276,7 +257,7 @@ async def test_an_answer_that_cannot_be_encoded_is_an_error_for_who_asked_and_no
     app = App("answers", partitions=1)
     source = app.topic("source", key=str, value=str) if topic else app.queue("source", key=str, value=str)
 
-    @app.agent(source)
+    @app.agent(source, on_error=DeadLetter())  # the agent is wrong, so it is its event that fails
     async def answer(stream: Stream[str]) -> AsyncIterator[Any]:
         async for value in stream:
             yield object() if value == "bad" else value
