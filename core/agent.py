@@ -57,7 +57,7 @@ class Agent(Generic[V, R]):
             policy=policy,
             concurrency=concurrency,
             sinks=[_sink(sink) for sink in sinks],
-            stateful=uses_tables(function),
+            tables={table.name for table in tables_used(function)},
         )
         self.__doc__ = function.__doc__
 
@@ -132,28 +132,28 @@ def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:
     )
 
 
-def uses_tables(function: Callable[..., Any], depth: int = 3) -> bool:
-    """Whether the function (or one that it names) refers to a table: known before the first event, mostly.
+def tables_used(function: Callable[..., Any], depth: int = 3) -> set[Table[Any, Any]]:
+    """The tables that a function (or one that it names) refers to: known before the first event, mostly.
 
     What this misses is learned at the agent's first touch of a table.
     """
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None or depth == 0:
-        return False
-    found: list[object] = []
+        return set()
+    named: list[object] = []
     for part in _codes(code):
-        found.extend(function.__globals__[name] for name in part.co_names if name in function.__globals__)
+        named.extend(function.__globals__[name] for name in part.co_names if name in function.__globals__)
     for cell in function.__closure__ or ():
         try:
-            found.append(cell.cell_contents)
+            named.append(cell.cell_contents)
         except ValueError:
             pass  # not filled yet
-    return any(
-        isinstance(value, Table)
-        or (isinstance(value, types.FunctionType) and value is not function and uses_tables(value, depth - 1))
-        for value in found
-    )
+    found = {value for value in named if isinstance(value, Table)}
+    for value in named:
+        if isinstance(value, types.FunctionType) and value is not function:
+            found |= tables_used(value, depth - 1)
+    return found
 
 
 def _codes(code: types.CodeType) -> Iterable[types.CodeType]:

@@ -31,7 +31,7 @@ from .schedule import Background, Crontab, Function, Misfire, Timer
 from .store import Stores
 from .stream import Stream
 from .table import Table
-from .topic import Topic
+from .topic import Start, Topic
 from .type_facts import is_immutable
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ __all__ = ["App"]
 
 K = TypeVar("K", default=str)
 V = TypeVar("V", default=bytes)
+T = TypeVar("T")
 R = TypeVar("R")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
-Source = Stream[V] | Topic[Any, V] | Queue[Any, V] | Sequence[Topic[Any, V]]
+Source = Stream[T] | Topic[Any, T] | Queue[Any, T] | Sequence[Topic[Any, T]]
 
 
 class App:
@@ -149,22 +150,55 @@ class App:
 
     # --- topics and queues -------------------------------------------------------------------------------------
 
+    @overload
     def topic(
         self,
         name: str,
         *,
-        key: TypeForm[K] = str,  # type: ignore[assignment]
-        value: TypeForm[V] = bytes,  # type: ignore[assignment]
-        codec: str | Codec[V] | None = None,
+        value: TypeForm[V] = ...,
+        codec: str | Codec[V] | None = ...,
+        partitions: int | None = ...,
+        start: Start = ...,
+        retention: float | timedelta | None = ...,
+        compact: bool = ...,
+        partitioner: str = ...,
+        key_of: Callable[[V], str | None] | None = ...,
+        timestamp_of: Callable[[V], float | datetime] | None = ...,
+        options: Mapping[str, str] | None = ...,
+    ) -> Topic[str, V]: ...
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V] = ...,
+        codec: str | Codec[V] | None = ...,
+        partitions: int | None = ...,
+        start: Start = ...,
+        retention: float | timedelta | None = ...,
+        compact: bool = ...,
+        partitioner: str = ...,
+        key_of: Callable[[V], K | None] | None = ...,
+        timestamp_of: Callable[[V], float | datetime] | None = ...,
+        options: Mapping[str, str] | None = ...,
+    ) -> Topic[K, V]: ...
+    def topic(
+        self,
+        name: str,
+        *,
+        key: Any = str,
+        value: Any = bytes,
+        codec: str | Codec[Any] | None = None,
         partitions: int | None = None,
-        start: Literal["earliest", "latest"] | datetime = "earliest",
+        start: Start = "earliest",
         retention: float | timedelta | None = None,
         compact: bool = False,
         partitioner: str = "murmur2",
-        key_of: Callable[[V], K] | None = None,
-        timestamp_of: Callable[[V], float | datetime] | None = None,
+        key_of: Callable[[Any], Any] | None = None,
+        timestamp_of: Callable[[Any], float | datetime] | None = None,
         options: Mapping[str, str] | None = None,
-    ) -> Topic[K, V]:
+    ) -> Topic[Any, Any]:
         """Declare a topic. Declaring it again with the same types gives the same topic; with others is an error.
 
         start: where an agent that has no position yet begins. retention: seconds. key_of: makes `key=` unnecessary on
@@ -185,17 +219,40 @@ class App:
         plan = self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of)
         return Topic(self, plan, self._checks[name])
 
+    @overload
     def queue(
         self,
         name: str,
         *,
-        key: TypeForm[K] = str,  # type: ignore[assignment]
-        value: TypeForm[V] = bytes,  # type: ignore[assignment]
-        codec: str | Codec[V] | None = None,
+        value: TypeForm[V] = ...,
+        codec: str | Codec[V] | None = ...,
+        retention: float | timedelta | None = ...,
+        key_of: Callable[[V], str | None] | None = ...,
+        options: Mapping[str, str] | None = ...,
+    ) -> Queue[str, V]: ...
+    @overload
+    def queue(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V] = ...,
+        codec: str | Codec[V] | None = ...,
+        retention: float | timedelta | None = ...,
+        key_of: Callable[[V], K | None] | None = ...,
+        options: Mapping[str, str] | None = ...,
+    ) -> Queue[K, V]: ...
+    def queue(
+        self,
+        name: str,
+        *,
+        key: Any = str,
+        value: Any = bytes,
+        codec: str | Codec[Any] | None = None,
         retention: float | timedelta | None = None,
-        key_of: Callable[[V], K] | None = None,
+        key_of: Callable[[Any], Any] | None = None,
         options: Mapping[str, str] | None = None,
-    ) -> Queue[K, V]:
+    ) -> Queue[Any, Any]:
         """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
         keep = None if retention is None else seconds(retention, "retention")
         spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
@@ -292,34 +349,34 @@ class App:
 
     def agent(
         self,
-        source: Source[V],
+        source: Source[T],
         *,
         name: str | None = None,
         concurrency: int = 1,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _AgentDecorator[V]:
+    ) -> _AgentDecorator[T]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
         What it yields is the answer to `ask`, and goes to `sinks`. An exception meets `on_error`.
         """
         stream = self._stream_of(source)
 
-        def decorate(function: Callable[[Stream[V]], Any]) -> Agent[V, Any]:
+        def decorate(function: Callable[[Stream[T]], Any]) -> Agent[T, Any]:
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate
 
     def handler(
         self,
-        source: Source[V],
+        source: Source[T],
         *,
         name: str | None = None,
         concurrency: int = 1,
         timeout: float | timedelta | None = None,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _HandlerDecorator[V]:
+    ) -> _HandlerDecorator[T]:
         """A plain function, called once a message; a `def` one runs in a thread.
 
         timeout: seconds. It may raise RetryLater(seconds) or Reject(reason) to decide for itself.
@@ -327,7 +384,7 @@ class App:
         stream = self._stream_of(source)
         limit = None if timeout is None else seconds(timeout, "timeout")
 
-        def decorate(function: Callable[[V], Any]) -> Agent[V, Any]:
+        def decorate(function: Callable[[T], Any]) -> Agent[T, Any]:
             body = handler_body(self, function, limit)
             return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
 
@@ -388,7 +445,7 @@ class App:
         self,
         name: str,
         *,
-        key: TypeForm[K] = str,  # type: ignore[assignment]
+        key: TypeForm[K] = str,  # type: ignore[assignment] # K is str then, by its own default
         value: TypeForm[V],
         default: Callable[[], V] | None = None,
         like: Topic[Any, Any] | None = None,
@@ -628,22 +685,22 @@ class App:
         return f"App({self.id!r})"
 
 
-class _AgentDecorator(Protocol[V]):
+class _AgentDecorator(Protocol[T]):
     """What `@app.agent(source)` gives: an agent's answers are what its function yields."""
 
     @overload
-    def __call__(self, function: Callable[[Stream[V]], AsyncIterator[R]], /) -> Agent[V, R]: ...
+    def __call__(self, function: Callable[[Stream[T]], AsyncIterator[R]], /) -> Agent[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[Stream[V]], Awaitable[None]], /) -> Agent[V, None]: ...
+    def __call__(self, function: Callable[[Stream[T]], Awaitable[None]], /) -> Agent[T, None]: ...
 
 
-class _HandlerDecorator(Protocol[V]):
+class _HandlerDecorator(Protocol[T]):
     """What `@app.handler(source)` gives: a handler's answers are what it returns."""
 
     @overload
-    def __call__(self, function: Callable[[V], Awaitable[R]], /) -> Agent[V, R]: ...
+    def __call__(self, function: Callable[[T], Awaitable[R]], /) -> Agent[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[V], R], /) -> Agent[V, R]: ...
+    def __call__(self, function: Callable[[T], R], /) -> Agent[T, R]: ...
 
 
 def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:

@@ -19,7 +19,8 @@ __all__ = ["DeadLetterRecord", "dead_letter_topic", "read_dead_letters", "replay
 class DeadLetterRecord(msgspec.Struct, frozen=True):
     """A message that failed. key, value: bytes as they came. timestamp: seconds since the epoch.
 
-    topic, partition, position: where it lay. attempts: how often it was tried. id: of the letter itself.
+    topic, partition, position: where it lay. attempts: how often it was tried. id: of the letter itself. event_id: the
+    failed event's `Event.id`, which it keeps when it is replayed.
     """
 
     key: bytes | None
@@ -34,6 +35,7 @@ class DeadLetterRecord(msgspec.Struct, frozen=True):
     attempts: int
     agent: str
     id: int
+    event_id: str = ""
 
     @classmethod
     def of(cls, record: Record, position: int) -> DeadLetterRecord:
@@ -57,6 +59,7 @@ class DeadLetterRecord(msgspec.Struct, frozen=True):
             number(names.ATTEMPTS),
             text(names.AGENT),
             position,
+            text(names.ID),
         )
 
 
@@ -98,7 +101,8 @@ async def replay(app: App, source: str) -> int:
     count = 0
     try:
         async for letter in read_dead_letters(app, source):
-            headers = (*letter.headers, (names.ONLY, letter.agent.encode()))
+            ours = ((names.ONLY, letter.agent.encode()), (names.ID, letter.event_id.encode()))
+            headers = (*letter.headers, *(pair for pair in ours if pair[1]))
             message = Message(letter.value, letter.key, headers, round(letter.timestamp * 1000))
             if plan.spec.queue:
                 await running.put(source, [message])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,7 +10,7 @@ from .message import Headers
 
 __all__ = [
     "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY",
-    "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "stripped",
+    "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"
@@ -36,6 +37,11 @@ def find(headers: Headers, name: str) -> bytes | None:
         if header == name:
             return value
     return None
+
+
+def identified(headers: Headers) -> Headers:
+    """With an id, for messages that get no position which would tell one from another: `Event.id`."""
+    return (*headers, (ID, secrets.token_hex(16).encode()))
 
 
 def hidden(headers: Headers) -> Headers:

@@ -70,5 +70,5 @@ class AgentPlan(msgspec.Struct):
     policy: Policy
     concurrency: int = 1
     sinks: Sequence[Callable[[Any], Awaitable[object]]] = ()
-    stateful: bool = False  # uses tables; known from its globals, or learned at the first touch
+    tables: set[str] = msgspec.field(default_factory=set)  # that it uses: seen in its code, or learned
     answer: TypeCodec[Any] = ANY

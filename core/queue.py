@@ -73,7 +73,7 @@ class Queue(Generic[K, V]):
         message = QueueMessage(
             encoded(self._plan.value, value),
             None if key is None else encoded(self._plan.key, key),
-            names.stripped(headers),
+            names.identified(names.stripped(headers)),
             round(self._app.now() * 1000),
             priority,
             wait,

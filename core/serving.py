@@ -27,14 +27,19 @@ async def serve(app: App, started: Callable[[Worker], None] | None = None) -> No
     stop: asyncio.Future[None] = loop.create_future()
     me = asyncio.current_task()
     assert me is not None
+    starting = True
 
     def told(number: signal.Signals) -> None:
         if stop.done():
             log.warning("%s again: stopping at once", number.name)
             me.cancel()
+            return
+        stop.set_result(None)
+        if starting:  # it may be waiting for another worker, and has nothing to drain yet
+            log.info("%s: stopping before the start was complete", number.name)
+            me.cancel()
         else:
             log.info("%s: draining (once more to stop at once)", number.name)
-            stop.set_result(None)
 
     handled = []
     for number in SIGNALS:
@@ -45,12 +50,16 @@ async def serve(app: App, started: Callable[[Worker], None] | None = None) -> No
             pass  # not the main thread, or no signals here: whoever embeds the app stops it
     try:
         async with worker_running(app) as worker:
+            starting = False
             if started is not None:
                 started(worker)
             both: list[asyncio.Future[None]] = [stop, worker.failed]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if worker.failed.done():
                 worker.failed.result()
+    except asyncio.CancelledError:
+        if not (starting and stop.done() and me.uncancel() == 0):
+            raise
     finally:
         for number in handled:
             loop.remove_signal_handler(number)

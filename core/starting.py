@@ -125,9 +125,13 @@ class _Stop:
         if self._done:
             return
         self._done = True
-        await self._clockwork.stop()
-        await asyncio.gather(*(queue.stop() for queue in self._queues))
-        await self._worker.stop()
+        try:
+            await self._clockwork.stop()
+            await asyncio.gather(*(queue.stop() for queue in self._queues))
+            await self._worker.stop()
+        except asyncio.CancelledError:  # whoever stops us will not wait for open events
+            await self.by_kill()
+            raise
 
     async def by_kill(self) -> None:
         self._done = True
@@ -202,7 +206,7 @@ def check_needs(app: App, transport: Transport) -> None:
     if app.wanted_guarantee == "exactly_once":
         need_log("guarantee='exactly_once'")
         for name, agent in app.agents.items():
-            if agent.plan.stateful and any(source.topic.spec.queue for source in agent.plan.sources):
+            if agent.plan.tables and any(source.topic.spec.queue for source in agent.plan.sources):
                 raise ConfigurationError(
                     f"agent {name!r} reads a queue, which is at least once, under guarantee='exactly_once'"
                 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .stream import Stream
     from .table import Table
 
-__all__ = ["Topic", "UserHeaders"]
+__all__ = ["Start", "Topic", "UserHeaders"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,6 +62,7 @@ class Topic(Generic[K, V]):
     ) -> None:
         """Send one message.
 
+        value: None is a tombstone; for a checker to let it pass, declare the topic with `value=SomeType | None`.
         Outside an event it is durable when this returns. Inside one it is part of the event's commit: sent with it or
         not at all, and this never waits. timestamp: seconds since the epoch; default: the event's, or now.
         Raises WrongType, MessageTooLarge (nothing was sent), BrokerError.
@@ -92,6 +93,8 @@ class Topic(Generic[K, V]):
     def question(self, value: V, key: K | None, headers: Headers) -> tuple[TopicPlan, int, Message]:
         """Where a question to an agent goes, and its bytes, with headers of ours."""
         partition, message = self._message(value, key, None, None, None, self._event())
+        if names.find(headers, names.ID) is None:
+            headers = (*message.headers, *headers)
         return self._plan, partition, msgspec.structs.replace(message, headers=headers)
 
     def _event(self) -> Lane | None:
@@ -122,6 +125,8 @@ class Topic(Generic[K, V]):
             at = self._now(lane)
         raw_key, home = self._place(key)
         pairs = names.stripped(headers) if headers else ()
+        if self._unnumbered:
+            pairs = names.identified(pairs)
         message = Message(None if value is None else encoded(plan.value, value), raw_key, pairs, at)
         limit = self._app.running.message_bytes
         if limit is not None:
@@ -173,7 +178,14 @@ class Topic(Generic[K, V]):
         if limit is not None and _longest(raws) + _longest(keys) > limit:
             for message in messages:
                 self._check_size(message, limit)
+        if self._unnumbered:
+            return [msgspec.structs.replace(message, headers=names.identified(())) for message in messages]
         return messages
+
+    @property
+    def _unnumbered(self) -> bool:
+        """Whether messages get no position there that would tell one from another."""
+        return self._plan.spec.queue or not self._app.running.has_log
 
     def _place(self, key: K | None) -> tuple[bytes | None, int]:
         """A key's bytes and partition; without a key, the partitions in turn."""

@@ -66,7 +66,8 @@ app = App("flights")
 # The key is the aircraft, so its flights keep their order. A flight without one has no key: its order matters to none.
 flights = app.topic("flights", value=Flight, key_of=lambda f: f.tailnum, timestamp_of=lambda f: f.scheduled)
 alerts = app.topic("alerts", value=Alert, key_of=lambda alert: alert.flight.tailnum)
-days = app.topic("days", value=date, partitions=1)  # one, for days keep their order
+# All days have the same key: events of a key keep their order, even when one of them has to be tried again.
+days = app.topic("days", value=date, key_of=lambda day: "2013", partitions=1)
 
 departed = app.table("departed", key=date, value=int, default=int, like=days)
 delays = app.table("delays", value=Delays, default=Delays)

@@ -68,9 +68,10 @@ def _console() -> Console:
 
 def report(results: Results) -> None:
     console = _console()
-    console.print(_airlines(results))
-    console.print(_routes(results))
-    console.print(_alerts(results))
+    for title, table in (_airlines(results), _routes(results), _alerts(results)):
+        console.print(f"[bold]{title}[/]", highlight=False, soft_wrap=True)
+        if table.row_count:
+            console.print(table)
     rate = results.counted / results.seconds if results.seconds else 0
     console.print(
         f"{results.counted:,} flights counted in {results.seconds:.1f} s ({rate:,.0f} flights/s), "
@@ -81,8 +82,8 @@ def report(results: Results) -> None:
         console.print("All had been counted before. To begin anew, delete what the broker keeps.")
 
 
-def _airlines(results: Results) -> Table:
-    table = _table("Airlines", "airline", "flights", "departs late by", "arrives late by", "by over 15 min")
+def _airlines(results: Results) -> tuple[str, Table]:
+    table = _table("airline", "flights", "departs late by", "arrives late by", "by over 15 min")
     rows = sorted(results.airlines.items(), key=lambda row: -row[1].flights)
     worst = max((_mean(d.departure_sum, d.departed) for _, d in rows), default=1)
     for name, d in rows:
@@ -95,21 +96,21 @@ def _airlines(results: Results) -> Table:
             f"{arrival:5.1f} min",
             f"{share:4.0%} {_bar(share, 0.5)}",
         )
-    return table
+    return f"{len(rows)} airlines", table
 
 
-def _routes(results: Results, count: int = 8) -> Table:
-    table = _table(f"The {count} busiest of {len(results.routes)} routes", "route", "to", "flights", "")
+def _routes(results: Results, count: int = 8) -> tuple[str, Table]:
+    table = _table("route", "to", "flights", "")
     busiest = sorted(results.routes.items(), key=lambda row: (-row[1], row[0]))[:count]
     for route, flights in busiest:
         airport = route.partition("-")[2]
         table.add_row(route, results.airports.get(airport, airport), f"{flights:,}", _bar(flights, busiest[0][1]))
-    return table
+    return f"The {len(busiest)} busiest of {len(results.routes)} routes", table
 
 
-def _alerts(results: Results, count: int = 5) -> Table:
+def _alerts(results: Results, count: int = 5) -> tuple[str, Table]:
     title = f"{len(results.alerts)} alerts: two hours late three times in a row, of {len(results.aircraft):,} aircraft"
-    table = _table(title, "planned (UTC)", "late by", "route", "aircraft", "visibility")
+    table = _table("planned (UTC)", "late by", "route", "aircraft", "visibility")
     for alert in sorted(results.alerts, key=lambda alert: -(alert.flight.dep_delay or 0))[:count]:
         flight, plane, weather = alert.flight, alert.plane, alert.weather
         table.add_row(
@@ -119,11 +120,11 @@ def _alerts(results: Results, count: int = 5) -> Table:
             f"{flight.tailnum}" + (f" ({plane.manufacturer.title()} {plane.model})" if plane else ""),
             f"{weather.visib:g} mi" if weather else "?",
         )
-    return table
+    return title, table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         numeric = column in ("flights", "late by", "arrives late by", "visibility")
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)

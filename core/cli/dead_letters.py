@@ -33,7 +33,6 @@ def list_(
 ) -> None:
     """List what failed: which agent, how often it was tried, why. Oldest first."""
     session = session_of(context)
-    session.log("WARNING")
     app, output = session.app(), session.output
     sources = list(app.topics) if source is None else [app.source(source).name]
     session.warn_if_nothing_lasts(app)
@@ -60,7 +59,6 @@ def replay_(
     A letter is removed once its message is durable again: at least once. What fails again becomes a new letter.
     """
     session = session_of(context)
-    session.log("WARNING")
     app, output = session.app(), session.output
     name = app.source(source).name
     session.warn_if_nothing_lasts(app)

@@ -39,7 +39,7 @@ def agent_rows(app: App) -> list[dict[str, Any]]:
             "agent": agent.name,
             "sources": ", ".join(_source(source.topic) for source in agent.plan.sources),
             "concurrency": agent.plan.concurrency,
-            "tables": agent.plan.stateful or _keeps_table(agent),
+            "tables": bool(agent.plan.tables) or _keeps_table(agent),
             "about": _about(agent),
             "internal": is_internal(agent),
         }

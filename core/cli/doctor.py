@@ -62,7 +62,6 @@ def doctor(context: typer.Context) -> None:
     Exit code 1 if the program could not start, or would not do what it declares.
     """
     session = session_of(context)
-    session.log("WARNING")
     app, output = session.app(), session.output
     findings = [*_store(app), *session.run(_broker(app))]
     width = max(len(finding.about) for finding in findings)

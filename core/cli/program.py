@@ -19,6 +19,7 @@ from .dead_letters import dead_letters
 from .declared import agents, tables
 from .doctor import doctor
 from .init import init
+from .lag import lag
 from .loading import BadPath
 from .output import Output, without_secrets
 from .send import send
@@ -84,6 +85,7 @@ program.command()(tables)
 program.command()(topics)
 program.command()(send)
 program.command()(table)
+program.command()(lag)
 program.add_typer(dead_letters, name="dead-letters")
 program.command()(doctor)
 program.command()(init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from thalweg.app import App
-from thalweg.errors import ConfigurationError, ThalwegError
+from thalweg.errors import ConfigurationError, DecodeError, ThalwegError
 from thalweg.queue import Queue
 from thalweg.starting import client_running
 from thalweg.topic import Topic
@@ -45,7 +46,6 @@ def send(
 ) -> None:
     """Send a message, or one for each line of standard input. Returns once all are durable."""
     session = session_of(context)
-    session.log("WARNING")
     app = session.app()
     target = app.source(topic)
     options = _options(target, headers or [], partition, priority, delay, expires)
@@ -103,7 +103,7 @@ async def _send_lines(app: App, one: Callable[[str], Callable[[], Awaitable[None
             problem: BaseException | None = None
             for line in lines:
                 try:
-                    ready.append(one(line))
+                    ready.append(one(_text(line)))
                 except ThalwegError as error:
                     problem = error
                     break
@@ -119,17 +119,35 @@ async def _send_lines(app: App, one: Callable[[str], Callable[[], Awaitable[None
     return count
 
 
-async def _lines_of_stdin() -> AsyncIterator[list[str]]:
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"not UTF-8: {error}") from None
+
+
+async def _lines_of_stdin() -> AsyncIterator[list[bytes]]:
     """What can be read now, at least a line. A thread reads, so that the connection lives while stdin is silent."""
     loop = asyncio.get_running_loop()
-    waiting: asyncio.Queue[str | None] = asyncio.Queue()
+    waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
     room = threading.Semaphore(AHEAD)
 
+    def put(line: bytes | None) -> None:
+        room.acquire()
+        loop.call_soon_threadsafe(waiting.put_nowait, line)
+
     def read() -> None:
-        for line in sys.stdin:
-            room.acquire()
-            loop.call_soon_threadsafe(waiting.put_nowait, line.rstrip("\r\n"))
-        loop.call_soon_threadsafe(waiting.put_nowait, None)
+        # By the descriptor: a thread that waits inside sys.stdin would make the interpreter abort when it ends.
+        rest = b""
+        try:
+            while data := os.read(sys.stdin.fileno(), 65536):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    put(line)
+            put(rest)
+            put(None)
+        except RuntimeError:
+            return  # the loop is closed: nobody listens any more
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
     while True:
@@ -137,7 +155,7 @@ async def _lines_of_stdin() -> AsyncIterator[list[str]]:
         while not waiting.empty():
             lines.append(waiting.get_nowait())
         room.release(len(lines))
-        found = [line for line in lines if line]
+        found = [line.rstrip(b"\r") for line in lines if line and line != b"\r"]
         if found:
             yield found
         if lines[-1] is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent
 import logging
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
-import thalweg
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,6 +22,9 @@ from .output import Output
 __all__ = ["Session", "session_of"]
 
 T = TypeVar("T")
+
+OURS = str(Path(__file__).parents[1])
+"""Where Thalweg's own code lies: its frames in a traceback take a line each, the program's are shown with code."""
 
 
 class Session:
@@ -39,8 +43,11 @@ class Session:
         self._app, self._path, self._broker, self._store = app, path, broker, store
         self._log_level = log_level
 
-    def app(self) -> App:
-        """The app, its broker and store as the command line wants them, and everything that it includes."""
+    def app(self, log_level: str = "WARNING") -> App:
+        """The app, its broker and store as the command line wants them, and everything that it includes.
+
+        log_level: what is logged from here on, unless the program or the command line has decided.
+        """
         if self._app is None:
             if not self._path:
                 raise typer.BadParameter(
@@ -53,12 +60,13 @@ class Session:
         if self._store:
             app.store = self._store
         app.load()
+        self._log(log_level)
         return app
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(coroutine)
 
-    def log(self, default: str) -> None:
+    def _log(self, default: str) -> None:
         """Send logs to standard error, unless the program has set up logging for itself."""
         root = logging.getLogger()
         if not root.handlers:
@@ -90,7 +98,7 @@ def _handler() -> logging.Handler:
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",
             rich_tracebacks=True,
-            tracebacks_suppress=[thalweg],
+            tracebacks_suppress=[OURS, asyncio, concurrent],
         )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

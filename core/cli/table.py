@@ -39,7 +39,6 @@ def table(
     to run. Exit code 1 if there is no such row.
     """
     session = session_of(context)
-    session.log("WARNING")
     app, output = session.app(), session.output
     source = _Rows(app, name)
     session.warn_if_nothing_lasts(app)

@@ -30,7 +30,6 @@ def topics(
     `records` is how many a log holds at most: positions may have holes.
     """
     session = session_of(context)
-    session.log("WARNING")
     app = session.app()
     session.warn_if_nothing_lasts(app)
     rows = session.run(_rows(app, all_))

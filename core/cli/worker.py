@@ -28,15 +28,20 @@ def worker(context: typer.Context) -> None:
     A second signal stops at once: what was not committed is done again by the next worker.
     """
     session = session_of(context)
-    session.log("INFO")
-    app, output = session.app(), session.output
-    began = time.monotonic()
+    app, output = session.app(log_level="INFO"), session.output
+    began, started = time.monotonic(), False
+
+    def announce(running: Worker) -> None:
+        nonlocal started
+        started = True
+        _announce(app, running, output, time.monotonic() - began)
+
     try:
-        session.run(serve(app, lambda running: _announce(app, running, output, time.monotonic() - began)))
+        session.run(serve(app, announce))
     except asyncio.CancelledError:
         output.note("stopped at once; what was not committed will be done again")
         raise typer.Exit(130) from None
-    output.note("drained, committed, stopped")
+    output.note("drained, committed, stopped" if started else "stopped before it had started")
 
 
 def _announce(app: App, running: Worker, output: Output, took: float) -> None:

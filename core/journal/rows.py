@@ -4,6 +4,7 @@
 |---|---|---|
 | a table's entry | `t` name `\\0` key | the encoded value |
 | how far an input was read | `p` input | position, CRC-32 of the record there |
+| what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
 | an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
 | crashes of owners in a row | `k` | their number |
@@ -24,6 +25,7 @@ __all__ = [
     "Parked",
     "Reached",
     "Suspect",
+    "ahead_key",
     "below",
     "decode",
     "encode",
@@ -83,6 +85,10 @@ def below(start: bytes) -> bytes:
 
 def reached_key(input_name: str) -> bytes:
     return b"p" + input_name.encode()
+
+
+def ahead_key(input_name: str) -> bytes:
+    return b"f" + input_name.encode()
 
 
 def suspect_key(agent: str) -> bytes:

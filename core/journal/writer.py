@@ -63,8 +63,9 @@ class FencedWriter:
     async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
         results: dict[JournalKey, Written | BrokerError] = {}
         left = dict(commits)
+        claims = {journal: self._claims[journal] for journal in left}  # a task may be closed or claimed anew meanwhile
         while left:
-            calls = {self._claims[journal]: commit for journal, commit in left.items()}
+            calls = {claims[journal]: commit for journal, commit in left.items()}
             try:
                 positions = await self._fencing.commit(calls)
             except Fenced as error:
@@ -77,7 +78,7 @@ class FencedWriter:
                 break
             else:
                 for journal, commit in left.items():
-                    where = positions[self._claims[journal]]
+                    where = positions[claims[journal]]
                     results[journal] = Written(where[0], where[-1], commit.records[-1].value or b"")
                 break
         return results
@@ -117,10 +118,10 @@ class ReadBackWriter:
         for journal in commits:
             by_topic.setdefault(journal[0], []).append(journal)
         for topic, journals in by_topic.items():
+            tails = {j: self._tails[j] for j in journals}  # a task may be closed or claimed anew meanwhile
             try:
                 await (await self._log(topic)).append({j[1]: commits[j].records for j in journals})
                 wanted = {j: decode_entry(commits[j].records[-1].value or b"").number for j in journals}
-                tails = {j: self._tails[j] for j in journals}
                 for tail in tails.values():
                     tail.first = None
                 await self._read_back(

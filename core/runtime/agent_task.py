@@ -15,7 +15,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
 from thalweg.errors import ProcessDied
-from thalweg.event import event_time
+from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
 from thalweg.plan import AgentPlan
@@ -24,6 +24,7 @@ from thalweg.policy import Action, Decision, Outcomes
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .topic_input import TopicInput
+from .turns import Turns
 from .watermark import Segment
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ log = logging.getLogger("thalweg")
 
 DEATH_DELAY = 0.1
 """Seconds, doubled with each death, that an event waits in which the process died."""
+
+MAX_AHEAD = 10_000
+"""With concurrency > 1: how many records may be handed out from the first unfinished one on; then the others wait."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -85,12 +89,15 @@ class AgentTask:
         self.max_event_outputs = task.settings.max_event_outputs
         self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
         self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self.turns = Turns(self)
+        self.tables: set[str] = set()  # those it shares turns for
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
         self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
         self.suspect: Suspect | None = None  # what the last owner had noted
         self._noted = False
+        self._held_back = False  # lanes wait because of MAX_AHEAD
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
         self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
@@ -246,7 +253,7 @@ class AgentTask:
             limit = min(input_.head() or 0 for input_ in ready if input_ is not chosen)
             records = chosen.buffer[0].records
             count = 1
-            while count < len(records) and event_time(chosen.topic, records[count]) <= limit:
+            while count < len(records) and order_time(chosen.topic, records[count]) <= limit:
                 count += 1
         fetched, segment = chosen.take(1 if self.careful else count)
         self.task.fetch_more(chosen)
@@ -258,6 +265,7 @@ class AgentTask:
             or self.task.checking
             or self.takes_turns
             or fetched.ours
+            or chosen.has_finished
         )
         self.task.busy()
         return Part(chosen, segment, plain)
@@ -265,7 +273,9 @@ class AgentTask:
     def _take_shared(self, lane: Lane) -> Part | None:
         if not self._shared:
             for input_ in self.inputs:
-                if input_.buffer:
+                if input_.watermark.span >= MAX_AHEAD:
+                    self._held_back = True
+                elif input_.buffer:
                     _, segment = input_.take(1 if self.careful else None)
                     self._shared.extend(Part(input_, segment, False).tickets)
                     self.task.fetch_more(input_)
@@ -302,6 +312,13 @@ class AgentTask:
                 return False
         input_ = ticket.input
         assert isinstance(input_, TopicInput)
+        if (
+            input_.has_finished
+            and not isinstance(ticket.segment, _ParkedSegment)
+            and input_.was_finished(ticket.position)
+        ):
+            self._done(lane, ticket)
+            return False
         verdict = self.task.verdicts.pop((input_.name, ticket.position), None) if self.task.verdicts else None
         if verdict is not None:
             if verdict.decision is None:
@@ -323,6 +340,9 @@ class AgentTask:
         if self._noted:
             self._cleared()
         self._unbusy(lane, ticket)
+        if self._held_back:
+            self._held_back = False
+            self.wake(len(self.lanes))
         self.task.busy()
 
     def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
@@ -336,14 +356,16 @@ class AgentTask:
 
     @property
     def takes_turns(self) -> bool:
-        return self.plan.stateful and self.task.contended
+        return self.turns.contended
 
-    async def enter(self, lane: Lane, timestamp: int) -> None:
-        await self.task.turns.enter(self, timestamp, self.task.stateful_agents)
-        lane.entered = True
+    async def enter(self, lane: Lane, timestamp: int) -> int:
+        return await self.turns.enter(self, timestamp)
+
+    def adopt(self, lane: Lane) -> None:
+        self.turns.adopt(self)
 
     def leave(self, lane: Lane) -> None:
-        self.task.turns.leave(self.task.stateful_agents)
+        self.turns.leave(self)
 
     def table(self, plan: TablePlan) -> TableState | None:
         return self.task.table_of(self, plan)
@@ -524,6 +546,7 @@ def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: i
         (names.POSITION, str(ticket.position)),
         (names.ATTEMPTS, str(attempts)),
         (names.TIMESTAMP, str(record.timestamp)),
+        (names.ID, Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id),
     )
     ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
     kept = names.hidden(record.headers)

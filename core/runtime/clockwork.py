@@ -130,7 +130,10 @@ class Clockwork:
     async def _run(self, name: str, function: Callable[[], Awaitable[None]]) -> bool:
         try:
             await function()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            current = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (current is None or current.cancelling()):
+                raise
             log.error("%s raised", name, exc_info=error)
             if self._worker.settings.failures is not None:
                 self._worker.settings.failures(name, error)

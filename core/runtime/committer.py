@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from thalweg.clock import Clock, Timer
-from thalweg.errors import BrokerError, EncodeError
-from thalweg.journal.writer import JournalKey, JournalWriter
+from thalweg.errors import EncodeError
+from thalweg.journal.writer import JournalKey, JournalWriter, Written
 
 if TYPE_CHECKING:
     from .task import Cut, Task
@@ -102,17 +103,32 @@ class Committer:
 
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:
         self.commits += 1
+        tasks = {journal: self.tasks.get(journal) for journal in cuts}
         await self._send_ahead(cuts)
+        for journal, cut in list(cuts.items()):
+            if not self._current(tasks[journal], cut, journal):
+                del cuts[journal]
         if not cuts:
             return
-        results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
+        results: Mapping[JournalKey, Written | Exception]
+        try:
+            results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
+        except Exception as error:  # nobody knows what was written: the journals will tell
+            results = dict.fromkeys(cuts, error)
         for journal, result in results.items():
-            task = self.tasks.get(journal)
-            if task is None:
-                continue
+            task, cut = tasks[journal], cuts[journal]
             try:
-                if isinstance(result, BrokerError):
-                    raise result
-                await task.committed(cuts[journal], result)
+                if task is None:
+                    continue
+                if self._current(task, cut, journal):
+                    if isinstance(result, Exception):
+                        raise result
+                    await task.committed(cut, result)
+                elif isinstance(result, Written):
+                    await task.worker.answer(cut.answers)
             except Exception as error:
                 task.failed(error)
+
+    def _current(self, task: Task | None, cut: Cut, journal: JournalKey) -> bool:
+        """Whether the cut's task is still what it was then: it may be closed, or have started over, meanwhile."""
+        return task is not None and self.tasks.get(journal) is task and task.made(cut)

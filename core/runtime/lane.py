@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thalweg.clock import Clock
 from thalweg.codec import DECODE_ERRORS
 from thalweg.errors import ConfigurationError, TooManyOutputs
-from thalweg.event import Event, event_time
+from thalweg.event import Event, event_time, order_time
 from thalweg.message import Message, Position, Record
 from thalweg.ops import Op, run_ops
 from thalweg.plan import AgentPlan, Destination, TopicPlan
@@ -126,7 +126,8 @@ class Host(Protocol):
 
     @property
     def takes_turns(self) -> bool: ...
-    async def enter(self, lane: Lane, timestamp: int) -> None: ...
+    async def enter(self, lane: Lane, timestamp: int) -> int: ...
+    def adopt(self, lane: Lane) -> None: ...
     def leave(self, lane: Lane) -> None: ...
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
@@ -161,7 +162,8 @@ class Lane:
         self.undo: Change | None = None  # the newest
         self.lent: dict[tuple[TableState, Any], None] = {}
         self.tainted = False  # a mutable value with older uncommitted changes was lent out: only a rollback undoes it
-        self.entered = False  # it is this agent's turn
+        self.entered = False  # it is this agent's turn, for events up to `_turn_until` (ms)
+        self._turn_until = -1
         self.outputs: list[tuple[Destination, Message]] = []
         self.answers: list[tuple[Record, Any]] = []
         self.asks = 0
@@ -215,13 +217,31 @@ class Lane:
         """The open event waits for an answer: others may have the turn, unless it has touched a table."""
         self._paused = self.entered and not self.touched
         if self._paused:
-            self.entered = False
-            self.host.leave(self)
+            self._leave()
 
     async def resume(self) -> None:
         if self._paused:
             self._paused = False
-            await self.host.enter(self, self.timestamp)
+            await self._enter(max((order_time(t.input.topic, t.record) for t in self.tickets), default=0))
+
+    async def _enter(self, timestamp: int) -> None:
+        """Have the turn for an event of this timestamp; kept from event to event while no other agent's is earlier."""
+        if self.entered:
+            if timestamp <= self._turn_until:
+                return
+            self._leave()
+        self._turn_until = await self.host.enter(self, timestamp)
+        self.entered = True
+
+    def _leave(self) -> None:
+        if self.entered:
+            self.entered = False
+            self.host.leave(self)
+
+    def adopt_turn(self) -> None:
+        """The open event turns out to need the turn, and has it; the next one must ask."""
+        self.entered, self._turn_until = True, -1
+        self.host.adopt(self)
 
     # --- what the open event does --------------------------------------------------------------------------
 
@@ -269,9 +289,9 @@ class Lane:
         for state, key, old in self.changes():
             state.hot[key] = old
         for state, key in self.lent:
-            state.hot.pop(key, None)
-            state.dirty.pop(key, None)
+            state.reread(key)
         self._close()
+        self._leave()
 
     def _close(self) -> None:
         self.undo = None
@@ -283,9 +303,6 @@ class Lane:
         self.record, self.tickets = None, ()
         for view in self.views.values():
             view.touched = False
-        if self.entered:
-            self.entered = False
-            self.host.leave(self)
 
     # --- feeding the agent ---------------------------------------------------------------------------------
 
@@ -314,6 +331,9 @@ class Lane:
                 segment, topic = part.segment, part.input.topic
                 decode, partition, positions = topic.decode, part.input.partition, segment.positions
                 while part.plain and (begin := segment.done) < len(positions):
+                    if host.takes_turns or host.draining:
+                        self._slow_down()
+                        break
                     for index, record in enumerate(segment.records[begin : begin + self._steps], begin):
                         self.record = record
                         raw = record.value
@@ -321,7 +341,7 @@ class Lane:
                             value = None if raw is None else decode(raw)
                         except DECODE_ERRORS as error:
                             self._undecodable(next(part.rest()), error)
-                            self._slow_down()  # what follows may have to wait
+                            await self._breathe_if_due()
                             break
                         if as_events:
                             yield Event(topic, record, partition, positions[index], value, self)
@@ -337,12 +357,10 @@ class Lane:
                     else:
                         self.record = None
                         await self._breathe()
-                        if host.takes_turns or host.draining:
-                            self._slow_down()
                 self.record = None
                 continue
             if host.takes_turns:
-                await host.enter(self, event_time(ticket.input.topic, ticket.record))
+                await self._enter(order_time(ticket.input.topic, ticket.record))
             self.tickets = (ticket,)
             try:
                 value = self._decode(ticket)
@@ -393,7 +411,7 @@ class Lane:
             tickets = [ticket for _, ticket in taken if ticket is not None]
             self.gathering = [t for _, t in gathered if t is not None]
             if host.takes_turns:
-                await host.enter(self, max((event_time(t.input.topic, t.record) for t in tickets), default=0))
+                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
             self.tickets = tickets
             for out in await self._through(after, None, [value for value, _ in taken]):
                 yield out
@@ -409,6 +427,7 @@ class Lane:
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
                 if self.host.admit(self, ticket):
                     return ticket
+            self._leave()
             part = await self.host.next(self, until)
             self._suspended_now()
             if part is None:
@@ -461,6 +480,7 @@ class Lane:
 
     async def _breathe_if_due(self) -> None:
         if perf_counter() - self._suspended > SUSPEND_EVERY:
+            self._leave()
             await asyncio.sleep(0)
             self._suspended_now()
 
@@ -499,6 +519,12 @@ class Lane:
                     await self._call()
                 except Rerun:
                     rerun = True
+                except asyncio.CancelledError as caught:
+                    current = asyncio.current_task()
+                    if current is None or current.cancelling():
+                        raise
+                    error = RuntimeError(f"agent {self.plan.name!r}: what it waited for was cancelled")
+                    error.__cause__ = caught
                 except Exception as caught:
                     error = caught
                 await self._after(error, rerun)
@@ -529,6 +555,7 @@ class Lane:
             if tickets:
                 self._finish(tickets)
             self.give_back(held)
+            self._leave()
             await self.host.returned(self, bool(tickets or held))
 
     async def _call(self) -> None:

@@ -99,6 +99,7 @@ class Ownership:
             except BrokerError as error:
                 log.warning("task %s/%d: lock: %s", *key, error)
             if held is None:
+                log.debug("task %s/%d: another worker still holds its lock", *key)
                 return
         self._held[key] = held
         await self._open(key)

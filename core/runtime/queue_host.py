@@ -22,6 +22,7 @@ from .agent_task import dead_letter, log_failure, short_traceback
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .task import Answer, Failure, asked
+from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
 
@@ -79,7 +80,8 @@ class QueueRunner:
         self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._random = random.Random(plan.name)
-        self._count = 0
+        # Stands for the position of messages that have no id of ours (of foreign programs): never the same twice.
+        self._count = int(worker.me[:15], 16)
         self._retries: set[asyncio.Task[None]] = set()
 
     # --- start and stop ----------------------------------------------------------------------------------------
@@ -96,6 +98,8 @@ class QueueRunner:
             lane.start(self._worker.context)
 
     async def stop(self) -> None:
+        if self._channel is None:
+            return  # never started
         self.draining = True
         for lane in self._lanes:
             lane.attention = True
@@ -226,7 +230,10 @@ class QueueRunner:
             return False
         return True
 
-    async def enter(self, lane: Lane, timestamp: int) -> None:
+    async def enter(self, lane: Lane, timestamp: int) -> int:
+        return FOR_EVER
+
+    def adopt(self, lane: Lane) -> None:
         return
 
     def leave(self, lane: Lane) -> None:

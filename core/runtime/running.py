@@ -51,6 +51,7 @@ class Running:
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -81,7 +82,7 @@ class Running:
     # --- sending ---------------------------------------------------------------------------------------------
 
     async def send(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
-        if Capability.LOG in self.transport.capabilities:
+        if self.has_log:
             await self._sender.send(topic, records)
         else:
             await self.put(topic, [message for messages in records.values() for message in messages])
@@ -102,10 +103,6 @@ class Running:
         logged = {partition: messages for partition, messages in records.items() if partition >= 0}
         if logged:
             await self.send(topic, logged)
-
-    @property
-    def has_log(self) -> bool:
-        return Capability.LOG in self.transport.capabilities
 
     async def open_log(self, topic: str) -> Log:
         return await self._open_log(topic)
@@ -244,6 +241,11 @@ class Running:
         return value
 
 
+def _members(host: AgentTask) -> list[AgentTask]:
+    """The agents that take turns with this one."""
+    return [member for member in host.turns.members if isinstance(member, AgentTask)]
+
+
 def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int, key: bytes | None) -> None:
     """An event that asks what can only run after it would wait for itself (design rule 11)."""
     host = lane.host
@@ -257,7 +259,7 @@ def _refuse_deadlock(lane: Lane, agent: Asked, topic: TopicPlan, partition: int,
                 f"agent {agent.name!r} asks itself, and the question would wait behind the very event that asks; "
                 "call the function directly, or cast"
             )
-    elif agent.plan.stateful and host.plan.stateful and lane.touched:
+    elif lane.touched and any(member.plan is agent.plan for member in _members(host)):
         raise AskDeadlock(
             f"agent {host.plan.name!r} asks {agent.name!r} after its event has touched a table; both take turns in "
             f"partition {partition}, so the answer cannot come before this event has finished. Ask before you touch a "

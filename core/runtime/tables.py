@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,13 +51,14 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_prefix", "_store", "dirty", "hot", "partition", "plan")
+    __slots__ = ("_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
 
     def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
         self.plan = plan
         self.partition = partition
         self.hot: dict[Any, Any] = {}
         self.dirty: dict[Any, None] = {}
+        self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
 
@@ -66,9 +67,21 @@ class TableState:
         try:
             return self.hot[key]
         except KeyError:
-            raw = self._store.get(self._prefix + self.plan.encode_key(key))
-            value = self.hot[key] = MISSING if raw is None else self.plan.decode(raw)
+            value = self.hot[key] = self.stored(key)
             return value
+
+    def stored(self, key: Any) -> Any:
+        """The value as the last commit has it, the one in flight included; a new object each time."""
+        raw_key = self._prefix + self.plan.encode_key(key)
+        raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
+        return MISSING if raw is None else self.plan.decode(raw)
+
+    def reread(self, key: Any) -> None:
+        """Undo what was done in place to a value that had not changed since the last cut."""
+        self.dirty.pop(key, None)
+        self.hot.pop(key, None)
+        if self._prefix + self.plan.encode_key(key) in self.flying:
+            self.hot[key] = self.stored(key)  # a scan of the store would not find it
 
     def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
         """Add to `rows` what finished events changed; what open events changed stays dirty, at its older value.

@@ -33,7 +33,6 @@ from .lane import Lane, Rerun
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
-from .turns import Turns
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -64,6 +63,7 @@ class Cut(msgspec.Struct):
     ahead: dict[Destination, list[Message]]  # outputs that are sent before it: at least once
     number: int  # of the last journal record
     size: int
+    token: bytes  # of the owner's marker
 
 
 class _Position(msgspec.Struct, array_like=True):
@@ -101,7 +101,6 @@ class Task:
     def _reset(self) -> None:
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
-        self.turns = Turns()
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: dict[Destination, list[Message]] = {}
         self.answers: list[Answer] = []
@@ -109,6 +108,7 @@ class Task:
         self._calm_at: float | None = None
         self.in_flight = False
         self.deliveries: Deliveries | None = None
+        self._stopping = False
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -138,6 +138,9 @@ class Task:
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
+        for agent in self.agents:
+            for table in agent.plan.tables & self.tables.keys():
+                self._share_turns(agent, table)
         self.deliveries = Deliveries(
             marker.journal, marker.epoch, self.settings.clock, self.worker.send_now, self._delivered
         )
@@ -220,45 +223,42 @@ class Task:
 
     # --- what agents ask for ---------------------------------------------------------------------------------
 
-    @property
-    def stateful_agents(self) -> list[AgentTask]:
-        return [agent for agent in self.agents if agent.plan.stateful]
-
-    @property
-    def contended(self) -> bool:
-        """Whether several agents of this task use tables, so that their events must take turns."""
-        return len(self.stateful_agents) > 1
-
     def table_of(self, agent: AgentTask, plan: TablePlan) -> TableState:
-        if not agent.plan.stateful:
-            self._becomes_stateful(agent)
         state = self.tables.get(plan.name)
         if state is None:
             raise WrongPartition(
                 f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
-                f"with {self.partitions}: declare the table with `like=` that topic (or `partitions={self.partitions}`)"
+                f"with {self.partitions}: declare the table with `like=` that topic (or "
+                f"`partitions={self.partitions}`)"
             )
+        if plan.name not in agent.tables:
+            self._learn(agent, plan.name)
         return state
 
-    def _becomes_stateful(self, agent: AgentTask) -> None:
-        """Learned at its first touch of a table. An event of another agent that is open keeps the turn."""
-        others = self.stateful_agents
-        agent.plan.stateful = True
-        if not others:
-            return
+    def _share_turns(self, agent: AgentTask, table: str) -> bool:
+        """The agent uses this table, so it takes turns with all that do; whether that is new to it."""
+        agent.tables.add(table)
+        agent.plan.tables.add(table)
+        others = [other for other in self.agents if table in other.tables and other.turns is not agent.turns]
         for other in others:
-            for lane in other.lanes:
+            agent.turns.join(other.turns)
+        return bool(others)
+
+    def _learn(self, agent: AgentTask, table: str) -> None:
+        """At its first touch of a table that was not seen in its code. Events that are open keep the turn."""
+        if not self._share_turns(agent, table):
+            return
+        for member in agent.turns.members:
+            assert isinstance(member, AgentTask)
+            for lane in member.lanes:
                 lane.attention = True
-                if lane.open and not lane.entered:
-                    lane.entered = True
-                    self.turns.adopt(other)
-        if self.turns.held_by_another(agent):
+                if lane.open and not lane.entered and member is not agent:
+                    lane.adopt_turn()
+        if agent.turns.held_by_another(agent):
             raise Rerun
         for lane in agent.lanes:
-            lane.attention = True
             if lane.open and not lane.entered:
-                lane.entered = True
-                self.turns.adopt(agent)
+                lane.adopt_turn()
 
     def _delivered(self) -> None:
         """Outputs were confirmed by their destination: the journal may forget them, at its leisure."""
@@ -370,10 +370,17 @@ class Task:
         marker = self._fold.marker
         assert marker is not None
         limit = self.worker.message_bytes
+        for table in self.tables.values():
+            table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
         self.in_flight = True
         size = sum(len(record.value or b"") for record in records)
-        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, self._fold.number + len(records), size)
+        number = self._fold.number + len(records)
+        return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
+
+    def made(self, cut: Cut) -> bool:
+        """Whether this is a cut of the task as it is now: it may have started over since."""
+        return self._fold.marker is not None and self._fold.marker.token == cut.token
 
     async def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
@@ -387,6 +394,7 @@ class Task:
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for table in self.tables.values():
+            table.flying = {}
             table.trim()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -409,7 +417,12 @@ class Task:
         await asyncio.get_running_loop().create_future()
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
+        if self._closing or self._stopping:
+            return
+        error = (
+            RuntimeError(f"{task.get_name()} was cancelled by its own code") if task.cancelled() else task.exception()
+        )
+        if error is not None:
             self.failed(error)
 
     async def drain(self) -> None:
@@ -429,6 +442,7 @@ class Task:
 
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
+        self._stopping = True
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()

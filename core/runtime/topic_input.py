@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
-from thalweg.event import event_time
+from thalweg.event import order_time
 from thalweg.journal.inbox import Accepted, Inbox
 from thalweg.journal.origin import HEADER
-from thalweg.journal.rows import Reached, below, decode, encode, reached_key, watermark_key
+from thalweg.journal.rows import Reached, ahead_key, below, decode, encode, reached_key, watermark_key
 from thalweg.message import Batch, Position, Record
 from thalweg.plan import SourcePlan, TopicPlan
 from thalweg.store import Store
 
-from .watermark import Segment, Watermark
+from .watermark import Range, Segment, Watermark
 
 if TYPE_CHECKING:
     from .agent_task import AgentTask
@@ -52,6 +53,8 @@ class TopicInput:
         self.watermark = Watermark()
         self.committed = Reached(None, 0)
         self._inbox = Inbox(source.topic.name, partition)
+        self._ahead: list[Range] = []  # finished beyond `committed`, as the journal knows it
+        self._skip: list[Range] = []  # of these, what the last owner had finished: it will be read again
 
     def restore(self, reached: Reached, store: Store) -> None:
         """Begin where the journal says."""
@@ -62,10 +65,22 @@ class TopicInput:
             key[len(start) :]: decode(value, type=tuple[int, int]) for key, value in store.scan(start, below(start))
         }
         self._inbox = Inbox(self.topic.name, self.partition, reached.position, rows)
+        raw = store.get(ahead_key(self.name))
+        self._ahead = self._skip = [] if raw is None else decode(raw, type=list[Range])
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether some of what will be read has been finished by an owner before."""
+        return bool(self._skip)
+
+    def was_finished(self, position: Position) -> bool:
+        """Whether an owner before this one finished the record, behind one that was still open when it ended."""
+        place = bisect_right(self._skip, position, key=_first) - 1
+        return place >= 0 and position <= self._skip[place][1]
 
     def head(self) -> int | None:
         """Timestamp (ms) of the next record."""
-        return event_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
+        return order_time(self.topic, self.buffer[0].records[0]) if self.buffer else None
 
     @property
     def wants_more(self) -> bool:
@@ -106,9 +121,32 @@ class TopicInput:
 
     def collect(self, rows: dict[bytes, bytes | None]) -> bool:
         """Add to a commit's rows how far this input is finished; whether that is farther than before."""
-        if not self.watermark.advance():
-            return False
+        moved = self.watermark.advance()
+        reached = -1 if self.watermark.position is None else self.watermark.position
+        self._skip = [one for one in self._skip if one[1] > reached]
+        ahead = _merged([*self.watermark.ahead(), *self._skip])
+        news = ahead != self._ahead
+        if news:
+            self._ahead = ahead
+            rows[ahead_key(self.name)] = encode(ahead) if ahead else None
+        if not moved:
+            return news
         rows[reached_key(self.name)] = encode(Reached(self.watermark.position, self.watermark.checksum))
         for journal, id_ in self._inbox.export().items():
             rows[watermark_key(self.name, journal)] = None if id_ is None else encode(id_)
         return True
+
+
+def _first(one: Range) -> Position:
+    return one[0]
+
+
+def _merged(ranges: list[Range]) -> list[Range]:
+    """In order; those that overlap made one."""
+    merged: list[Range] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged

@@ -20,10 +20,14 @@ class Reorders(Protocol):
     def resume(self) -> Position | None: ...
 
 
+Range = tuple[Position, Position]
+"""First and last."""
+
+
 class Segment:
     """Consecutive records handed out together. `done` of them, from the first on, are finished."""
 
-    __slots__ = ("_late", "done", "inbox", "positions", "records", "reported")
+    __slots__ = ("done", "inbox", "late", "positions", "records", "reported")
 
     def __init__(self, records: Sequence[Record], positions: Sequence[Position], inbox: Reorders | None = None) -> None:
         self.records = records
@@ -31,18 +35,30 @@ class Segment:
         self.inbox = inbox
         self.done = 0
         self.reported = 0  # of `done`, how many the watermark knows of
-        self._late: set[int] = set()
+        self.late: set[int] = set()
 
     def finish(self, index: int) -> None:
         """Record `index` is finished; harmless if it was before."""
         if index != self.done:
             if index > self.done:
-                self._late.add(index)
+                self.late.add(index)
             return
         self.done += 1
-        while self._late and self.done in self._late:
-            self._late.remove(self.done)
+        while self.late and self.done in self.late:
+            self.late.remove(self.done)
             self.done += 1
+
+    def ahead(self, start: int) -> list[Range]:
+        """Those finished from record `start` on, as ranges of positions; where an inbox reorders, one by one."""
+        found = [*range(start, self.done), *sorted(self.late)]
+        ranges: list[Range] = []
+        for number, index in enumerate(found):
+            position = self.positions[index]
+            if number and self.inbox is None and found[number - 1] == index - 1:
+                ranges[-1] = (ranges[-1][0], position)
+            else:
+                ranges.append((position, position))
+        return ranges
 
 
 class Watermark:
@@ -65,6 +81,20 @@ class Watermark:
     def finished(self) -> int:
         """How many records were finished, those behind an unfinished one left out."""
         return self._passed + sum(segment.done for segment in self._open)
+
+    @property
+    def span(self) -> int:
+        """How many records were handed out from the first unfinished one on."""
+        count = 0
+        for segment in self._open:
+            count += len(segment.positions) - (0 if count else segment.done)
+        return count
+
+    def ahead(self) -> list[Range]:
+        """What is finished behind the first unfinished record: `position` does not tell. Call after `advance`."""
+        if len(self._open) == 1 and not self._open[0].late:
+            return []
+        return [one for n, segment in enumerate(self._open) for one in segment.ahead(0 if n else segment.done)]
 
     @property
     def checksum(self) -> int:

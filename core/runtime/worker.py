@@ -189,16 +189,21 @@ class Worker:
         task = self.tasks.pop(key, None)
         if task is None:
             return
-        await self._closing(task)
-        if in_good_order and task.journal in self.committer.tasks:
-            await task.drain()
-            await self.committer.commit()
-        await task.stop_lanes()
-        if in_good_order and self.committer.tasks.get(task.journal) is task:
-            await self.committer.commit()  # what finished while the others were being cancelled
-            await self.committer.release(task)
-        self.committer.tasks.pop(task.journal, None)
-        task.close()
+        try:
+            await self._closing(task)
+            if in_good_order and task.journal in self.committer.tasks:
+                await task.drain()
+                await self.committer.commit()
+            await task.stop_lanes()
+            if in_good_order and self.committer.tasks.get(task.journal) is task:
+                await self.committer.commit()  # what finished while the others were being cancelled
+                await self.committer.release(task)
+        except asyncio.CancelledError:  # told not to wait: nobody else knows of this task any more
+            await task.stop_lanes()
+            raise
+        finally:
+            self.committer.tasks.pop(task.journal, None)
+            task.close()
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
         """A commit was refused or nobody knows, a store broke, a rollback is wanted: start over from the journal."""

@@ -5,7 +5,7 @@ All blocks of a page run in order, in one temporary folder. What runs a block is
 - `python`: run as it stands, in one module for the whole page, as a reader would type it; then each `test_…` function
   that it defined is called.
 - `console`: lines after `$ ` are commands (a command goes on after a `\\`), the others what they print, standard error
-  included. Blanks count as one, `...` stands for anything. A command that fails is an error.
+  included. White space counts as one blank, `...` stands for anything. A command that fails is an error.
 - `bash`: commands that print nothing worth showing.
 
 An HTML comment above the fence changes this; every other block must have one:
@@ -213,7 +213,7 @@ def _dialogue(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+    return " ".join(text.split())
 
 
 def _pattern(expected: str) -> re.Pattern[str]:

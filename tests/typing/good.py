@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, NewType, TypedDict, assert_type
 
 import msgspec
 from pydantic import BaseModel
+from starlette.applications import Starlette
 from thalweg import Agent, App, DeadLetter, Event, Queue, Reject, Retry, RetryLater, Skip, Stream, Table, Topic
+from thalweg.contrib import asgi
 from thalweg.dead_letters import DeadLetterRecord
 from typing_extensions import TypeIs
 
@@ -503,6 +505,15 @@ async def embedding() -> None:
         assert_type(letter.attempts, int)
     assert_type(app.now(), float)
     await app.serve()
+
+
+@asynccontextmanager
+async def web_lifespan(web: Starlette) -> AsyncGenerator[dict[str, int], None]:
+    yield {"answer": await total.ask(Withdrawal("ada", "NO", 5, 0.0))}
+
+
+Starlette(lifespan=asgi.lifespan(app))
+Starlette(lifespan=asgi.lifespan(app, web_lifespan, client=True))
 
 
 def from_a_thread() -> None:

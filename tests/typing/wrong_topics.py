@@ -54,6 +54,10 @@ def when(order: Order) -> str:
 
 
 app.topic("a", key=int, value=Order, key_of=customer, start="latest")
+app.topic("k", value=Order, key_of=customer)  # error
+app.queue("l", value=Order, key_of=customer)  # error
+app.topic("m", value=Order, key_of=lambda order: order.customer)  # error
+app.queue("n", key=int, value=Withdrawal, key_of=customer)  # error
 app.topic("b", key=int, value=Withdrawal, key_of=customer)  # error
 app.topic("c", key=int, value=Order, timestamp_of=when)  # error
 app.topic("d", key=int, value=Order, start="now")  # error

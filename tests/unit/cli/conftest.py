@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_thalweg
 
 THALWEG = Path(sys.executable).with_name("thalweg")
 PATIENCE = 60  # seconds: how long anything may take on a busy machine
@@ -136,15 +138,18 @@ class Shell:
 
     def command(self, *arguments: str) -> list[str]:
         """`thalweg …`, or `python …` where the first argument is a file."""
-        if arguments[0].endswith(".py"):
+        if arguments and arguments[0].endswith(".py"):
             return [sys.executable, *arguments]
         return [str(THALWEG), *arguments]
 
     def run(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        everything = {**self.environment, **environment}
+        if not (arguments and arguments[0].endswith(".py")):
+            return run_thalweg(arguments, self.folder, everything, stdin, PATIENCE)
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
-            env={**self.environment, **environment},
+            env=everything,
             input=stdin,
             capture_output=True,
             text=True,
@@ -178,9 +183,12 @@ class Shell:
                 stderr=file,
                 text=True,
             )
+        patience = threading.Timer(2 * PATIENCE, process.kill)  # then whoever waits for a line gets an empty one
+        patience.start()
         try:
             yield Running(process, errors)
         finally:
+            patience.cancel()
             process.kill()
             process.wait()
             assert process.stdout is not None

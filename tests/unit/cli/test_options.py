@@ -18,7 +18,9 @@ def test_a_program_in_a_package_is_named_by_its_file_too(shell: Shell) -> None:
     (shell.folder / "pkg").mkdir()
     shell.write("pkg/__init__.py", "")
     shell.write("pkg/parts.py", "NAME = 'inside'")
-    shell.write("pkg/main.py", "from thalweg import App\nfrom .parts import NAME\nthe = App(NAME)\nthe.table('t', value=int)")
+    shell.write(
+        "pkg/main.py", "from thalweg import App\nfrom .parts import NAME\nthe = App(NAME)\nthe.table('t', value=int)"
+    )
     assert shell.run("-A", "pkg/main.py:the", "tables").stdout.startswith("t\t")
 
 
@@ -120,5 +122,13 @@ def test_the_version_is_shown(shell: Shell) -> None:
 def test_no_arguments_show_the_commands(shell: Shell) -> None:
     done = shell.run()
     assert done.returncode == 0
-    for command in ("worker", "agents", "tables", "topics", "send", "table", "dead-letters", "doctor", "init"):
+    for command in ("worker", "agents", "tables", "topics", "send", "table", "lag", "dead-letters", "doctor", "init"):
         assert command in done.stdout
+
+
+def test_a_program_that_sets_up_logging_keeps_its_own(shell: Shell) -> None:
+    logs = "import logging\nlogging.basicConfig(format='OWN %(message)s', level='INFO')\n"
+    shell.write("bank.py", logs + (shell.folder / "bank.py").read_text())
+    with shell.worker() as worker:
+        assert worker.stop() == 0
+        assert "OWN SIGTERM: draining" in worker.errors

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
-from .conftest import Shell
+from .conftest import PATIENCE, Shell
 
 
 def test_a_worker_that_is_told_to_stop_commits_what_it_has_handled(shell: Shell) -> None:
@@ -41,7 +42,8 @@ def test_the_banner_tells_what_runs_where(shell: Shell) -> None:
     with shell.worker("bank.py") as worker:
         said = worker.banner
         assert said["app"] == "bank"
-        assert said["broker"].startswith("SQLite") and said["broker"].endswith("bank.db")
+        assert said["broker"].startswith("SQLite")
+        assert said["broker"].endswith("bank.db")
         assert "memory" in said["store"]
         assert said["guarantee"] == "exactly once"
         assert [(row["agent"], row["sources"], row["tables"]) for row in said["agents"]] == [
@@ -85,7 +87,51 @@ def test_a_table_is_read_while_a_worker_in_another_process_writes_it(shell: Shel
 
 
 def test_what_an_included_module_declares_belongs_to_the_program_that_runs(shell: Shell) -> None:
-    shell.write("main.py", "from thalweg import App\napp = App('two', include=['more'])\nif __name__ == '__main__':\n    app.main()\n")
+    shell.write(
+        "main.py",
+        "from thalweg import App\napp = App('two', include=['more'])\nif __name__ == '__main__':\n    app.main()\n",
+    )
     shell.write("more.py", "from main import app\n@app.handler(app.topic('t', value=str))\nasync def extra(x): pass\n")
     assert shell.run("main.py", "agents").stdout.startswith("extra\tt\t")
     assert shell.run("-A", "main:app", "agents").stdout.startswith("extra\tt\t")
+
+
+def test_a_worker_that_waits_for_another_can_be_stopped(shell: Shell) -> None:
+    shell.bank("send", "withdrawals", '{"account": "stuck", "amount": 5}')
+    with shell.worker() as first:
+        assert first.line() == "total stuck 5"
+        errors = shell.folder / "second.err"
+        with errors.open("w") as file:
+            second = subprocess.Popen(
+                shell.command("-A", "bank:app", "--log-level", "debug", "worker", "--json"),
+                cwd=shell.folder,
+                env=shell.environment,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+            )
+        shell.eventually(lambda: "another worker still holds" in errors.read_text(), True)
+        second.send_signal(signal.SIGTERM)
+        said, _ = second.communicate(timeout=PATIENCE)
+        assert said == ""  # no banner: it never ran
+        assert second.returncode == 0
+        assert "stopped before it had started" in errors.read_text()
+        assert first.process.poll() is None
+
+
+def test_lag_is_what_is_not_committed_yet(shell: Shell) -> None:
+    def behind() -> dict[str, int]:
+        return {row["agent"]: row["behind"] for row in shell.rows("lag")}
+
+    assert behind() == {}  # no topic exists
+    shell.bank(
+        "send", "withdrawals", "-", stdin='{"account": "ada", "amount": 1}\n{"account": "bob", "amount": 1}\n' * 2
+    )
+    assert behind() == {"total": 4, "rate": 0}
+    with shell.worker() as worker:
+        for _ in range(4):
+            assert worker.line()
+        assert worker.stop() == 0
+    assert behind() == {"total": 0, "rate": 0}
+    shell.bank("send", "withdrawals", '{"account": "ada", "amount": 1}')
+    assert behind() == {"total": 1, "rate": 0}

@@ -1,0 +1,103 @@
+"""`thalweg lag`: how far each agent is behind what it reads, by the positions that it has committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from thalweg.agent import Agent
+from thalweg.app import App
+from thalweg.capabilities import Log
+from thalweg.channel import TopicInfo
+from thalweg.journal.replay import committed_rows
+from thalweg.journal.rows import Reached, below, decode, reached_key
+from thalweg.plan import TopicPlan
+from thalweg.starting import looking
+
+from .session import session_of
+
+__all__ = ["lag"]
+
+COLUMNS = ("agent", "topic", "behind", "waiting for a retry", "partitions")
+
+Rows = Mapping[bytes, bytes]
+
+
+def lag(context: typer.Context) -> None:
+    """List how many records each agent has still to handle.
+
+    At most, for positions may have holes; as of the workers' last commit, without disturbing them. Queues are not
+    counted. Those that wait for a retry have been read, and are shown apart.
+    """
+    session = session_of(context)
+    app = session.app()
+    session.warn_if_nothing_lasts(app)
+    rows = session.run(_rows(app))
+    session.output.rows(COLUMNS, rows, none="no agent reads a topic that exists")
+
+
+async def _rows(app: App) -> list[dict[str, Any]]:
+    async with looking(app) as existing:
+        if not app.running.has_log:
+            return []
+        state = _State(app, existing)
+        return [
+            await _row(app, agent, source.topic, state)
+            for agent in app.agents.values()
+            for source in agent.plan.sources
+            if source.topic.name in existing and not source.topic.spec.queue
+        ]
+
+
+class _State:
+    """The rows of positions and retries, each journal read once."""
+
+    def __init__(self, app: App, existing: Mapping[str, TopicInfo]) -> None:
+        self._app, self._existing = app, existing
+        self._read: dict[str, list[Rows]] = {}
+
+    async def of(self, topic: TopicPlan) -> list[Rows]:
+        """By partition."""
+        journal = f"{self._app.id}-journal-{topic.group}"
+        if journal not in self._existing:
+            return [{}] * topic.partitions
+        if journal not in self._read:
+            log = await self._app.running.open_log(journal)
+            try:
+                self._read[journal] = [
+                    await committed_rows(log, partition, b"p", b"s") for partition in range(topic.partitions)
+                ]
+            finally:
+                await log.close()
+        return self._read[journal]
+
+
+async def _row(app: App, agent: Agent[Any, Any], topic: TopicPlan, state: _State) -> dict[str, Any]:
+    name = f"{agent.name}/{topic.name}"
+    by_partition = await state.of(topic)
+    log = await app.running.open_log(topic.name)
+    try:
+        behind = [
+            await _behind(log, partition, rows.get(reached_key(name))) for partition, rows in enumerate(by_partition)
+        ]
+    finally:
+        await log.close()
+    start = b"r" + name.encode() + b"\0"
+    waiting = sum(start <= key < below(start) for rows in by_partition for key in rows)
+    return {
+        "agent": agent.name,
+        "topic": topic.name,
+        "behind": sum(behind),
+        "waiting for a retry": waiting,
+        "partitions": topic.partitions,
+        "by partition": behind,
+    }
+
+
+async def _behind(log: Log, partition: int, raw: bytes | None) -> int:
+    bounds = await log.bounds(partition)
+    if bounds.first is None or bounds.last is None:
+        return 0
+    reached = None if raw is None else decode(raw, type=Reached).position
+    return bounds.last - max(bounds.first - 1, -1 if reached is None else reached)
