@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import headers as names
+from .errors import DecodeError
+from .journal.origin import OutputId, destination_of, origin_of
 from .message import Headers, Message, Record
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def dead_letter_topic(app_id: str, source: str) -> str:
 
 
 async def read_dead_letters(app: App, source: str, after: int | None = None) -> AsyncIterator[DeadLetterRecord]:
-    """All that lie there now, oldest first."""
+    """All that lie there now, oldest first; each once, also where an outbox had to send it again."""
     running = app.running
     topic = dead_letter_topic(app.id, source)
     if not running.has_log:
@@ -76,6 +78,7 @@ async def read_dead_letters(app: App, source: str, after: int | None = None) -> 
             yield DeadLetterRecord.of(record, 0)
         return
     reader = await running.open_log(topic)
+    seen: set[tuple[bytes, OutputId]] = set()
     try:
         last = (await reader.bounds(0)).last
         while last is not None and (after is None or after < last):
@@ -84,10 +87,22 @@ async def read_dead_letters(app: App, source: str, after: int | None = None) -> 
                 break
             for position, record in zip(batch.positions, batch.records, strict=True):
                 after = position
-                if position <= last:
+                if position <= last and not _is_copy(record, topic, seen):
                     yield DeadLetterRecord.of(record, position)
     finally:
         await reader.close()
+
+
+def _is_copy(record: Record, topic: str, seen: set[tuple[bytes, OutputId]]) -> bool:
+    try:
+        origin = origin_of(record.headers, destination_of(topic, 0))
+    except DecodeError:
+        return False
+    if origin is None:
+        return False
+    known = (origin.journal, origin.id) in seen
+    seen.add((origin.journal, origin.id))
+    return known
 
 
 async def replay(app: App, source: str) -> int:
@@ -100,6 +115,7 @@ async def replay(app: App, source: str) -> int:
     reader = await running.open_log(dead_letter_topic(app.id, source))
     count = 0
     try:
+        last = (await reader.bounds(0)).last
         async for letter in read_dead_letters(app, source):
             ours = ((names.ONLY, letter.agent.encode()), (names.ID, letter.event_id.encode()))
             headers = (*letter.headers, *(pair for pair in ours if pair[1]))
@@ -110,6 +126,8 @@ async def replay(app: App, source: str) -> int:
                 await running.send(source, {min(letter.partition, plan.partitions - 1): [message]})
             await reader.truncate(0, letter.id + 1)
             count += 1
+        if last is not None:
+            await reader.truncate(0, last + 1)  # copies, if any
     finally:
         await reader.close()
     return count

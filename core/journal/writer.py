@@ -62,12 +62,11 @@ class FencedWriter:
 
     async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
         results: dict[JournalKey, Written | BrokerError] = {}
+        claims = {journal: self._claims[journal] for journal in commits}  # one claimed anew meanwhile gets another
         left = dict(commits)
-        claims = {journal: self._claims[journal] for journal in left}  # a task may be closed or claimed anew meanwhile
         while left:
-            calls = {claims[journal]: commit for journal, commit in left.items()}
             try:
-                positions = await self._fencing.commit(calls)
+                positions = await self._fencing.commit({claims[journal]: commit for journal, commit in left.items()})
             except Fenced as error:
                 lost = {journal for journal in left if journal in error.partitions} or set(left)
                 results.update(dict.fromkeys(lost, error))
@@ -114,22 +113,21 @@ class ReadBackWriter:
 
     async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
         results: dict[JournalKey, Written | BrokerError] = {}
-        by_topic: dict[str, list[JournalKey]] = {}
-        for journal in commits:
-            by_topic.setdefault(journal[0], []).append(journal)
-        for topic, journals in by_topic.items():
-            tails = {j: self._tails[j] for j in journals}  # a task may be closed or claimed anew meanwhile
+        by_topic: dict[str, dict[JournalKey, _Tail]] = {}
+        for journal in commits:  # the tails as of now: one that is claimed anew meanwhile gets another
+            by_topic.setdefault(journal[0], {})[journal] = self._tails[journal]
+        for topic, tails in by_topic.items():
             try:
-                await (await self._log(topic)).append({j[1]: commits[j].records for j in journals})
-                wanted = {j: decode_entry(commits[j].records[-1].value or b"").number for j in journals}
                 for tail in tails.values():
                     tail.first = None
+                await (await self._log(topic)).append({j[1]: commits[j].records for j in tails})
+                wanted = {j: decode_entry(commits[j].records[-1].value or b"").number for j in tails}
                 await self._read_back(
                     tails,
                     lambda tail: tail.fenced or tail.fold.number >= wanted[tail.journal],  # noqa: B023 - called here
                 )
             except BrokerError as error:
-                results.update(dict.fromkeys(journals, error))
+                results.update(dict.fromkeys(tails, error))
                 continue
             for journal, tail in tails.items():
                 if tail.fenced:

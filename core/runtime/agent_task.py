@@ -307,7 +307,7 @@ class AgentTask:
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         if ticket.record.headers:
             only = names.find(ticket.record.headers, names.ONLY)
-            if only is not None and only.decode() != self.plan.name:
+            if only is not None and only != self.plan.name.encode():
                 self._done(lane, ticket)
                 return False
         input_ = ticket.input

@@ -117,9 +117,8 @@ class Committer:
             results = dict.fromkeys(cuts, error)
         for journal, result in results.items():
             task, cut = tasks[journal], cuts[journal]
+            assert task is not None  # or it were not current
             try:
-                if task is None:
-                    continue
                 if self._current(task, cut, journal):
                     if isinstance(result, Exception):
                         raise result

@@ -225,7 +225,7 @@ class QueueRunner:
 
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
-        if only is not None and only.decode("utf-8", "replace") != self.plan.name:
+        if only is not None and only != self.plan.name.encode():
             self.finished(lane, (ticket,))
             return False
         return True

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from thalweg import App, DeadLetter, Skip, Stream
+from thalweg import App, Skip, Stream
 from thalweg.runtime.task import Task
 
 
@@ -96,25 +96,6 @@ async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(
         await t.crash()
         await t.settle()
         assert rows["row"] == ["first", "second", "last"]
-
-
-async def test_a_halt_at_an_undecodable_record_amid_a_batch_handles_nothing_more() -> None:
-    app = App("halting", partitions=1)
-    source = app.topic("source", key=str, value=int)
-    seen: list[int] = []
-
-    @app.agent(source, on_error=DeadLetter(max_consecutive=1))
-    async def note(stream: Stream[int]) -> None:
-        async for value in stream:
-            seen.append(value)
-
-    async with app.test(errors="policy") as t:
-        await source.raw.send_many([(None, raw) for raw in (b"1", b"?", b"?", b"4", b"5")])
-        await t.advance(1)
-        assert seen == [1]
-        await t.crash()
-        await t.settle()
-        assert seen == [1], "the halted record was passed over, or the first came twice"
 
 
 async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None:
