@@ -102,7 +102,7 @@ class QueueRunner:
             return  # never started
         self.draining = True
         for lane in self._lanes:
-            lane.attention = True
+            lane.look_up()
         try:
             async with self.clock.timeout(self.settings.drain_timeout):
                 while len(self._waiting) < len(self._lanes):
