@@ -21,7 +21,6 @@ from .runtime.context import current_lane
 if TYPE_CHECKING:
     from .app import App
     from .runtime.lane import Lane
-    from .runtime.running import Running
     from .stream import Stream
     from .table import Table
 
@@ -38,14 +37,11 @@ class Topic(Generic[K, V]):
     """Made by `app.topic(…)`. Keys of one partition keep their order."""
 
     def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
+        self.name = plan.name
         self._app, self._plan = app, plan
         self._exact, self._check = check
         self._next_partition = 0
         self._places: _Places | None = None
-
-    @property
-    def name(self) -> str:
-        return self._plan.name
 
     @property
     def partitions(self) -> int:
@@ -71,9 +67,9 @@ class Topic(Generic[K, V]):
         lane = self._event()
         partition, message = self._message(value, key, headers, timestamp, partition, lane)
         if lane is not None:
-            lane.send((self._plan.name, partition), message)
+            lane.send((self.name, partition), message)
         else:
-            await self._app.running.send(self._plan.name, {partition: [message]})
+            await self._app.running.send(self.name, {partition: [message]})
 
     async def send_many(self, pairs: Iterable[tuple[K | None, V]]) -> None:
         """Send (key, value) pairs in order, in batches; durable when this returns (in an event: with its commit).
@@ -84,12 +80,12 @@ class Topic(Generic[K, V]):
         rest = iter(pairs)
         while batch := self._batch(islice(rest, SEND_BATCH), lane):
             if lane is None:
-                await self._app.running.send(self._plan.name, batch)
+                await self._app.running.send(self.name, batch)
                 await asyncio.sleep(0)  # a broker in memory does not suspend by itself, and others must run
                 continue
             for partition, messages in batch.items():
                 for message in messages:
-                    lane.send((self._plan.name, partition), message)
+                    lane.send((self.name, partition), message)
 
     def question(self, value: V, key: K | None, headers: Headers) -> tuple[TopicPlan, int, Message]:
         """Where a question to an agent goes, and its bytes, with headers of ours."""
@@ -123,7 +119,7 @@ class Topic(Generic[K, V]):
         elif plan.timestamp_of is not None and value is not None:
             at = round(plan.timestamp_of(value) * 1000)
         else:
-            at = self._now(lane)
+            at = lane.timestamp if lane is not None else self._now(lane)
         places = self._places
         if key.__class__ is str and places is not None and places.count == plan.partitions:
             raw_key, home = places[key]
@@ -134,7 +130,7 @@ class Topic(Generic[K, V]):
         except Exception as error:
             raise explain_encode(plan.value, error, value) from error
         pairs = names.stripped(headers) if headers else ()
-        if self._unnumbered(running):
+        if not running.has_log or plan.spec.queue:  # it gets no position that would tell it from another
             pairs = names.identified(pairs)
         message = Message(raw, raw_key, pairs, at)
         limit = running.message_bytes
@@ -184,13 +180,9 @@ class Topic(Generic[K, V]):
         if limit is not None and _longest(raws) + _longest(keys) > limit:
             for message in messages:
                 self._check_size(message, limit)
-        if self._unnumbered(running):
+        if not running.has_log or self._plan.spec.queue:
             return [msgspec.structs.replace(message, headers=names.identified(())) for message in messages]
         return messages
-
-    def _unnumbered(self, running: Running) -> bool:
-        """Whether messages get no position there that would tell one from another."""
-        return not running.has_log or self._plan.spec.queue
 
     def _checked(self, partition: int) -> int:
         count = self._count()

@@ -358,7 +358,8 @@ class Lane:
                         segment.done = index + 1
                         self.undo = None
                         if self.attention:
-                            self._finish(())
+                            host.finished(self, ())
+                            self._close()
                             if self._disturbed:
                                 break
                     else:
