@@ -53,6 +53,7 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.has_log = Capability.LOG in transport.capabilities
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
