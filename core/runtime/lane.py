@@ -105,6 +105,11 @@ class Part:
             yield Ticket(self.input, segment.records[index], segment.positions[index], segment, index)
 
 
+def _events_of(values: Iterable[tuple[Any, Ticket, bool]]) -> list[Ticket]:
+    """The events that values came from, in order, each once."""
+    return list(dict.fromkeys(ticket for _, ticket, _ in values))
+
+
 class Host(Protocol):
     """What a lane asks of the task (or queue) that it works for."""
 
@@ -400,13 +405,15 @@ class Lane:
         """Lists of `count` values, or fewer once `within` seconds have passed since the first.
 
         Only the list given out is open: what is being gathered holds back this agent's position and nothing else.
+        Where a list ends amid the values of one event (`flat_map`), it stays open with the next, which ends with them:
+        all that is done with an event's values is one piece.
         """
         host, clock = self.host, self.host.clock
-        gathered: deque[tuple[Any, Ticket | None]] = deque()  # the ticket goes with its last value
+        gathered: deque[tuple[Any, Ticket, bool]] = deque()  # value, its event, whether it is that one's last
         deadline: float | None = None
-        alone = False
+        alone = split = False
         while True:
-            while len(gathered) < count and not alone:
+            while len(gathered) < count and not alone and not split:
                 ticket = await self._next_ticket(until=deadline)
                 if ticket is None:
                     break
@@ -420,25 +427,29 @@ class Lane:
                 self.tickets = ()
                 if not outs:
                     self._finish((ticket,))
-                gathered.extend((out, ticket if i == len(outs) else None) for i, out in enumerate(outs, 1))
+                gathered.extend((out, ticket, i == len(outs)) for i, out in enumerate(outs, 1))
                 if within is not None and deadline is None:
                     deadline = clock.now() + within
                 alone = ticket.alone
-                self.gathering = [t for _, t in gathered if t is not None]
-            taken = [gathered.popleft() for _ in range(min(count, len(gathered)))]
+                self.gathering = _events_of(gathered)
+            taken: list[tuple[Any, Ticket, bool]] = []
+            while gathered and len(taken) < count and not (split and taken and taken[-1][2]):
+                taken.append(gathered.popleft())
             deadline = clock.now() + within if within is not None and gathered else None
             alone = alone and bool(gathered)
             if not taken:
                 continue
-            tickets = [ticket for _, ticket in taken if ticket is not None]
-            self.gathering = [t for _, t in gathered if t is not None]
-            if host.takes_turns:
-                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
+            tickets = [*self.tickets, *(ticket for ticket in _events_of(taken) if ticket not in self.tickets)]
+            self.gathering = _events_of(gathered)
+            if host.takes_turns and not split:
+                await self._enter(max(order_time(t.input.topic, t.record) for t in tickets))
             self.tickets = tickets
-            for out in await self._through(after, None, [value for value, _ in taken]):
+            for out in await self._through(after, None, [value for value, _, _ in taken]):
                 yield out
-            self._finish(tickets)
-            await self._breathe_if_due()
+            split = not taken[-1][2]
+            if not split:
+                self._finish(tickets)
+                await self._breathe_if_due()
 
     gathering: Sequence[Ticket] = ()
     """Taken from the input by an open `take`, not given out yet."""

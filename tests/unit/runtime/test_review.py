@@ -101,6 +101,25 @@ async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(
         assert rows["row"] == ["first", "second", "last"]
 
 
+async def test_a_halt_at_an_undecodable_record_amid_a_batch_handles_nothing_more() -> None:
+    app = App("halting", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    seen: list[int] = []
+
+    @app.handler(source, on_error=DeadLetter(max_consecutive=1))
+    async def note(value: int) -> None:
+        seen.append(value)
+
+    async with app.test(errors="policy") as t:
+        await source.raw.send_many([(None, raw) for raw in (b"1", b"?", b"?", b"4", b"5")])
+        await t.advance(1)
+        assert seen == [1]
+        await t.crash()  # as if the cause were mended: the count of dead letters in a row begins anew
+        await t.settle()
+        assert seen == [1, 4, 5]
+        assert [letter.position async for letter in app.dead_letters(source)] == [1, 2]
+
+
 async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None:
     app = App("times", partitions=1)
     source = app.topic("source", key=str, value=dict, timestamp_of=lambda value: value["time"])
@@ -161,6 +180,28 @@ async def test_a_timer_goes_on_after_a_cancellation_of_its_own() -> None:
     async with app.test(errors="policy") as t:
         await t.advance(3)
         assert len(ticks) == 3
+
+
+async def test_lists_taken_after_a_flat_map_are_part_of_their_event() -> None:
+    app = App("split", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+    lists: list[list[int]] = []
+
+    @app.agent(source.stream().flat_map(lambda n: [n] * n).take(2, within=1))
+    async def add(stream: Stream[list[int]]) -> None:
+        async for values in stream:
+            lists.append(values)
+            sums["all"] += sum(values)
+
+    async with app.test() as t:
+        await source.send(5, key="k")
+        await source.send(1, key="k")
+        await t.advance(5)
+        assert sums["all"] == 26
+        await t.crash()
+        await t.advance(5)
+        assert sums["all"] == 26
 
 
 async def test_events_that_wait_for_their_turn_after_an_answer_do_not_hold_up_a_restart() -> None:
