@@ -493,7 +493,7 @@ class Task:
         return [lane for agent in self.agents for lane in agent.lanes]
 
     def open_lanes(self) -> list[Lane]:
-        return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
+        return [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent]
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)

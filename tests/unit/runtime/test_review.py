@@ -543,6 +543,31 @@ async def test_a_hot_key_does_not_make_a_slow_queue_handler_fetch_without_end() 
         assert lent < 50
 
 
+async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
+    app = App("outside", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+    gate = asyncio.Event()
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "open":
+                await gate.wait()
+
+    async with app.test() as t:
+        await source.send("first", key="k")
+        await t.settle()
+        await source.send("open", key="k")
+        await t.settle()
+        assert rows["row"] == ["first"]
+        rows["row"].append("from outside")
+        gate.set()
+        await t.settle()
+        assert rows["row"] == ["first", "open"]
+
+
 async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:
     app = App("losing", partitions=2)
     source = app.topic("source", key=str, value=str)
