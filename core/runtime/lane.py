@@ -191,6 +191,7 @@ class Lane:
         self._steps = 64
         self._suspended = perf_counter()
         self._streams: list[AsyncGenerator[Any, None]] = []
+        self._how: object = None  # the steps of the stream that is open
         self.task: asyncio.Task[None] | None = None
 
     # --- what the open event is ---------------------------------------------------------------------------
@@ -338,10 +339,20 @@ class Lane:
         self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
     ) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, in lists if `take` is (count, seconds), then through `after`."""
+        how = (tuple(steps), take, tuple(after))
         if self._streams:
-            raise ConfigurationError(
-                f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
-            )
+            if how != self._how:
+                raise ConfigurationError(
+                    f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
+                )
+            if self._streams[0].ag_frame is not None:
+                return self._streams[0]  # the loop was left, by `break` or an error that was caught: it goes on
+            self._streams.clear()  # a step raised, and the agent caught it: that event is finished
+            held = [ticket for ticket in self.gathering if ticket not in self.tickets]
+            self.gathering = ()
+            self._finish(self.tickets)
+            self.give_back(held)
+        self._how = how
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)
         return stream

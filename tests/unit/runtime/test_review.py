@@ -543,6 +543,48 @@ async def test_a_hot_key_does_not_make_a_slow_queue_handler_fetch_without_end() 
         assert lent < 50
 
 
+async def test_a_loop_that_catches_its_errors_and_goes_on_is_fed_on() -> None:
+    app = App("catching", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    seen: list[str] = []
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        for _ in range(100):  # `while True` would hang the test, where it fails
+            try:
+                async for value in stream:
+                    if value == "bad":
+                        raise ValueError(value)
+                    seen.append(value)
+            except ValueError:
+                pass
+
+    async with app.test() as t:
+        await source.send_many([(None, value) for value in ("a", "bad", "b")])
+        await t.advance(1)
+        assert seen == ["a", "b"]
+
+
+async def test_a_loop_that_catches_the_error_of_a_step_and_goes_on_is_fed_on() -> None:
+    app = App("steps", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    seen: list[float] = []
+
+    @app.agent(source.stream().map(lambda n: 1 / n))
+    async def note(stream: Stream[float]) -> None:
+        for _ in range(100):
+            try:
+                async for value in stream:
+                    seen.append(value)
+            except ZeroDivisionError:
+                pass
+
+    async with app.test() as t:
+        await source.send_many([(None, 1), (None, 0), (None, 2)])
+        await t.advance(1)
+        assert seen == [1, 0.5]
+
+
 async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
     app = App("outside", partitions=1)
     source = app.topic("source", key=str, value=str)
