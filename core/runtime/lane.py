@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import aclosing
 from itertools import chain
 from time import perf_counter
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.clock import Clock
@@ -345,8 +346,9 @@ class Lane:
                 raise ConfigurationError(
                     f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
                 )
-            if self._streams[0].ag_frame is not None:
-                return self._streams[0]  # the loop was left, by `break` or an error that was caught: it goes on
+            stream = self._streams[0]
+            if isinstance(stream, AsyncGeneratorType) and stream.ag_frame is not None:
+                return stream  # the loop was left, by `break` or an error that was caught: it goes on
             self._streams.clear()  # a step raised, and the agent caught it: that event is finished
             held = [ticket for ticket in self.gathering if ticket not in self.tickets]
             self.gathering = ()

@@ -535,7 +535,7 @@ class _Replay:
     async def to_marker(self, token: bytes) -> None:
         """On to the claim just made. What lies before it and was not seen yet counts."""
         while self.fold.marker is None or self.fold.marker.token != token:
-            await self._step(10.0)
+            await self._step(10.0, token)
         self._flush()
 
     async def _check_store(self) -> None:
@@ -563,7 +563,8 @@ class _Replay:
         self._after = None
         self.fold = Fold()
 
-    async def _step(self, timeout: float) -> bool:
+    async def _step(self, timeout: float, until: bytes | None = None) -> bool:
+        """Read on; no farther than the marker with the token `until`: a newer owner's may follow it already."""
         batches = await self._journal.read({self._partition: self._after}, 2000, 16 << 20, timeout)
         batch = batches.get(self._partition)
         if batch is None:
@@ -573,6 +574,8 @@ class _Replay:
             self._after = position
             if entry is None:
                 continue
+            if isinstance(entry, Marker) and entry.token == until:
+                break
             if isinstance(entry, Rows | Part):
                 self._pending.update(entry.rows)
                 self._seen = Checkpoint(position, checksum(record.value))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
-from thalweg.journal.rows import CRASHES
+from thalweg.journal.records import Marker
+from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
-from thalweg.runtime.task import Task
+from thalweg.runtime.task import Task, _Replay
 
 
 def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
@@ -583,6 +584,28 @@ async def test_a_loop_that_catches_the_error_of_a_step_and_goes_on_is_fed_on() -
         await source.send_many([(None, 1), (None, 0), (None, 2)])
         await t.advance(1)
         assert seen == [1, 0.5]
+
+
+async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker() -> None:
+    app = App("duel", partitions=1)
+    source = app.topic("source", key=str, value=str)
+
+    @app.handler(source)
+    async def note(value: str) -> None: ...
+
+    async with app.test(broker="memory://?fencing=false") as t:
+        task = the_task(t)
+        journal = await t._worker.log(task.journal[0])
+        store = task.worker._stores.open("other")
+        markers = [
+            Marker(token, 0, epoch, b"j" * 16, "owner", 1, "murmur2")
+            for epoch, token in ((1 << 50, b"ours"), (1 << 51, b"theirs"))
+        ]
+        await journal.append({0: [Message(encode(marker)) for marker in markers]})
+        replay = _Replay(journal, 0, store)
+        async with asyncio.timeout(1):
+            await replay.to_marker(b"ours")
+        assert replay.fold.marker == markers[0]
 
 
 async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
