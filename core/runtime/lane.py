@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import aclosing
 from itertools import chain
 from time import perf_counter
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.clock import Clock
@@ -105,6 +106,11 @@ class Part:
             yield Ticket(self.input, segment.records[index], segment.positions[index], segment, index)
 
 
+def _events_of(values: Iterable[tuple[Any, Ticket, bool]]) -> list[Ticket]:
+    """The events that values came from, in order, each once."""
+    return list(dict.fromkeys(ticket for _, ticket, _ in values))
+
+
 class Host(Protocol):
     """What a lane asks of the task (or queue) that it works for."""
 
@@ -188,6 +194,7 @@ class Lane:
         self._steps = 64
         self._suspended = perf_counter()
         self._streams: list[AsyncGenerator[Any, None]] = []
+        self._how: object = None  # the steps of the stream that is open
         self.task: asyncio.Task[None] | None = None
 
     # --- what the open event is ---------------------------------------------------------------------------
@@ -340,10 +347,21 @@ class Lane:
         self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
     ) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, in lists if `take` is (count, seconds), then through `after`."""
+        how = (tuple(steps), take, tuple(after))
         if self._streams:
-            raise ConfigurationError(
-                f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
-            )
+            if how != self._how:
+                raise ConfigurationError(
+                    f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
+                )
+            stream = self._streams[0]
+            if isinstance(stream, AsyncGeneratorType) and stream.ag_frame is not None:
+                return stream  # the loop was left, by `break` or an error that was caught: it goes on
+            self._streams.clear()  # a step raised, and the agent caught it: that event is finished
+            held = [ticket for ticket in self.gathering if ticket not in self.tickets]
+            self.gathering = ()
+            self._finish(self.tickets)
+            self.give_back(held)
+        self._how = how
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)
         return stream
@@ -409,13 +427,15 @@ class Lane:
         """Lists of `count` values, or fewer once `within` seconds have passed since the first.
 
         Only the list given out is open: what is being gathered holds back this agent's position and nothing else.
+        Where a list ends amid the values of one event (`flat_map`), it stays open with the next, which ends with them:
+        all that is done with an event's values is one piece.
         """
         host, clock = self.host, self.host.clock
-        gathered: deque[tuple[Any, Ticket | None]] = deque()  # the ticket goes with its last value
+        gathered: deque[tuple[Any, Ticket, bool]] = deque()  # value, its event, whether it is that one's last
         deadline: float | None = None
-        alone = False
+        alone = split = False
         while True:
-            while len(gathered) < count and not alone:
+            while len(gathered) < count and not alone and not split:
                 ticket = await self._next_ticket(until=deadline)
                 if ticket is None:
                     break
@@ -429,25 +449,29 @@ class Lane:
                 self.tickets = ()
                 if not outs:
                     self._finish((ticket,))
-                gathered.extend((out, ticket if i == len(outs) else None) for i, out in enumerate(outs, 1))
+                gathered.extend((out, ticket, i == len(outs)) for i, out in enumerate(outs, 1))
                 if within is not None and deadline is None:
                     deadline = clock.now() + within
                 alone = ticket.alone
-                self.gathering = [t for _, t in gathered if t is not None]
-            taken = [gathered.popleft() for _ in range(min(count, len(gathered)))]
+                self.gathering = _events_of(gathered)
+            taken: list[tuple[Any, Ticket, bool]] = []
+            while gathered and len(taken) < count and not (split and taken and taken[-1][2]):
+                taken.append(gathered.popleft())
             deadline = clock.now() + within if within is not None and gathered else None
             alone = alone and bool(gathered)
             if not taken:
                 continue
-            tickets = [ticket for _, ticket in taken if ticket is not None]
-            self.gathering = [t for _, t in gathered if t is not None]
-            if host.takes_turns:
-                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
+            tickets = [*self.tickets, *(ticket for ticket in _events_of(taken) if ticket not in self.tickets)]
+            self.gathering = _events_of(gathered)
+            if host.takes_turns and not split:
+                await self._enter(max(order_time(t.input.topic, t.record) for t in tickets))
             self.tickets = tickets
-            for out in await self._through(after, None, [value for value, _ in taken]):
+            for out in await self._through(after, None, [value for value, _, _ in taken]):
                 yield out
-            self._finish(tickets)
-            await self._breathe_if_due()
+            split = not taken[-1][2]
+            if not split:
+                self._finish(tickets)
+                await self._breathe_if_due()
 
     gathering: Sequence[Ticket] = ()
     """Taken from the input by an open `take`, not given out yet."""

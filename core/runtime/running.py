@@ -228,12 +228,7 @@ class Running:
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
-        state = task.tables[plan.name]
-        for lane in task.open_lanes():
-            before = lane.before(state)
-            if key in before:
-                return before[key]
-        return state.fetch(key)
+        return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
         if self.worker is None:

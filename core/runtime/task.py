@@ -494,7 +494,7 @@ class Task:
         return [lane for agent in self.agents for lane in agent.lanes]
 
     def open_lanes(self) -> list[Lane]:
-        return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
+        return [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent]
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
@@ -536,7 +536,7 @@ class _Replay:
     async def to_marker(self, token: bytes) -> None:
         """On to the claim just made. What lies before it and was not seen yet counts."""
         while self.fold.marker is None or self.fold.marker.token != token:
-            await self._step(10.0)
+            await self._step(10.0, token)
         self._flush()
 
     async def _check_store(self) -> None:
@@ -564,7 +564,8 @@ class _Replay:
         self._after = None
         self.fold = Fold()
 
-    async def _step(self, timeout: float) -> bool:
+    async def _step(self, timeout: float, until: bytes | None = None) -> bool:
+        """Read on; no farther than the marker with the token `until`: a newer owner's may follow it already."""
         batches = await self._journal.read({self._partition: self._after}, 2000, 16 << 20, timeout)
         batch = batches.get(self._partition)
         if batch is None:
@@ -574,6 +575,8 @@ class _Replay:
             self._after = position
             if entry is None:
                 continue
+            if isinstance(entry, Marker) and entry.token == until:
+                break
             if isinstance(entry, Rows | Part):
                 self._pending.update(entry.rows)
                 self._seen = Checkpoint(position, checksum(record.value))
