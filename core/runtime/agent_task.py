@@ -8,7 +8,7 @@ import logging
 import random
 import traceback
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +18,7 @@ from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
-from thalweg.plan import AgentPlan
+from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
 from .lane import Lane, Part, Ticket
@@ -116,6 +116,9 @@ class AgentTask:
     def draining(self) -> bool:
         return self.stopping or bool(self.halted)
 
+    def room(self, destination: Destination) -> int | None:
+        return self.task.worker.room(destination)
+
     async def next(self, lane: Lane, until: float | None = None) -> Part | None:
         while True:
             if not self.draining:
@@ -194,6 +197,7 @@ class AgentTask:
             return part
         deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
         self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
+        self.task.noted.add(self.plan.name)
         await self.task.flush()
         return part
 
@@ -452,9 +456,7 @@ class AgentTask:
         elif decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
             self._counted += 1
-            self.task.send_dead_letter(
-                input_.topic.name, dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
-            )
+            self.task.send_dead_letter(self.plan.name, ticket, decision.reason, verdict.trace, verdict.attempts)
         if decision.action is not Action.RETRY:
             self.task.answer_error(self.plan, ticket.record, decision.reason, verdict.trace)
         self._done(lane, ticket)
@@ -536,20 +538,41 @@ def short_traceback(error: Exception, limit: int = 8000) -> str:
     return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
 
 
-def dead_letter(agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> Message:
-    """The record as it came, bytes intact, with what went wrong in headers."""
+def dead_letter(
+    agent: str, ticket: Ticket, reason: str, trace: str, attempts: int, limit: int | None = None
+) -> Message:
+    """The record as it came, bytes intact, with what went wrong in headers.
+
+    limit: bytes. What is above it loses its traceback first, then its other headers, and as the last resort the end
+    of its value: the reason then says so, and where the record lies.
+    """
     record = ticket.record
-    about: Iterable[tuple[str, str]] = (
-        (names.AGENT, agent),
-        (names.REASON, reason),
-        (names.TRACEBACK, trace),
-        (names.TOPIC, ticket.input.topic.name),
-        (names.PARTITION, str(ticket.input.partition)),
-        (names.POSITION, str(ticket.position)),
-        (names.ATTEMPTS, str(attempts)),
-        (names.TIMESTAMP, str(record.timestamp)),
-        (names.ID, Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id),
-    )
-    ours: Headers = tuple((name, value.encode("utf-8", "replace")) for name, value in about)
+    about = {
+        names.AGENT: agent,
+        names.REASON: reason,
+        names.TRACEBACK: trace,
+        names.TOPIC: ticket.input.topic.name,
+        names.PARTITION: str(ticket.input.partition),
+        names.POSITION: str(ticket.position),
+        names.ATTEMPTS: str(attempts),
+        names.TIMESTAMP: str(record.timestamp),
+        names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
+    }
+
+    def letter(value: bytes | None, kept: Headers) -> Message:
+        ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
+        return Message(value, record.key, (*kept, *ours), record.timestamp)
+
     kept = names.hidden(record.headers)
-    return Message(record.value, record.key, (*kept, *ours), record.timestamp)
+    message = letter(record.value, kept)
+    if limit is None or message.size <= limit:
+        return message
+    about[names.TRACEBACK] = ""
+    spare = limit - letter(record.value, kept).size
+    if spare >= 0:
+        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-spare:].decode("utf-8", "ignore") if spare else ""
+        return letter(record.value, kept)
+    value = record.value or b""
+    about[names.REASON] = f"(cut, of {len(value)} bytes; whole at the position given) {reason}"[:500]
+    room = limit - letter(b"", ()).size
+    return letter(value[: max(0, room)], ())

@@ -16,9 +16,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.clock import Clock
-from thalweg.codec import DECODE_ERRORS
-from thalweg.errors import ConfigurationError, TooManyOutputs
+from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, explain_encode
+from thalweg.errors import ConfigurationError, MessageTooLarge, TooManyOutputs
 from thalweg.event import Event, event_time, order_time
+from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.message import Message, Position, Record
 from thalweg.ops import Op, run_ops
 from thalweg.plan import AgentPlan, Destination, TopicPlan
@@ -30,7 +31,7 @@ from .watermark import Segment
 if TYPE_CHECKING:
     from .tables import TablePlan
 
-__all__ = ["EVENTS", "Host", "Input", "Lane", "Part", "Rerun", "Ticket"]
+__all__ = ["EVENTS", "Host", "Input", "Lane", "Part", "Rerun", "Ticket", "asked"]
 
 EVENTS = object()
 """In a chain of steps: from here on the values are `Event`s."""
@@ -48,6 +49,11 @@ class Rerun(BaseException):
 
     Not an Exception, so that an agent's own `except Exception` lets it pass.
     """
+
+
+def asked(plan: AgentPlan, record: Record) -> bool:
+    """Whether somebody waits for this agent's answer to this record."""
+    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 
 
 class Input(Protocol):
@@ -105,6 +111,10 @@ class Host(Protocol):
     plan: AgentPlan
     clock: Clock
     max_event_outputs: int
+
+    def room(self, destination: Destination) -> int | None:
+        """The largest message, in bytes, that an event may send there; None: no limit."""
+        ...
 
     @property
     def draining(self) -> bool:
@@ -165,7 +175,7 @@ class Lane:
         self.entered = False  # it is this agent's turn, for events up to `_turn_until` (ms)
         self._turn_until = -1
         self.outputs: list[tuple[Destination, Message]] = []
-        self.answers: list[tuple[Record, Any]] = []
+        self.answers: list[tuple[Record, bytes]] = []
         self.asks = 0
         self._paused = False
         self.attention = False  # look up after this event: there are outputs, answers, or others wait for a turn
@@ -252,11 +262,24 @@ class Lane:
                 f"agent {self.plan.name!r}: one event sent more than max_event_outputs={limit} messages. "
                 "Split the work: send it to a topic in pieces and let another agent go on from there"
             )
+        room = self.host.room(destination)
+        if room is not None and message.size > room:
+            raise MessageTooLarge(
+                f"topic {destination[0]!r}: a message of {message.size} bytes is above the {room} that the broker "
+                "leaves for what an event sends; nothing was sent"
+            )
         self.outputs.append((destination, message))
         self.attention = True
 
     def answer(self, record: Record, value: Any) -> None:
-        self.answers.append((record, value))
+        """Encoded at once: later events may change the value in place. Raises EncodeError."""
+        if not asked(self.plan, record):
+            return
+        try:
+            data = self.plan.answer.encode(value)
+        except ENCODE_ERRORS as error:
+            raise explain_encode(self.plan.answer, error, value) from error
+        self.answers.append((record, data))
         self.attention = True
 
     def view(self, plan: TablePlan) -> TableView | None:

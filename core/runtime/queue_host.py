@@ -15,13 +15,13 @@ from thalweg.channel import Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Delivery, Message
-from thalweg.plan import QUEUE_GROUP, AgentPlan, SourcePlan
+from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .agent_task import dead_letter, log_failure, short_traceback
-from .lane import Lane, Part, Ticket
+from .lane import Lane, Part, Ticket, asked
 from .tables import TablePlan, TableState
-from .task import Answer, Failure, asked
+from .task import Answer, Failure
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -76,6 +76,8 @@ class QueueRunner:
         self._busy: dict[bytes, tuple[Lane, int]] = {}
         self._done: list[_Done] = []
         self._settle = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._stopping = False
         self._room = asyncio.Event()
         self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
@@ -96,11 +98,25 @@ class QueueRunner:
             self._services.append(loop.create_task(coroutine, name=f"thalweg queue {self._input.name}"))
         for lane in self._lanes:
             lane.start(self._worker.context)
+            assert lane.task is not None
+            self._services.append(lane.task)
+        for service in self._services:
+            service.add_done_callback(self._service_done)
+
+    def _service_done(self, service: asyncio.Task[None]) -> None:
+        """None of them ends by itself."""
+        if not self._stopping:
+            cancelled = service.cancelled()
+            error = RuntimeError(f"{service.get_name()} was cancelled") if cancelled else service.exception()
+            self._worker.give_up(error or RuntimeError(f"{service.get_name()} ended"))
 
     async def stop(self) -> None:
         if self._channel is None:
             return  # never started
         self.draining = True
+        if not all(lane.task is not None and not lane.task.done() for lane in self._lanes):
+            await self.kill()  # it never started, or has failed: there is nothing to wait for
+            return
         for lane in self._lanes:
             lane.attention = True
         try:
@@ -110,13 +126,15 @@ class QueueRunner:
                     await self._at_rest
                 while self._done:
                     self._settle.set()
-                    await asyncio.sleep(0)
+                    self._settled.clear()
+                    await self._settled.wait()
         except TimeoutError:
             log.warning("agent %s: messages still in progress go back to the queue", self.plan.name)
         await self.kill()
 
     async def kill(self) -> None:
-        tasks = [*self._services, *self._retries, *(lane.task for lane in self._lanes if lane.task is not None)]
+        self._stopping = True
+        tasks = [*self._services, *self._retries]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -127,7 +145,8 @@ class QueueRunner:
 
     @property
     def _wanted(self) -> int:
-        return 2 * self.plan.concurrency + 8 - len(self._ready)
+        waiting = len(self._ready) + sum(len(lane.queue) for lane in self._lanes)
+        return 2 * self.plan.concurrency + 8 - waiting
 
     async def _fetch(self, channel: Channel) -> None:
         backoff = 0.1
@@ -197,6 +216,7 @@ class QueueRunner:
         if lane.queue:
             tickets = list(lane.queue)
             lane.queue.clear()
+            self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
             delivery = self._ready.popleft()
@@ -230,6 +250,9 @@ class QueueRunner:
             return False
         return True
 
+    def room(self, destination: Destination) -> int | None:
+        return self._worker.message_bytes
+
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return FOR_EVER
 
@@ -243,7 +266,7 @@ class QueueRunner:
         return None
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        answers = [(self.plan, record, value) for record, value in lane.answers if asked(self.plan, record)]
+        answers: list[Answer] = [(self.plan, record, data) for record, data in lane.answers]
         deliveries = [self._release(lane, ticket) for ticket in tickets]
         self._done.append(_Done(deliveries, list(lane.outputs), answers))
         self.outcomes.finished(len(tickets))
@@ -306,8 +329,9 @@ class QueueRunner:
         outputs: list[tuple[tuple[str, int], Message]] = []
         if decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
-            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts)
-            outputs.append((self._worker.dead_letter_destination(self._input.topic.name, None), letter))
+            destination = self._worker.dead_letter_destination(self._input.topic.name, None)
+            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts, self._worker.message_bytes)
+            outputs.append((destination, letter))
         failure: list[Answer] = []
         if ticket.record.headers and asked(self.plan, ticket.record):
             failure.append((self.plan, ticket.record, Failure(decision.reason, trace)))
@@ -362,6 +386,7 @@ class QueueRunner:
                 del self._done[: len(done)]
                 if answers:
                     await self._worker.answer(answers)
+            self._settled.set()
 
     async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:
         by_topic: dict[str, dict[int, list[Message]]] = {}

@@ -15,9 +15,8 @@ from typing import Any
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.codec import TypeCodec
-from thalweg.errors import AgentError, BrokerError
+from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
-from thalweg.plan import AgentPlan
 
 from .sender import Sender
 from .task import Answer, Failure
@@ -76,7 +75,9 @@ class Replies:
     # --- giving answers ------------------------------------------------------------------------------------------
 
     async def deliver(self, answers: Sequence[Answer]) -> None:
+        """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
+<<<<<<< HEAD
             address = names.find(record.headers, names.REPLY)
             if address is None:
                 continue
@@ -99,28 +100,59 @@ class Replies:
             return
         headers: Headers = ((CORRELATION, correlation),) if correlation else ()
         await self._send(topic, partition, Message(plan.answer.encode(value), record.key, headers, record.timestamp))
+=======
+            try:
+                await self._deliver(record, value)
+            except Exception as error:
+                unknown = None if isinstance(error, ThalwegError) else error
+                log.warning("an answer of agent %s was dropped: %s", plan.name, error, exc_info=unknown)
+
+    async def _deliver(self, record: Record, value: bytes | Failure) -> None:
+        address = names.find(record.headers, names.REPLY)
+        if address is None:
+            return
+        topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
+        instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
+        correlation = names.find(record.headers, names.CORRELATION) or b""
+        message = self._message(record, value, correlation)
+        if instance == self._me:
+            self._heard(message)
+        elif topic.endswith(SUFFIX) and rest.isdecimal():
+            await self._send(topic, int(rest), message)
+        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
+            await self._send(rest, partition, message)
+>>>>>>> main
 
     @staticmethod
-    def _message(plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> Message:
+    def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
         headers: Headers = ((names.CORRELATION, correlation),)
         if isinstance(value, Failure):
             headers = (*headers, (names.ERROR, value.trace.encode("utf-8", "replace")))
             return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
-        return Message(plan.answer.encode(value), record.key, headers, record.timestamp)
+        return Message(value, record.key, headers, record.timestamp)
 
     async def _send(self, topic: str, partition: int, message: Message) -> None:
         try:
             await self._sender.send(topic, {partition: [message]})
-        except BrokerError as error:
-            log.warning("an answer was dropped: %s", error)
+        except MessageTooLarge as error:
+            too_large = Failure(f"the answer is too large: {error}", "")
+            message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
+            await self._sender.send(topic, {partition: [message]})
 
     # --- hearing answers -----------------------------------------------------------------------------------------
 
     async def _read(self, reader: Log, position: int | None) -> None:
+        lost = False
         try:
             while True:
                 try:
+                    if lost:
+                        position, lost = (await reader.bounds(self._partition)).last, False
                     batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
+                except Gap as gap:  # it was away for longer than answers are kept
+                    log.warning("answers were lost: %s", gap)
+                    lost = True
+                    continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)
                     await asyncio.sleep(1)

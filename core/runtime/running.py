@@ -11,7 +11,7 @@ from thalweg import headers as names
 from thalweg.capabilities import Log, Logs, require
 from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
-from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead
+from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, StaleRead
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
@@ -122,6 +122,14 @@ class Running:
     def is_leader(self) -> bool:
         return self.clockwork is not None and self.clockwork.leads
 
+    def check_size(self, topic: str, message: Message) -> None:
+        """Raises MessageTooLarge."""
+        limit = self.message_bytes
+        if limit is not None and message.size > limit:
+            raise MessageTooLarge(
+                f"topic {topic!r}: a message of {message.size} bytes is above the limit of {limit}; nothing was sent"
+            )
+
     def partitions_of(self, plan: TopicPlan) -> int:
         if not plan.partitions:
             raise ConfigurationError(f"topic {plan.name!r} was declared after the app had started; declare it before")
@@ -170,6 +178,7 @@ class Running:
         if correlation is not None:
             headers = (*headers, (names.CORRELATION, correlation.encode()))
         topic, partition, message = agent.question(value, key, headers)
+        self.check_size(topic.name, message)
         lane = current_lane.get()
         if lane is not None and lane.app is self.app and lane.open:
             lane.send((topic.name, partition), message)

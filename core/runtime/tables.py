@@ -199,6 +199,5 @@ class TableView:
         self.lane.attention = True
         if key in self.dirty:
             self.lane.tainted = True  # older changes of finished events lie in the same object
-        else:
-            self.dirty[key] = None
-            self.lane.lent[row] = None
+        self.dirty[key] = None
+        self.lane.lent[row] = None

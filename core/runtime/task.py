@@ -11,13 +11,12 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
-from thalweg.headers import ANSWERS, REPLY, find
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
@@ -27,9 +26,9 @@ from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, Verdict
+from .agent_task import AgentTask, Verdict, dead_letter
 from .deliveries import Deliveries
-from .lane import Lane, Rerun
+from .lane import Lane, Rerun, Ticket, asked
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
@@ -37,11 +36,11 @@ from .topic_input import TopicInput
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey", "asked"]
+__all__ = ["Answer", "Cut", "Failure", "RolledBack", "Task", "TaskKey"]
 
 log = logging.getLogger("thalweg")
 
-Answer = tuple[AgentPlan, Record, Any]
+Answer = tuple[AgentPlan, Record, "bytes | Failure"]
 """Who answers which question, and what."""
 
 TaskKey = tuple[str, int]
@@ -94,6 +93,8 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._opened = False  # it runs here already: what ends it from now on is no death of its owner
+        self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
@@ -109,6 +110,7 @@ class Task:
         self.in_flight = False
         self.deliveries: Deliveries | None = None
         self._stopping = False
+        self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -147,6 +149,7 @@ class Task:
         self.deliveries.restore(store)
         await self._restore(store)
         careful = self._count_crash(store, fold.unclean > 0)
+        self._opened = True
         self.deliveries.start()
         for agent in self.agents:
             agent.careful = careful
@@ -181,14 +184,14 @@ class Task:
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
+            if raw is not None and agent.plan.name not in self.noted:
                 agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
         raw = store.get(CRASHES)
         before = 0 if raw is None else journal_rows.decode(raw, type=int)
-        crashes = before + 1 if crashed else 0
+        crashes = before if self._opened else before + 1 if crashed else 0
         if crashes != before:
             self.rows[CRASHES] = encode(crashes)
             self.has_work = True
@@ -269,9 +272,7 @@ class Task:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs.setdefault(destination, []).append(message)
-        for record, value in lane.answers:
-            if asked(lane.plan, record):
-                self.answers.append((lane.plan, record, value))
+        self.answers.extend((lane.plan, record, data) for record, data in lane.answers)
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
@@ -284,9 +285,10 @@ class Task:
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
-    def send_dead_letter(self, topic: str, message: Message) -> None:
-        destination = self.worker.dead_letter_destination(topic, message.key)
-        self.outputs.setdefault(destination, []).append(message)
+    def send_dead_letter(self, agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> None:
+        destination = self.worker.dead_letter_destination(ticket.input.topic.name, ticket.record.key)
+        letter = dead_letter(agent, ticket, reason, trace, attempts, self.worker.room(destination))
+        self.outputs.setdefault(destination, []).append(letter)
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):
@@ -327,6 +329,8 @@ class Task:
     def cut(self) -> Cut | None:
         """All that finished events did and no commit took along yet; None if that is nothing."""
         if not self.has_work or self.in_flight or self._store is None or self._closing or self.deliveries is None:
+            return None
+        if self._spoiled:
             return None
         open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
         if any(lane.tainted for lane in open_lanes):
@@ -443,12 +447,15 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
+        for agent in self.agents:
+            agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
@@ -490,11 +497,6 @@ class Task:
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
-
-
-def asked(plan: AgentPlan, record: Record) -> bool:
-    """Whether somebody waits for this agent's answer to this record."""
-    return find(record.headers, REPLY) is not None and find(record.headers, ANSWERS) == plan.name.encode()
 
 
 class RolledBack(Exception):

@@ -12,6 +12,7 @@ from typing import Any
 from thalweg.capabilities import Fencing, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
+from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
@@ -136,9 +137,10 @@ class Worker:
 
     def _service_done(self, service: asyncio.Task[Any]) -> None:
         if not service.cancelled() and (error := service.exception()) is not None:
-            self._give_up(error)
+            self.give_up(error)
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """The worker cannot go on: whoever runs it learns why (`failed`)."""
         if not self.failed.done():
             log.critical("the worker cannot go on: %s", error, exc_info=error)
             self.failed.set_exception(error)
@@ -211,7 +213,7 @@ class Worker:
         if self._stopping or task.key in self._restarting or self.tasks.get(task.key) is not task:
             return
         if isinstance(error, ConfigurationError):
-            self._give_up(error)
+            self.give_up(error)
             return
         self._restarting[task.key] = asyncio.get_running_loop().create_task(
             self._restart(task, error), name=f"restart {task.group}/{task.index}", context=self.context.copy()
@@ -239,7 +241,7 @@ class Worker:
         self._failures[task.key] = (count, task.commits)
         known = isinstance(error, BrokerError | StoreError)
         if count > RESTARTS and not known:
-            self._give_up(error)
+            self.give_up(error)
             return None
         delay = min(10.0, 0.05 * 2.0 ** (count - 1))
         log.warning(
@@ -261,6 +263,12 @@ class Worker:
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
+
+    def room(self, destination: Destination) -> int | None:
+        """The largest message, in bytes, that an event may send there: an outbox adds a header of its own."""
+        if self.message_bytes is None or self.joins_commits(destination):
+            return self.message_bytes
+        return self.message_bytes - HEADER_BYTES
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 
