@@ -77,30 +77,6 @@ class Replies:
     async def deliver(self, answers: Sequence[Answer]) -> None:
         """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
-<<<<<<< HEAD
-            address = names.find(record.headers, names.REPLY)
-            if address is None:
-                continue
-            topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
-            instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
-            correlation = names.find(record.headers, names.CORRELATION) or b""
-            if instance == REPLY_TO:
-                await self._reply_to(rest, plan, record, value, correlation)
-                continue
-            message = self._message(plan, record, value, correlation)
-            if instance == self._me:
-                self._heard(message)
-            elif topic.endswith(SUFFIX) and rest.isdigit():
-                await self._send(topic, int(rest), message)
-
-    async def _reply_to(self, topic: str, plan: AgentPlan, record: Record, value: Any, correlation: bytes) -> None:
-        """As a message of its own, which the program reads: an error is none, for it has another type."""
-        partition = self._partition_in(topic, record.key)
-        if partition is None or isinstance(value, Failure):
-            return
-        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
-        await self._send(topic, partition, Message(plan.answer.encode(value), record.key, headers, record.timestamp))
-=======
             try:
                 await self._deliver(record, value)
             except Exception as error:
@@ -114,14 +90,23 @@ class Replies:
         topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
         instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
         correlation = names.find(record.headers, names.CORRELATION) or b""
+        if instance == REPLY_TO:
+            await self._reply_to(rest, record, value, correlation)
+            return
         message = self._message(record, value, correlation)
         if instance == self._me:
             self._heard(message)
         elif topic.endswith(SUFFIX) and rest.isdecimal():
             await self._send(topic, int(rest), message)
-        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-            await self._send(rest, partition, message)
->>>>>>> main
+
+    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+        """As a message of its own, which the program reads: an error is none, for it has another type."""
+        partition = self._partition_in(topic, record.key)
+        if partition is None or isinstance(value, Failure):
+            return
+        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
+        message = Message(value, record.key, headers, record.timestamp)
+        await self._sender.send(topic, {partition: [message]})
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
