@@ -61,7 +61,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -143,10 +143,10 @@ class Running:
         lane = current_lane.get()
         inside = lane is not None and lane.app is self.app and lane.open
         answer, headers = self.replies.expect(agent.plan.answer)
-        if inside and lane is not None:
-            headers = (*headers, (names.ID, lane.ask_id().encode()))
-        topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
         try:
+            if inside and lane is not None:
+                headers = (*headers, (names.ID, lane.ask_id().encode()))
+            topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
             if inside and lane is not None:
                 _refuse_deadlock(lane, agent, topic, partition, message.key)
                 await lane.pause()

@@ -371,6 +371,23 @@ async def test_a_row_that_cannot_be_encoded_fails_its_own_event_though_the_row_h
         assert rows["row"] == ["first", "last"]
 
 
+async def test_a_question_that_cannot_be_sent_leaves_nothing_behind() -> None:
+    app = App("questions", partitions=1)
+    source = app.topic("source", key=str, value=int)
+
+    @app.agent(source)
+    async def answer(stream: Stream[int]) -> AsyncIterator[int]:
+        async for value in stream:
+            yield value
+
+    async with app.test() as t:
+        wrong: Any = "not a number"
+        with pytest.raises(TypeError):
+            await answer.ask(wrong, key="k")
+        await t.settle()
+        assert not app.running.replies._waiting
+
+
 async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
     app = App("stale", partitions=1)
     source = app.topic("source", key=str, value=int)
@@ -399,6 +416,47 @@ def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
     return Gap(topic, 0, 1, 5)
+
+
+async def test_a_handler_in_a_thread_that_raises_stop_iteration_has_failed() -> None:
+    app = App("stopping", partitions=1)
+    source = app.topic("source", key=str, value=list[int])
+    seen: list[int] = []
+
+    @app.handler(source, on_error=Skip())
+    def first(values: list[int]) -> None:
+        seen.append(next(iter(values)))
+
+    async with app.test(errors="policy") as t:
+        await source.send([], key="k")
+        await source.send([1], key="k")
+        async with asyncio.timeout(5):
+            while not seen:
+                await asyncio.sleep(0.01)
+                await t._quiet() if not app.thread_calls else None
+        assert seen == [1]
+
+
+async def test_an_agent_that_does_not_read_its_stream_keeps_no_turn_from_others() -> None:
+    app = App("idle", partitions=1)
+    first, second = app.topic("first", key=str, value=str), app.topic("second", key=str, value=str)
+    seen = app.table("seen", key=str, value=int, default=int)
+
+    @app.agent(first)
+    async def broken(stream: Stream[str]) -> None:
+        _ = seen
+
+    @app.agent(second)
+    async def count(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen[value] += 1
+
+    async with app.test(errors="policy") as t:
+        await first.send("a", key="k", timestamp=1.0)
+        await t.settle()
+        await second.send("b", key="k", timestamp=2.0)
+        await t.settle()
+        assert dict(seen.items()) == {"b": 1}
 
 
 async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
