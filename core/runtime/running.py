@@ -62,7 +62,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
