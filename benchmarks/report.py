@@ -68,7 +68,7 @@ def print_table(cases: Sequence[Case], results: Results, messages: int, rounds: 
     """A drawn table on a terminal, columns of text elsewhere."""
     about = [f"{case.name}: {case.about} ({scaled(case, messages):,} messages)" for case in cases]
     legend = (
-        f"Medians of {rounds} rounds (smallest-largest). 'of base': speed as a share of the same round's base; 'by CPU': "
+        f"Medians of {rounds} rounds (smallest-largest). 'of base': speed as a share of its round's base; 'by CPU': "
         "the same of CPU time, which other programs on the machine disturb less."
     )
     lines = [row for case in cases for row in rows(case, results[case.name])]
