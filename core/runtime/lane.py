@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -174,6 +175,8 @@ class Lane:
         self.plan = host.plan
         self.app = host.app
         self._max_outputs = host.max_event_outputs
+        smallest_room = host.room(("", -1))  # of a queue: its outputs never join a commit
+        self._fits_anywhere = sys.maxsize if smallest_room is None else smallest_room
         self.record: Record | None = None  # open in the fast path
         self.tickets: Sequence[Ticket] = ()  # open in the slow path
         self.undo: Change | None = None  # the newest
@@ -276,14 +279,18 @@ class Lane:
                 f"agent {self.plan.name!r}: one event sent more than max_event_outputs={self._max_outputs} messages. "
                 "Split the work: send it to a topic in pieces and let another agent go on from there"
             )
+        if message.headers or len(message.value or b"") + len(message.key or b"") > self._fits_anywhere:
+            self._check_room(destination, message)
+        self.outputs.append((destination, message))
+        self.attention = True
+
+    def _check_room(self, destination: Destination, message: Message) -> None:
         room = self.host.room(destination)
         if room is not None and message.size > room:
             raise MessageTooLarge(
                 f"topic {destination[0]!r}: a message of {message.size} bytes is above the {room} that the broker "
                 "leaves for what an event sends; nothing was sent"
             )
-        self.outputs.append((destination, message))
-        self.attention = True
 
     def answer(self, record: Record, value: Any) -> None:
         """Encoded at once: later events may change the value in place. Raises EncodeError."""

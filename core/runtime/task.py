@@ -273,7 +273,8 @@ class Task:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs[destination].append(message)
-        self.answers.extend((lane.plan, record, data) for record, data in lane.answers)
+        for record, data in lane.answers:
+            self.answers.append((lane.plan, record, data))
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
