@@ -107,6 +107,7 @@ class AgentTask:
         self._pushes = 0
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
+        self._pausing = 0
         self._counted = 0
         self._at_rest: asyncio.Future[None] | None = None
 
@@ -129,8 +130,7 @@ class AgentTask:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
             self.task.idle(self)
-            if self._at_rest is not None and not self._at_rest.done():
-                self._at_rest.set_result(None)
+            self._at_ease()
             timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
             try:
                 await woken
@@ -138,6 +138,12 @@ class AgentTask:
                 self._waiting.pop(lane, None)
                 if timer is not None:
                     timer.cancel()
+
+    def _at_ease(self) -> None:
+        """A lane has nothing to do: others need not let it go first, and it may have been the last to come to rest."""
+        self.turns.next()
+        if self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
 
     def _wake(self, lane: Lane) -> None:
         woken = self._waiting.pop(lane, None)
@@ -165,6 +171,7 @@ class AgentTask:
     def halt(self, reason: str) -> None:
         """Handle nothing more here: what follows could only do harm. All events are kept."""
         self.halted = reason
+        self.turns.next()
         log.critical(
             "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
             *(self.plan.name, self.task.index, reason),
@@ -173,12 +180,13 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
+        self.turns.next()
         for lane in self.lanes:
             lane.attention = True
 
     async def stopped(self) -> None:
         """Return when no event is open."""
-        while len(self._waiting) < len(self.lanes):
+        while len(self._waiting) + self._pausing < len(self.lanes):
             self._at_rest = asyncio.get_running_loop().create_future()
             await self._at_rest
 
@@ -300,10 +308,12 @@ class AgentTask:
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self.halted or any(lane.open for lane in self.lanes):
+        if self.draining or any(lane.open for lane in self.lanes) or not any(lane.reading for lane in self.lanes):
             return None
-        heads = [head for input_ in self.inputs if (head := input_.head()) is not None]
-        return min(heads) if heads and self._parked_count < self.task.settings.max_parked else None
+        in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
+        if in_hand or self._parked_count >= self.task.settings.max_parked:
+            return min(in_hand, default=None)
+        return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 
     # --- one event -----------------------------------------------------------------------------------------
 
@@ -364,6 +374,13 @@ class AgentTask:
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return await self.turns.enter(self, timestamp)
 
+    @property
+    def commit_waits(self) -> bool:
+        return self.task.held_up is not None
+
+    async def let_commit(self) -> None:
+        await self.task.let_commit()
+
     def adopt(self, lane: Lane) -> None:
         self.turns.adopt(self)
 
@@ -417,7 +434,16 @@ class AgentTask:
         self._empty_returns += 1
         delay = min(60.0, 0.1 * 2**self._empty_returns)
         log.error("agent %s raised outside any event; called again in %.1f s", self.plan.name, delay, exc_info=error)
-        await self.clock.sleep(delay)
+        await self._pause(delay)
+
+    async def _pause(self, delay: float) -> None:
+        """An agent that does not read holds up neither the others nor a drain."""
+        self._pausing += 1
+        self._at_ease()
+        try:
+            await self.clock.sleep(delay)
+        finally:
+            self._pausing -= 1
 
     async def returned(self, lane: Lane, progress: bool) -> None:
         self._empty_returns = 0 if progress else self._empty_returns + 1
@@ -427,7 +453,7 @@ class AgentTask:
                 "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
                 *(self.plan.name, delay),
             )
-            await self.clock.sleep(delay)
+            await self._pause(delay)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
         wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")
