@@ -13,7 +13,7 @@ import msgspec
 
 from . import headers as names
 from .codec import Codec, TypeCodec, checker_for, codec_for, explain_encode, key_codec_for
-from .errors import ConfigurationError, MessageTooLarge
+from .errors import ConfigurationError, EncodeError, MessageTooLarge, WrongType
 from .message import Headers, Message
 from .plan import TopicPlan
 from .runtime.context import current_lane
@@ -34,11 +34,12 @@ Start = Literal["earliest", "latest"] | datetime
 
 
 class Topic(Generic[K, V]):
-    """Made by `app.topic(…)`. Keys of one partition keep their order."""
+    """Made by `app.topic(…)`: a log of partitions. Messages of one key lie in one of them, in order."""
 
     def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
         self._app, self._plan = app, plan
-        self._exact, self._check = check
+        self._title, self._key_title = f"topic {plan.name!r}", f"topic {plan.name!r}, key"
+        self._exact, self._check = check[0], named(check[1], self._title)
         self._next_partition = 0
         self._places: _Places | None = None
 
@@ -127,7 +128,8 @@ class Topic(Generic[K, V]):
         pairs = names.stripped(headers) if headers else ()
         if self._unnumbered:
             pairs = names.identified(pairs)
-        message = Message(None if value is None else encoded(plan.value, value), raw_key, pairs, at)
+        raw = None if value is None else encoded(plan.value, value, self._title)
+        message = Message(raw, raw_key, pairs, at)
         limit = self._app.running.message_bytes
         if limit is not None:
             self._check_size(message, limit)
@@ -167,7 +169,7 @@ class Topic(Generic[K, V]):
             raws = [None if value is None else encode(value) for value in values]
         except Exception:
             for value in values:
-                encoded(self._plan.value, value)  # raises again where it did, and says for which value
+                encoded(self._plan.value, value, self._title)  # raises again where it did, and says for which value
             raise
         if timestamp_of is None:
             messages = [Message(raw, key, (), now) for raw, key in zip(raws, keys, strict=True)]
@@ -192,7 +194,7 @@ class Topic(Generic[K, V]):
         if key.__class__ is str:
             return self._known_places()[key]
         if key is not None:
-            raw = encoded(self._plan.key, key)
+            raw = encoded(self._plan.key, key, self._key_title)
             return raw, self._plan.partition_of(raw, self._count())
         self._next_partition += 1
         return None, self._next_partition % self._count()
@@ -221,7 +223,7 @@ class Topic(Generic[K, V]):
 
     @property
     def raw(self) -> Topic[bytes, bytes]:
-        """The same topic in bytes."""
+        """The same topic in bytes: `topic.raw.send(b"…", key=b"…")`, `topic.raw.stream()`."""
         raw = codec_for(bytes)
         plan = self._plan
         bytes_plan = TopicPlan(
@@ -262,7 +264,7 @@ class _Places(dict[Any, tuple[bytes, int]]):
         self._plan, self.count = plan, count
 
     def __missing__(self, key: str) -> tuple[bytes, int]:
-        raw = encoded(self._plan.key, key)
+        raw = encoded(self._plan.key, key, f"topic {self._plan.name!r}, key")
         place = raw, self._plan.partition_of(raw, self.count)
         if len(raw) <= self.LARGEST_KEY:
             if len(self) >= self.KEYS:
@@ -279,11 +281,24 @@ def _milliseconds(timestamp: float | datetime) -> int:
     return round((timestamp.timestamp() if isinstance(timestamp, datetime) else timestamp) * 1000)
 
 
-def encoded(codec: TypeCodec[Any], value: Any) -> bytes:
+def encoded(codec: TypeCodec[Any], value: Any, what: str) -> bytes:
+    """Raises EncodeError, which begins with `what`: "topic 'a'", "queue 'b', key"."""
     try:
         return codec.encode(value)
     except Exception as error:
-        raise explain_encode(codec, error, value) from error
+        raise EncodeError(f"{what}: {explain_encode(codec, error, value)}") from error
+
+
+def named(check: Callable[[object], None], what: str) -> Callable[[object], None]:
+    """`check`, whose WrongType begins with `what`."""
+
+    def checked(value: object) -> None:
+        try:
+            check(value)
+        except WrongType as error:
+            raise WrongType(f"{what}: {error}") from None
+
+    return checked
 
 
 def codecs(key: Any, value: Any, codec: str | Codec[Any] | None) -> tuple[TypeCodec[Any], TypeCodec[Any]]:

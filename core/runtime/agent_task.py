@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
-from thalweg.errors import ProcessDied
+from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
@@ -107,7 +107,7 @@ class AgentTask:
         self._pushes = 0
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
-        self._pausing = 0
+        self._pausing = 0  # how many lanes do
         self._counted = 0
         self._at_rest: asyncio.Future[None] | None = None
 
@@ -130,7 +130,8 @@ class AgentTask:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
             self.task.idle(self)
-            self._at_ease()
+            self.turns.next()  # what others waited for may have been no event of this agent's after all
+            self._rests()
             timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
             try:
                 await woken
@@ -139,9 +140,7 @@ class AgentTask:
                 if timer is not None:
                     timer.cancel()
 
-    def _at_ease(self) -> None:
-        """A lane has nothing to do: others need not let it go first, and it may have been the last to come to rest."""
-        self.turns.next()
+    def _rests(self) -> None:
         if self._at_rest is not None and not self._at_rest.done():
             self._at_rest.set_result(None)
 
@@ -171,16 +170,15 @@ class AgentTask:
     def halt(self, reason: str) -> None:
         """Handle nothing more here: what follows could only do harm. All events are kept."""
         self.halted = reason
-        self.turns.next()
         log.critical(
             "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
             *(self.plan.name, self.task.index, reason),
         )
+        self.turns.next()
 
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
-        self.turns.next()
         for lane in self.lanes:
             lane.attention = True
 
@@ -205,6 +203,7 @@ class AgentTask:
             return part
         deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
         self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
+        self.task.noted.add(self.plan.name)
         await self.task.flush()
         return part
 
@@ -308,7 +307,9 @@ class AgentTask:
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or any(lane.open for lane in self.lanes) or not any(lane.reading for lane in self.lanes):
+        if self.draining or self._pausing or any(lane.open for lane in self.lanes):
+            return None
+        if not any(lane.reading for lane in self.lanes):
             return None
         in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
         if in_hand or self._parked_count >= self.task.settings.max_parked:
@@ -436,24 +437,27 @@ class AgentTask:
         log.error("agent %s raised outside any event; called again in %.1f s", self.plan.name, delay, exc_info=error)
         await self._pause(delay)
 
-    async def _pause(self, delay: float) -> None:
-        """An agent that does not read holds up neither the others nor a drain."""
-        self._pausing += 1
-        self._at_ease()
-        try:
-            await self.clock.sleep(delay)
-        finally:
-            self._pausing -= 1
-
     async def returned(self, lane: Lane, progress: bool) -> None:
         self._empty_returns = 0 if progress else self._empty_returns + 1
         if not progress:
             delay = min(60.0, 0.1 * 2**self._empty_returns)
-            log.error(
-                "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
-                *(self.plan.name, delay),
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
             )
+            log.error("%s; called again in %.1f s", error, delay)
+            if self.task.settings.failures is not None:
+                self.task.settings.failures(self.plan.name, error)
             await self._pause(delay)
+
+    async def _pause(self, delay: float) -> None:
+        """The agent is broken: wait, and let the others go first."""
+        self._pausing += 1
+        self.turns.next()
+        self._rests()
+        try:
+            await self.clock.sleep(delay)
+        finally:
+            self._pausing -= 1
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
         wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")

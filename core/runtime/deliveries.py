@@ -102,8 +102,12 @@ class Deliveries:
                     error,
                 )
                 return
-            except BrokerError as error:
-                log.warning("outputs to %s/%d failed, again in %.1f s: %s", *destination, backoff, error)
+            except Exception as error:  # whatever it was, nobody knows what was written: all of it goes again
+                log.warning(
+                    "outputs to %s/%d failed, again in %.1f s: %s",
+                    *(*destination, backoff, error),
+                    exc_info=None if isinstance(error, BrokerError) else error,
+                )
                 outbox.failed()
                 await self._clock.sleep(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF)

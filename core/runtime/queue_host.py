@@ -13,7 +13,7 @@ from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -77,6 +77,8 @@ class QueueRunner:
         self._busy: dict[bytes, tuple[Lane, int]] = {}
         self._done: list[_Done] = []
         self._settle = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._stopping = False
         self._room = asyncio.Event()
         self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
@@ -97,11 +99,25 @@ class QueueRunner:
             self._services.append(loop.create_task(coroutine, name=f"thalweg queue {self._input.name}"))
         for lane in self._lanes:
             lane.start(self._worker.context)
+            assert lane.task is not None
+            self._services.append(lane.task)
+        for service in self._services:
+            service.add_done_callback(self._service_done)
+
+    def _service_done(self, service: asyncio.Task[None]) -> None:
+        """None of them ends by itself."""
+        if not self._stopping:
+            cancelled = service.cancelled()
+            error = RuntimeError(f"{service.get_name()} was cancelled") if cancelled else service.exception()
+            self._worker.give_up(error or RuntimeError(f"{service.get_name()} ended"))
 
     async def stop(self) -> None:
         if self._channel is None:
             return  # never started
         self.draining = True
+        if not all(lane.task is not None and not lane.task.done() for lane in self._lanes):
+            await self.kill()  # it never started, or has failed: there is nothing to wait for
+            return
         for lane in self._lanes:
             lane.attention = True
         try:
@@ -111,13 +127,15 @@ class QueueRunner:
                     await self._at_rest
                 while self._done:
                     self._settle.set()
-                    await asyncio.sleep(0)
+                    self._settled.clear()
+                    await self._settled.wait()
         except TimeoutError:
             log.warning("agent %s: messages still in progress go back to the queue", self.plan.name)
         await self.kill()
 
     async def kill(self) -> None:
-        tasks = [*self._services, *self._retries, *(lane.task for lane in self._lanes if lane.task is not None)]
+        self._stopping = True
+        tasks = [*self._services, *self._retries]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,7 +146,8 @@ class QueueRunner:
 
     @property
     def _wanted(self) -> int:
-        return 2 * self.plan.concurrency + 8 - len(self._ready)
+        waiting = len(self._ready) + sum(len(lane.queue) for lane in self._lanes)
+        return 2 * self.plan.concurrency + 8 - waiting
 
     async def _fetch(self, channel: Channel) -> None:
         backoff = 0.1
@@ -198,6 +217,7 @@ class QueueRunner:
         if lane.queue:
             tickets = list(lane.queue)
             lane.queue.clear()
+            self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
             delivery = self._ready.popleft()
@@ -283,7 +303,12 @@ class QueueRunner:
 
     async def returned(self, lane: Lane, progress: bool) -> None:
         if not progress:
-            log.error("agent %s returned without reading its stream (is the `async for` missing?)", self.plan.name)
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
+            )
+            log.error("%s", error)
+            if self.settings.failures is not None:
+                self.settings.failures(self.plan.name, error)
             await self.clock.sleep(1.0)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
@@ -365,6 +390,7 @@ class QueueRunner:
                 del self._done[: len(done)]
                 if answers:
                     await self._worker.answer(answers)
+            self._settled.set()
 
     async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:
         by_topic: dict[str, dict[int, list[Message]]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.codec import TypeCodec
-from thalweg.errors import AgentError, BrokerError, MessageTooLarge
+from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
 
 from .sender import Sender
@@ -75,20 +75,37 @@ class Replies:
     # --- giving answers ------------------------------------------------------------------------------------------
 
     async def deliver(self, answers: Sequence[Answer]) -> None:
-        for _, record, value in answers:
-            address = names.find(record.headers, names.REPLY)
-            if address is None:
-                continue
-            topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
-            instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
-            correlation = names.find(record.headers, names.CORRELATION) or b""
-            message = self._message(record, value, correlation)
-            if instance == self._me:
-                self._heard(message)
-            elif topic.endswith(SUFFIX) and rest.isdigit():
-                await self._send(topic, int(rest), message)
-            elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-                await self._send(rest, partition, message)
+        """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
+        for plan, record, value in answers:
+            try:
+                await self._deliver(record, value)
+            except Exception as error:
+                unknown = None if isinstance(error, ThalwegError) else error
+                log.warning("an answer of agent %s was dropped: %s", plan.name, error, exc_info=unknown)
+
+    async def _deliver(self, record: Record, value: bytes | Failure) -> None:
+        address = names.find(record.headers, names.REPLY)
+        if address is None:
+            return
+        topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
+        instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
+        correlation = names.find(record.headers, names.CORRELATION) or b""
+        if instance == REPLY_TO:
+            await self._reply_to(rest, record, value, correlation)
+            return
+        message = self._message(record, value, correlation)
+        if instance == self._me:
+            self._heard(message)
+        elif topic.endswith(SUFFIX) and rest.isdecimal():
+            await self._send(topic, int(rest), message)
+
+    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+        """As a message of its own, which the program reads: an error is none, for it has another type."""
+        partition = self._partition_in(topic, record.key)
+        if partition is None or isinstance(value, Failure):
+            return
+        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
+        await self._send(topic, partition, Message(value, record.key, headers, record.timestamp))
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
@@ -100,22 +117,26 @@ class Replies:
 
     async def _send(self, topic: str, partition: int, message: Message) -> None:
         try:
-            try:
-                await self._sender.send(topic, {partition: [message]})
-            except MessageTooLarge as error:
-                too_large = Failure(f"the answer is too large: {error}", "")
-                message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
-                await self._sender.send(topic, {partition: [message]})
-        except (BrokerError, MessageTooLarge) as error:
-            log.warning("an answer was dropped: %s", error)
+            await self._sender.send(topic, {partition: [message]})
+        except MessageTooLarge as error:
+            too_large = Failure(f"the answer is too large: {error}", "")
+            message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
+            await self._sender.send(topic, {partition: [message]})
 
     # --- hearing answers -----------------------------------------------------------------------------------------
 
     async def _read(self, reader: Log, position: int | None) -> None:
+        lost = False
         try:
             while True:
                 try:
+                    if lost:
+                        position, lost = (await reader.bounds(self._partition)).last, False
                     batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
+                except Gap as gap:  # it was away for longer than answers are kept
+                    log.warning("answers were lost: %s", gap)
+                    lost = True
+                    continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)
                     await asyncio.sleep(1)
@@ -153,3 +174,6 @@ class Replies:
 
 REPLY_TO = "to"
 """In an address: the answer goes to a named topic, as a message of its own."""
+
+CORRELATION = "correlation"
+"""The header of such an answer that a program sees."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from thalweg import headers as names
 from thalweg.capabilities import Log, Logs, require
 from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
-from thalweg.errors import AskDeadlock, ConfigurationError, StaleRead
+from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, StaleRead
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
@@ -121,6 +122,14 @@ class Running:
     def is_leader(self) -> bool:
         return self.clockwork is not None and self.clockwork.leads
 
+    def check_size(self, topic: str, message: Message) -> None:
+        """Raises MessageTooLarge."""
+        limit = self.message_bytes
+        if limit is not None and message.size > limit:
+            raise MessageTooLarge(
+                f"topic {topic!r}: a message of {message.size} bytes is above the limit of {limit}; nothing was sent"
+            )
+
     def partitions_of(self, plan: TopicPlan) -> int:
         if not plan.partitions:
             raise ConfigurationError(f"topic {plan.name!r} was declared after the app had started; declare it before")
@@ -134,10 +143,10 @@ class Running:
         lane = current_lane.get()
         inside = lane is not None and lane.app is self.app and lane.open
         answer, headers = self.replies.expect(agent.plan.answer)
-        if inside and lane is not None:
-            headers = (*headers, (names.ID, lane.ask_id().encode()))
-        topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
         try:
+            if inside and lane is not None:
+                headers = (*headers, (names.ID, lane.ask_id().encode()))
+            topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
             if inside and lane is not None:
                 _refuse_deadlock(lane, agent, topic, partition, message.key)
                 await lane.pause()
@@ -169,6 +178,7 @@ class Running:
         if correlation is not None:
             headers = (*headers, (names.CORRELATION, correlation.encode()))
         topic, partition, message = agent.question(value, key, headers)
+        self.check_size(topic.name, message)
         lane = current_lane.get()
         if lane is not None and lane.app is self.app and lane.open:
             lane.send((topic.name, partition), message)
@@ -216,10 +226,7 @@ class Running:
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
-            raise StaleRead(
-                f"table {plan.name!r}: partition {partition} (of key {key!r}) is not on this worker now; "
-                f"use `await table.ask(key)`, which finds its owner"
-            )
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
         state = task.tables[plan.name]
         for lane in task.open_lanes():
             before = lane.before(state)
@@ -228,11 +235,14 @@ class Running:
         return state.fetch(key)
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
-        if self.worker is not None:
-            for partition in range(plan.partitions):
-                task = self.worker.serving(plan.group, partition)
-                if task is not None:
-                    yield from task.tables[plan.name].items(task.open_lanes())
+        if self.worker is None:
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
+        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+
+    def _why_not_here(self, what: str) -> str:
+        where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
+        return f"{what} is not {where}; ask an agent that reads it: `await agent.ask(…, key=…)`"
 
     async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
         value = self.read_table(plan, key)

@@ -93,6 +93,8 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._opened = False  # it runs here already: what ends it from now on is no death of its owner
+        self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
@@ -110,6 +112,7 @@ class Task:
         """A commit waits for open events to finish: done when it has been cut."""
         self.deliveries: Deliveries | None = None
         self._stopping = False
+        self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
 
@@ -148,6 +151,7 @@ class Task:
         self.deliveries.restore(store)
         await self._restore(store)
         careful = self._count_crash(store, fold.unclean > 0)
+        self._opened = True
         self.deliveries.start()
         for agent in self.agents:
             agent.careful = careful
@@ -182,14 +186,14 @@ class Task:
                 agent.restore(input_, position, journal_rows.decode(value, type=Parked))
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
+            if raw is not None and agent.plan.name not in self.noted:
                 agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
         raw = store.get(CRASHES)
         before = 0 if raw is None else journal_rows.decode(raw, type=int)
-        crashes = before + 1 if crashed else 0
+        crashes = before if self._opened else before + 1 if crashed else 0
         if crashes != before:
             self.rows[CRASHES] = encode(crashes)
             self.has_work = True
@@ -334,6 +338,8 @@ class Task:
         """All that finished events did and no commit took along yet; None if that is nothing."""
         if not self.has_work or self.in_flight or self._store is None or self._closing or self.deliveries is None:
             return None
+        if self._spoiled:
+            return None
         open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
         if any(lane.tainted for lane in open_lanes):
             if self.held_up is None:
@@ -454,12 +460,15 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
+        for agent in self.agents:
+            agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)

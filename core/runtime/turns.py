@@ -29,6 +29,7 @@ class Turns:
         self._holders: dict[Taker, int] = {}  # how many open events each has; more than one holder only after `join`
         self._waiting: list[tuple[int, int, Taker, asyncio.Future[None]]] = []
         self._count = 0
+        self._closed = False
 
     @property
     def contended(self) -> bool:
@@ -51,6 +52,8 @@ class Turns:
 
     async def enter(self, taker: Taker, timestamp: int) -> int:
         """Wait for the turn; returns up to which timestamp the taker may go on before it must ask again."""
+        if self._closed:
+            raise asyncio.CancelledError
         until = self._until(taker)
         if timestamp <= until and not self.held_by_another(taker):
             self.adopt(taker)
@@ -75,6 +78,12 @@ class Turns:
             self._holders[taker] = events
         self.next()
 
+    def close(self) -> None:
+        """The task ends: nobody will have a turn any more, and who waits for one is cancelled."""
+        self._closed = True
+        for *_, woken in self._waiting:
+            woken.cancel()
+
     def next(self) -> None:
         """Give the turn to whoever is first, unless an earlier event is about to ask for it."""
         while self._waiting:
@@ -83,8 +92,9 @@ class Turns:
             if self.held_by_another(taker) or timestamp > self._until(taker):
                 return
             self._waiting.remove(first)
-            self.adopt(taker)
-            woken.set_result(None)
+            if not woken.done():
+                self.adopt(taker)
+                woken.set_result(None)
 
     def _until(self, taker: Taker) -> int:
         """The timestamp of the first event of any other member: waiting for its turn, or about to ask for it."""

@@ -137,9 +137,10 @@ class Worker:
 
     def _service_done(self, service: asyncio.Task[Any]) -> None:
         if not service.cancelled() and (error := service.exception()) is not None:
-            self._give_up(error)
+            self.give_up(error)
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """The worker cannot go on: whoever runs it learns why (`failed`)."""
         if not self.failed.done():
             log.critical("the worker cannot go on: %s", error, exc_info=error)
             self.failed.set_exception(error)
@@ -212,7 +213,7 @@ class Worker:
         if self._stopping or task.key in self._restarting or self.tasks.get(task.key) is not task:
             return
         if isinstance(error, ConfigurationError):
-            self._give_up(error)
+            self.give_up(error)
             return
         self._restarting[task.key] = asyncio.get_running_loop().create_task(
             self._restart(task, error), name=f"restart {task.group}/{task.index}", context=self.context.copy()
@@ -240,7 +241,7 @@ class Worker:
         self._failures[task.key] = (count, task.commits)
         known = isinstance(error, BrokerError | StoreError)
         if count > RESTARTS and not known:
-            self._give_up(error)
+            self.give_up(error)
             return None
         delay = min(10.0, 0.05 * 2.0 ** (count - 1))
         log.warning(

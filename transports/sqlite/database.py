@@ -110,7 +110,8 @@ class Database:
         try:
             await asyncio.shield(opened.future)
         finally:  # cancelled, it must be known all the same whether there is a thread to end
-            await asyncio.wait([opened.future])
+            if not opened.future.done():  # `wait` would suspend all the same, and could be cancelled there
+                await asyncio.wait([opened.future])
             if opened.future.exception() is None:
                 self._threads.append((thread, jobs))
             else:

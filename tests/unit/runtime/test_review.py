@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from thalweg import App, Skip, Stream
+from thalweg import AgentError, App, DeadLetter, Skip, Stream
+from thalweg.journal.rows import CRASHES
+from thalweg.message import Message
 from thalweg.runtime.task import Task
 
 
@@ -160,10 +163,300 @@ async def test_a_timer_goes_on_after_a_cancellation_of_its_own() -> None:
         assert len(ticks) == 3
 
 
+async def test_events_that_wait_for_their_turn_after_an_answer_do_not_hold_up_a_restart() -> None:
+    app = App("turns", partitions=1)
+    questions = app.topic("questions", key=str, value=str)
+    ask, hold = app.topic("ask", key=str, value=str), app.topic("hold", key=str, value=str)
+    shared = app.table("shared", key=str, value=int, default=int)
+    gate = asyncio.Event()
+
+    @app.agent(questions)
+    async def answer(stream: Stream[str]) -> AsyncIterator[str]:
+        async for value in stream:
+            await gate.wait()
+            yield value
+
+    @app.agent(ask)
+    async def asking(stream: Stream[str]) -> None:
+        async for value in stream:
+            await answer.ask(value, key="k", timeout=1000)
+            shared["k"] += 1
+
+    @app.agent(hold)
+    async def holding(stream: Stream[str]) -> None:
+        async for _ in stream:
+            shared["k"] += 1
+            await gate.wait()
+
+    async with app.test() as t:
+        await ask.send("a", key="k")
+        await t.settle()
+        await hold.send("b", key="k")
+        await t.settle()
+        stopping = asyncio.ensure_future(the_task(t).stop_lanes())
+        await t.settle()
+        assert stopping.done()
+        gate.set()
+        the_task(t).failed(RuntimeError("start over"))
+        await t.advance(1)
+        assert shared["k"] == 2
+
+
+async def test_what_an_unfinished_event_changed_in_place_is_not_committed_when_draining_takes_too_long() -> None:
+    app = App("drained", partitions=1, drain_timeout=5.0)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+    gate = asyncio.Event()
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "open":
+                await gate.wait()
+
+    async with app.test() as t:
+        await source.send_many([("k", "first"), ("k", "open")])  # one batch: `first` is not committed yet
+        await t.settle()
+        task = the_task(t)
+        closing = asyncio.ensure_future(t._worker._close_task(task.key, True))
+        await t.advance(10)
+        await closing
+        gate.set()
+        await t.crash()
+        await t.settle()
+        assert rows["row"] == ["first", "open"]
+
+
+async def test_outputs_survive_an_error_of_any_kind_while_they_are_sent() -> None:
+    app = App("outputs", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    work = app.queue("work", value=str)
+    done: list[str] = []
+
+    @app.agent(source)
+    async def pass_on(stream: Stream[str]) -> None:
+        async for value in stream:
+            await work.send(value)
+
+    @app.handler(work)
+    async def do(value: str) -> None:
+        done.append(value)
+
+    async with app.test() as t:
+        t._broker.broker.faults.fail("put", error=OSError("the socket broke"))
+        await source.send("a")
+        await t.settle()
+        await source.send("b")
+        await t.advance(30)
+        assert sorted(done) == ["a", "b"]
+
+
+@pytest.mark.parametrize("topic", [True, False])
+async def test_an_answer_that_cannot_be_encoded_is_an_error_for_who_asked_and_nobody_else(topic: bool) -> None:
+    app = App("answers", partitions=1)
+    source = app.topic("source", key=str, value=str) if topic else app.queue("source", key=str, value=str)
+
+    @app.agent(source, on_error=DeadLetter())  # the agent is wrong, so it is its event that fails
+    async def answer(stream: Stream[str]) -> AsyncIterator[Any]:
+        async for value in stream:
+            yield object() if value == "bad" else value
+
+    async with app.test(errors="policy") as t:
+        bad = asyncio.ensure_future(answer.ask("bad", key="k", timeout=5))
+        await t.advance(1)
+        assert bad.done(), "no answer at all"
+        with pytest.raises(AgentError):
+            await bad
+        good = asyncio.ensure_future(answer.ask("good", key="k", timeout=5))
+        await t.advance(1)
+        assert await good == "good"
+        if topic:
+            assert the_task(t)._fold.marker is not None
+            assert not t._worker._failures, "the task started over because of an answer"
+
+
+async def test_a_dead_letter_of_the_largest_message_is_written() -> None:
+    app = App("large", partitions=1)
+    source = app.topic("source", key=str, value=bytes)
+
+    @app.agent(source, on_error=DeadLetter())
+    async def fail(stream: Stream[bytes]) -> None:
+        async for _ in stream:
+            raise ValueError("no")
+
+    async with app.test(errors="policy", broker="memory://?message_bytes=2000") as t:
+        await source.send(b"x" * 1930, key="k")
+        await t.advance(60)
+        assert not t._worker.failed.done()
+        letters = [letter async for letter in app.dead_letters(source)]
+        assert [letter.agent for letter in letters] == ["fail"]
+
+
+async def test_a_message_just_below_the_limit_leaves_the_outbox() -> None:
+    app = App("brim", partitions=1)
+    source, target = app.topic("source", key=str, value=str), app.topic("target", key=str, value=bytes)
+
+    @app.agent(source, on_error=Skip())
+    async def send(stream: Stream[str]) -> None:
+        async for value in stream:
+            await target.send(b"x" * (1990 if value == "large" else 1), key="k")
+
+    async with app.test(errors="policy", broker="memory://?message_bytes=2000&fencing=false") as t:
+        await source.send("large", key="k")
+        await source.send("small", key="k")
+        await t.advance(60)
+        assert len(t.sent(target)) >= 1, "the destination is blocked"
+
+
+async def test_a_start_that_fails_is_reported_though_there_are_queues() -> None:
+    app = App("failing", partitions=1)
+    work = app.queue("work", value=str)
+
+    @app.handler(work)
+    async def do(value: str) -> None: ...
+
+    test = app.test()
+    original = test._broker.again
+
+    def again() -> Any:
+        transport = original()
+
+        async def channel(topic: str, group: str) -> Any:
+            raise OSError("no channel")
+
+        transport.channel = channel
+        return transport
+
+    test._broker.again = again  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        with pytest.raises(OSError, match="no channel"):
+            async with test:
+                pass
+
+
+async def test_a_rollback_is_not_taken_for_a_death() -> None:
+    app = App("alive", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "bad":
+                raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send_many([("k", "first"), ("k", "bad")])
+        await t.settle()
+        assert rows["row"] == ["first"]
+        assert the_task(t).read_row(CRASHES) is None
+
+
+async def test_a_row_that_cannot_be_encoded_fails_its_own_event_though_the_row_had_changed_before() -> None:
+    app = App("unencodable", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[Any], default=list)
+
+    @app.agent(source, on_error=Skip())
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(object() if value == "bad" else value)
+
+    async with app.test(errors="policy") as t:
+        await source.send_many([("k", "first"), ("k", "bad"), ("k", "last")])
+        await t.advance(60)
+        assert not t._worker.failed.done()
+        assert rows["row"] == ["first", "last"]
+
+
+async def test_a_question_that_cannot_be_sent_leaves_nothing_behind() -> None:
+    app = App("questions", partitions=1)
+    source = app.topic("source", key=str, value=int)
+
+    @app.agent(source)
+    async def answer(stream: Stream[int]) -> AsyncIterator[int]:
+        async for value in stream:
+            yield value
+
+    async with app.test() as t:
+        wrong: Any = "not a number"
+        with pytest.raises(TypeError):
+            await answer.ask(wrong, key="k")
+        await t.settle()
+        assert not app.running.replies._waiting
+
+
+async def test_answers_are_heard_again_after_some_were_dropped_from_the_log() -> None:
+    app = App("stale", partitions=1)
+    source = app.topic("source", key=str, value=int)
+
+    @app.agent(source)
+    async def answer(stream: Stream[int]) -> AsyncIterator[int]:
+        async for value in stream:
+            yield value
+
+    async with app.test() as t:
+        assert await answer.ask(1, key="k") == 1
+        replies = app.running.replies
+        await app.running.send(replies.topic, {0: [Message(b"1")] * 5})
+        t._broker.broker.faults.fail("read", topic=replies.topic, error=make_gap(replies.topic), times=3)
+        await app.running.send(replies.topic, {0: [Message(b"1")]})
+        await t.settle()
+        heard: list[Any] = []
+        replies._heard = heard.append  # type: ignore[method-assign]
+        async with asyncio.timeout(3):
+            await app.running.send(replies.topic, {0: [Message(b"1")]})
+            while not heard:
+                await t.advance(2)
+
+
 def make_gap(topic: str) -> Exception:
     from thalweg.errors import Gap
 
     return Gap(topic, 0, 1, 5)
+
+
+async def test_a_handler_in_a_thread_that_raises_stop_iteration_has_failed() -> None:
+    app = App("stopping", partitions=1)
+    source = app.topic("source", key=str, value=list[int])
+    seen: list[int] = []
+
+    @app.handler(source, on_error=Skip())
+    def first(values: list[int]) -> None:
+        seen.append(next(iter(values)))
+
+    async with app.test(errors="policy") as t:
+        await source.send([], key="k")
+        await source.send([1], key="k")
+        async with asyncio.timeout(5):
+            while not seen:
+                await asyncio.sleep(0.01)
+                await t._quiet() if not app.thread_calls else None
+        assert seen == [1]
+
+
+async def test_an_agent_that_does_not_read_its_stream_keeps_no_turn_from_others() -> None:
+    app = App("idle", partitions=1)
+    first, second = app.topic("first", key=str, value=str), app.topic("second", key=str, value=str)
+    seen = app.table("seen", key=str, value=int, default=int)
+
+    @app.agent(first)
+    async def broken(stream: Stream[str]) -> None:
+        _ = seen
+
+    @app.agent(second)
+    async def count(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen[value] += 1
+
+    async with app.test(errors="policy") as t:
+        await first.send("a", key="k", timestamp=1.0)
+        await t.settle()
+        await second.send("b", key="k", timestamp=2.0)
+        await t.settle()
+        assert dict(seen.items()) == {"b": 1}
 
 
 async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
@@ -184,6 +477,29 @@ async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
         gate.set()
         await t.settle()
         assert queued < 15_000
+
+
+async def test_a_hot_key_does_not_make_a_slow_queue_handler_fetch_without_end() -> None:
+    app = App("hotter", partitions=1)
+    work = app.queue("work", key=str, value=int)
+    gate = asyncio.Event()
+    done: list[int] = []
+
+    @app.handler(work, concurrency=2)
+    async def slow(value: int) -> None:
+        await gate.wait()
+        done.append(value)
+
+    async with app.test() as t:
+        for n in range(200):
+            await work.send(n, key="hot")
+        await t.settle()
+        (group,) = t._broker.broker.topic("work")._groups.values()
+        lent = sum(item.loan is not None for item in group.unfinished.values())
+        gate.set()
+        await t.settle()
+        assert len(done) == 200
+        assert lent < 50
 
 
 async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import pytest
 from thalweg.channel import Transport
 from thalweg.clock import VirtualClock
+from thalweg.errors import BrokerError
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
+from thalweg.transports.redis import RedisTransport
+from thalweg.transports.redis.connection import Connection
 from thalweg.transports.sqlite import SqliteOptions, SqliteTransport
+from thalweg.url import Url
 
 
 class Rig(Protocol):
@@ -110,10 +116,60 @@ class SqliteRig:
         self._folder.cleanup()
 
 
+class RedisRig:
+    """On the server of REDIS_URL, with a prefix of its own for all it writes."""
+
+    lease = 0.6
+    message_bytes = 10_000
+
+    def __init__(self) -> None:
+        self._prefix = f"test-{secrets.token_hex(6)}-"
+        server = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
+        options = f"prefix={self._prefix}&message_bytes={self.message_bytes}&lease={self.lease}"
+        self._url = Url(f"{server}{'&' if '?' in server else '?'}{options}")
+        self._transports: list[RedisTransport] = []
+
+    async def check(self, missing: Callable[[str, str], NoReturn]) -> None:
+        try:
+            await (await self.open()).close()
+        except BrokerError as error:
+            missing("redis", str(error))
+
+    async def open(self) -> RedisTransport:
+        transport = RedisTransport.from_url(self._url)
+        self._transports.append(transport)
+        await transport.open()
+        return transport
+
+    async def crash(self, transport: Transport) -> None:
+        """Nothing more is renewed or given back, and its connections are gone."""
+        assert isinstance(transport, RedisTransport)
+        transport._leases.end_all()
+        await transport._waker.close()
+        await transport._connection.close()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        for transport in self._transports:
+            await transport.close()
+        connection = Connection(self._transports[0]._endpoint)
+        cursor: bytes = b"0"
+        while True:
+            cursor, keys = await connection.call(b"SCAN", cursor, b"MATCH", f"*{self._prefix}*", b"COUNT", 1000)
+            if keys:
+                await connection.call(b"DEL", *keys)
+            if cursor == b"0":
+                break
+        await connection.close()
+
+
 RIGS: dict[str, Callable[[], Rig]] = {
     "memory": MemoryRig,
     "memory with gaps between positions": lambda: MemoryRig(position_step=7),
     "sqlite": SqliteRig,
+    "redis": RedisRig,
 }
 
 
@@ -132,7 +188,11 @@ async def watchdog() -> AsyncIterator[None]:
 
 
 @pytest.fixture(params=list(RIGS))
-async def rig(request: pytest.FixtureRequest, watchdog: None) -> AsyncIterator[Rig]:
+async def rig(
+    request: pytest.FixtureRequest, watchdog: None, broker_missing: Callable[[str, str], NoReturn]
+) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
+    if isinstance(rig, RedisRig):
+        await rig.check(broker_missing)
     yield rig
     await rig.close()

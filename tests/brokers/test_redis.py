@@ -1,0 +1,524 @@
+"""Whole programs and single calls on a real Redis; those that hurt the server start one of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+import redis
+from thalweg.capabilities import Commit, Log
+from thalweg.channel import Capability, TopicSpec
+from thalweg.errors import BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
+from thalweg.message import Message
+from thalweg.transports.redis import RedisTransport
+from thalweg.url import Url
+
+from brokers.bank import Withdrawal, make_bank
+
+T = TypeVar("T")
+
+LONG = 1_000_000
+ACCOUNTS = [f"account-{n}" for n in range(8)]
+
+
+class Server:
+    """A Redis of a test's own, killed and started at will."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "always")
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+    def start(self, *options: str) -> None:
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        self.process = subprocess.Popen([*command, *self.options, *options], stdout=subprocess.DEVNULL)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except ConnectionRefusedError:
+                assert self.process.poll() is None
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]) -> Iterator[Server]:
+    if shutil.which("redis-server") is None:
+        broker_missing("redis", "tests that stop the server start one of their own, and need redis-server on PATH")
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def broker(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterator[str]:
+    """The shared server, under a prefix of this test's own."""
+    shared = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
+    prefix = f"test-{secrets.token_hex(6)}-"
+    client = redis.Redis.from_url(shared)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        broker_missing("redis", str(error))
+    yield f"{shared}{'&' if '?' in shared else '?'}prefix={prefix}"
+    for key in list(client.scan_iter(f"*{prefix}*", count=1000)):
+        client.delete(key)
+    client.close()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[RedisTransport]:
+    transport = RedisTransport.from_url(Url(url))
+    await transport.open()
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@asynccontextmanager
+async def opened_log(url: str, name: str = "t") -> AsyncIterator[tuple[RedisTransport, Log]]:
+    async with opened(url) as transport:
+        await transport.declare([TopicSpec(name, partitions=1)])
+        yield transport, await transport.log(name)
+
+
+async def values(log: Log, partition: int = 0, after: int | None = None) -> list[bytes | None]:
+    batch = (await log.read({partition: after}, LONG, LONG, 0)).get(partition)
+    return [record.value for record in batch.records] if batch else []
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """What other processes and the server do gives no event to wait for."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def becomes(ask: Callable[[], Awaitable[T]], answer: Callable[[T], bool], seconds: float = 30) -> T:
+    async with asyncio.timeout(seconds):
+        while not answer(found := await ask()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return found
+
+
+def start_worker(broker: str) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
+    program = Path(__file__).with_name("bank.py")
+    return subprocess.Popen(
+        [sys.executable, str(program), "worker"],
+        env={**clean, "THALWEG_BROKER": broker},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+async def alerts(broker: str) -> list[int]:
+    """What the program sent, from the topic itself."""
+    async with opened(broker) as transport:
+        log = await transport.log("alerts")
+        found = await log.read(dict.fromkeys(range(4)), LONG, 100 * LONG, 0)
+        return [int(record.value or b"") for batch in found.values() for record in batch.records]
+
+
+async def alerts_reach(broker: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                if len(await alerts(broker)) >= count:
+                    return
+            except BrokerError:
+                pass  # not declared yet
+            await asyncio.sleep(0.05)
+
+
+async def send_all(bank: Any, numbers: range) -> None:
+    for start in range(numbers.start, numbers.stop, 100):
+        batch = range(start, min(start + 100, numbers.stop))
+        await asyncio.gather(*(send(bank, number) for number in batch))
+
+
+async def send(bank: Any, number: int) -> None:
+    account = ACCOUNTS[number % len(ACCOUNTS)]
+    await bank.withdrawals.send(Withdrawal(number, account, number), key=account)
+
+
+def handled(bank: Any) -> list[int]:
+    return sorted(number for _, numbers in bank.seen.items() for number in numbers)
+
+
+# --- whole programs ------------------------------------------------------------------------------------------
+
+
+async def test_a_program_runs_exactly_once_with_tables_outputs_queues_and_answers(broker: str) -> None:
+    bank = make_bank(broker)
+    async with bank.app:
+        assert bank.app.guarantee == "exactly_once"
+        assert await bank.total.ask(Withdrawal(0, "ada", 5), key="ada") == 5
+        assert await bank.total.ask(Withdrawal(1, "ada", 500), key="ada") == 505
+        assert await bank.mail.ask("bob") == "BOB"
+        await eventually(lambda: sorted(bank.mailed) == ["ada", "bob"])
+    again = make_bank(broker)
+    async with again.app:
+        assert await again.total.ask(Withdrawal(2, "ada", 1), key="ada") == 506
+        assert handled(again) == [0, 1, 2]
+    assert sorted(await alerts(broker)) == [0, 1, 2]
+
+
+async def test_a_worker_that_is_killed_loses_and_repeats_nothing(broker: str) -> None:
+    count = 4000
+    bank = make_bank(broker)
+    worker = start_worker(broker)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(count))
+        await alerts_reach(broker, 1)
+    finally:
+        worker.kill()
+        worker.wait()
+    heir = make_bank(broker)
+    async with heir.app:
+        await eventually(lambda: len(handled(heir)) >= count)
+        assert handled(heir) == list(range(count))
+        for account in ACCOUNTS:
+            assert heir.seen[account] == sorted(heir.seen[account])
+            assert heir.totals[account] == sum(heir.seen[account])
+    assert sorted(await alerts(broker)) == list(range(count))
+
+
+async def test_a_worker_that_was_stopped_is_fenced_when_it_goes_on(broker: str) -> None:
+    bank, worker = make_bank(broker), start_worker(broker)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(200))
+            await alerts_reach(broker, 200)
+            worker.send_signal(signal.SIGSTOP)
+            await send_all(bank, range(200, 400))
+        heir = make_bank(broker)
+        async with heir.app:
+            await eventually(lambda: len(handled(heir)) >= 400)
+            worker.send_signal(signal.SIGCONT)
+            await send_all(heir, range(400, 1000))
+            await alerts_reach(broker, 1000)
+    finally:
+        worker.kill()
+        worker.wait()
+    last = make_bank(broker)
+    async with last.app:
+        await eventually(lambda: len(handled(last)) >= 1000)
+        assert handled(last) == list(range(1000))
+    assert sorted(await alerts(broker)) == list(range(1000))
+
+
+async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(server: Server) -> None:
+    bank = make_bank(server.url)
+    acknowledged: list[int] = []
+    async with bank.app:
+
+        async def produce() -> None:
+            for number in range(1500):
+                try:
+                    await send(bank, number)
+                    acknowledged.append(number)
+                except BrokerError:
+                    await asyncio.sleep(0.05)
+
+        producing = asyncio.create_task(produce())
+        for goal in (200, 500):
+            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await producing
+        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
+        await send(bank, 9999)
+        await eventually(lambda: 9999 in handled(bank))
+        found = handled(bank)
+        assert len(found) == len(set(found))
+        assert acknowledged[-1] == 1499
+    assert sorted(await alerts(server.url)) == found
+
+
+# --- what others do to the data ------------------------------------------------------------------------------
+
+
+async def test_other_programs_write_and_read_a_topic_with_any_client(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        with server.client as other:
+            other.xadd("{0}:t", {"key": "ada", "value": "1", "header:trace": "x"})
+            other.execute_command("XADD", "{0}:t", "*", "header:a", "1", "header:a", "2", "unknown", "?")
+            other.execute_command("XADD", "{0}:t", "*", "key", "k", "value", "v", "timestamp", "yesterday")
+        batch = (await log.read({0: None}, LONG, LONG, 0))[0]
+        assert [(r.key, r.value, r.headers) for r in batch.records] == [
+            (b"ada", b"1", (("trace", b"x"),)),
+            (None, None, (("a", b"1"), ("a", b"2"))),
+            (b"k", b"v", ()),
+        ]
+        assert all(record.timestamp > 1_500_000_000_000 for record in batch.records)
+        await log.append({0: [Message(b"2", b"bob", (("n", b"h"),), 1_700_000_000_000)]})
+        with server.client as other:
+            (_, fields) = other.xrevrange("{0}:t", count=1)[0]
+        assert fields == {b"key": b"bob", b"value": b"2", b"header:n": b"h", b"timestamp": b"1700000000000"}
+
+
+async def test_an_entry_whose_id_is_no_position_is_refused_by_name(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        with server.client as other:
+            other.xadd("{0}:t", {"value": "1"}, id="5-18446744073709551615")
+        with pytest.raises(BrokerError, match="5-18446744073709551615"):
+            await log.read({0: None}, 1, LONG, 0)
+
+
+async def test_what_others_trim_is_a_gap_for_all_but_a_reader_at_the_end(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        places = (await log.append({0: [Message(b"%d" % n) for n in range(5)]}))[0]
+        with server.client as other:
+            other.xtrim("{0}:t", maxlen=0, approximate=False)
+        assert await values(log, after=places[-1]) == []
+        with pytest.raises(Gap):
+            await values(log, after=places[-2])
+        assert await values(log) == []
+        await log.append({0: [Message(b"5")]})
+        with pytest.raises(Gap):
+            await values(log, after=places[0])
+
+
+async def test_a_stream_that_was_deleted_is_a_gap(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        last = (await log.append({0: [Message(b"1")]}))[0][-1]
+        with server.client as other:
+            other.delete("{0}:t")
+        with pytest.raises(Gap):
+            await values(log, after=last)
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        with server.client as other:
+            other.script_flush()
+        await log.append({0: [Message(b"1")]})
+        assert await values(log) == [b"1"]
+
+
+async def test_a_key_of_another_program_stops_the_whole_commit(server: Server) -> None:
+    async with opened(server.url) as transport:
+        await transport.declare([TopicSpec("j", partitions=1), TopicSpec("a", partitions=1), TopicSpec("b")])
+        claim = await transport.claim("j", 0, Message(b"m"))
+        with server.client as other:
+            other.set("{0}:b", "mine")
+        outputs = {("a", 0): [Message(b"1")], ("b", 0): [Message(b"2")]}
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            await transport.commit({claim: Commit([Message(b"r")], outputs)})
+        assert await values(await transport.log("a")) == []
+        assert await values(await transport.log("j")) == [b"m"]
+
+
+async def test_retention_drops_what_is_old_and_readers_of_it_are_told(server: Server) -> None:
+    async with opened(server.url) as transport:
+        await transport.declare([TopicSpec("t", partitions=1, retention=0.3)])
+        log = await transport.log("t")
+        places = (await log.append({0: [Message(b"1"), Message(b"2")]}))[0]
+        assert await values(log) == [b"1", b"2"]
+        await becomes(lambda: log.bounds(0), lambda bounds: bounds.first is None)
+        assert await values(log, after=places[1]) == []
+        with pytest.raises(Gap):
+            await values(log, after=places[0])
+
+
+async def test_many_records_at_once_keep_their_order_and_positions(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        with server.client as other:  # the clock went back: Redis goes on counting within the last millisecond
+            other.xadd("{0}:t", {"value": "first"}, id=f"{int(time.time() * 1000) + 60_000}-1048570")
+        places = [*(await log.append({0: [Message(b"%d" % n) for n in range(10)]}))[0]]
+        places += (await log.append({0: [Message(b"%d" % n) for n in range(10, 20)]}))[0]
+        batch = (await log.read({0: None}, LONG, LONG, 0))[0]
+        assert [record.value for record in batch.records] == [b"first", *(b"%d" % n for n in range(20))]
+        assert list(batch.positions)[1:] == places == sorted(set(places))
+
+
+# --- what a server refuses -----------------------------------------------------------------------------------
+
+
+async def test_a_full_memory_is_a_clear_error_and_loses_nothing(server: Server) -> None:
+    async with opened_log(server.url + "?message_bytes=400000000") as (transport, log):
+        await transport.declare([TopicSpec("j", partitions=1), TopicSpec("q", queue=True)])
+        claim = await transport.claim("j", 0, Message(b"m"))
+        queue = await transport.channel("q", "g")
+        await queue.put([Message(b"1")])
+        (delivery,) = await queue.get(1, 1)
+        await log.append({0: [Message(b"1")]})
+        with server.client as other:
+            other.config_set("maxmemory", "1mb")
+            for write in (
+                log.append({0: [Message(b"2")]}),
+                transport.commit({claim: Commit([Message(b"r")], {("t", 0): [Message(b"2")]})}),
+                queue.put([Message(b"2")]),
+            ):
+                with pytest.raises(BrokerError, match=r"OOM.*maxmemory"):
+                    await write
+            assert await values(log) == [b"1"]
+            await queue.commit([delivery])  # what makes room goes on
+            await log.truncate(0, LONG << 60)
+            other.config_set("maxmemory", "0")
+        await transport.commit({claim: Commit([Message(b"r")], {("t", 0): [Message(b"2")]})})
+        assert await values(log) == [b"2"]
+
+
+async def test_a_wrong_password_is_told_and_not_shown(server: Server) -> None:
+    with server.client as other:
+        other.config_set("requirepass", "s3cret")
+        other.auth("s3cret")
+        url = server.url.replace("//", "//default:hunter2@")
+        for wrong, said in ((url, "WRONGPASS"), (server.url, "NOAUTH")):
+            with pytest.raises(BrokerError, match=said) as caught:
+                await RedisTransport.from_url(Url(wrong)).open()
+            assert "hunter2" not in str(caught.value)
+        async with opened(server.url.replace("//", "//:s3cret@") + "/3") as transport:
+            await transport.declare([TopicSpec("t")])
+            assert "s3cret" not in transport.description
+        assert other.execute_command("INFO", "keyspace").keys() == {"db3"}
+
+
+async def test_a_user_who_may_only_read_gets_a_clear_error(server: Server) -> None:
+    async with opened_log(server.url) as (_, log):
+        await log.append({0: [Message(b"1")]})
+    with server.client as other:
+        other.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@all", "-@write", "-@dangerous", "+info")
+    async with opened(server.url.replace("//", "//reader:pw@")) as transport:
+        log = await transport.log("t")
+        assert await values(log) == [b"1"]
+        with pytest.raises(BrokerError, match="ACL SETUSER"):
+            await log.append({0: [Message(b"2")]})
+        assert await values(log) == [b"1"]
+
+
+async def test_an_unreachable_host_is_told_within_the_time_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+        port = silent.getsockname()[1]
+        async with asyncio.timeout(5):
+            with pytest.raises(BrokerError, match=rf"127.0.0.1:{port}.*no answer within 0.2 s"):
+                await RedisTransport.from_url(Url(f"redis://127.0.0.1:{port}?timeout=0.2")).open()
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokerError, match=f"127.0.0.1:{port}"):
+            await RedisTransport.from_url(Url(f"redis://127.0.0.1:{port}")).open()
+
+
+async def test_a_server_that_hangs_is_told_within_the_time_out(server: Server) -> None:
+    async with opened_log(server.url + "?timeout=0.3") as (_, log):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(BrokerError, match="unknown"):
+                    await log.append({0: [Message(b"1")]})
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        await log.append({0: [Message(b"2")]})
+        assert (await values(log))[-1] == b"2"
+
+
+async def test_what_does_not_last_is_warned_of(server: Server) -> None:
+    async with opened(server.url) as transport:
+        assert transport.warnings == []
+    with server.client as other:
+        other.config_set("appendfsync", "everysec")
+        other.config_set("maxmemory-policy", "allkeys-lru")
+        async with opened(server.url) as transport:
+            assert [text.partition("=")[0] for text in transport.warnings] == ["appendfsync", "maxmemory-policy"]
+        other.config_set("appendonly", "no")
+        async with opened(server.url) as transport:
+            assert "appendonly=no" in transport.warnings[0]
+
+
+async def test_a_replica_is_refused(server: Server) -> None:
+    with server.client as other:
+        other.replicaof("127.0.0.1", server.port + 1)
+        with pytest.raises(BrokerError, match="replica"):
+            await RedisTransport.from_url(Url(server.url)).open()
+
+
+async def test_a_fence_survives_the_servers_death(server: Server) -> None:
+    async with opened(server.url) as old, opened(server.url) as new:
+        await old.declare([TopicSpec("j", partitions=1)])
+        stale = await old.claim("j", 0, Message(b"old"))
+        claim = await new.claim("j", 0, Message(b"new"))
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        with pytest.raises(Fenced):
+            await old.commit({stale: Commit([Message(b"x")])})
+        await new.commit({claim: Commit([Message(b"y")])})
+        assert await values(await new.log("j")) == [b"old", b"new", b"y"]
+
+
+async def test_tls_and_unix_sockets(server: Server, tmp_path: Path) -> None:
+    server.kill()
+    key, certificate, path = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "redis.sock"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
+    command = [*make, *subject, "-keyout", str(key), "-out", str(certificate)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    tls = ("--tls-port", str(server.port), "--port", "0", "--tls-auth-clients", "no", "--unixsocket", str(path))
+    server.start(*tls, "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    secure = server.url.replace("redis:", "rediss:")
+    for url in (f"{secure}?tls_ca={certificate}", f"{secure}?tls_verify=false", f"redis://?socket={path}"):
+        async with opened(url) as transport:
+            await transport.declare([TopicSpec("t")])
+    with pytest.raises(BrokerError, match="certificate"):
+        await RedisTransport.from_url(Url(secure)).open()
+
+
+def test_options_are_checked_when_the_url_is_read() -> None:
+    for url, error in (
+        ("redis://h?nonsense=1", UnknownOption),
+        ("redis://h/orders", ConfigurationError),
+        ("redis://h/1?database=2", ConfigurationError),
+        ("redis://h?tls_ca=x", ConfigurationError),
+        ("rediss://h?tls_ca=/nowhere", ConfigurationError),
+    ):
+        with pytest.raises(error):
+            RedisTransport.from_url(Url(url))
+
+
+async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_server_hangs(
+    server: Server,
+) -> None:
+    async with opened(server.url + "?timeout=0.5") as a, opened(server.url) as b:
+        assert {Capability.LOCKS, Capability.PEERS} <= a.capabilities
+        held = await a.try_lock("x", 0.6)
+        assert held is not None
+        time.sleep(1.5)  # noqa: ASYNC251 - the point: the loop is stuck, the thread renews
+        assert not held.lost.is_set()
+        assert await b.try_lock("x", 0.6) is None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.wait_for(held.lost.wait(), 10)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        heir = await becomes(lambda: b.try_lock("x", 0.6), lambda heir: heir is not None)
+        assert heir is not None
+        assert heir.number > held.number

@@ -1,0 +1,266 @@
+"""Connections to a Redis server: commands are pipelined, answers come in their order. On hiredis, Redis's own parser.
+
+Not redis-py's client: that lends a whole connection to each call, turns entries into dicts, which lose a header that
+occurs twice, and by default retries writes and times out blocking reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import hiredis
+import msgspec
+from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.url import Url
+
+from .scripts import SCRIPTS, Script
+
+__all__ = ["Connection", "ConnectionLost", "Endpoint"]
+
+Argument: TypeAlias = bytes | str | int
+Reply: TypeAlias = Any
+"""What hiredis makes of an answer: bytes, int, None or a list of those."""
+
+_REMEDIES = {
+    "LOADING": "it is reading its data set from disk; wait",
+    "MASTERDOWN": "this is a replica without its primary; name the primary",
+    "MISCONF": "it cannot write to its disk; free space on it, and see the server's log",
+    "NOAUTH": "put user and password into the URL: redis://user:password@host",
+    "NOPERM": "let the user run this command on these keys (ACL SETUSER)",
+    "OOM": "maxmemory is reached and nothing was written; raise it, or truncate and consume what is there",
+    "READONLY": "this is a replica; name the primary",
+    "WRONGPASS": "check user and password in the URL",
+    "WRONGTYPE": "another program uses this key for something else; choose another ?prefix= or topic name",
+}
+
+
+class ConnectionLost(BrokerError):
+    """No answer came: what was asked may or may not have been done."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where the server is and how to enter. timeout: seconds to connect, and for an answer."""
+
+    url: Url
+    addresses: Sequence[tuple[str, int]]
+    socket: str | None
+    database: int
+    tls: ssl.SSLContext | None
+    timeout: float
+
+    @property
+    def place(self) -> str:
+        where = self.socket or ",".join(f"{host}:{port}" for host, port in self.addresses)
+        return f"{where}/{self.database}" if self.database else where
+
+    def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
+        """What the server or the operating system said, with a remedy and without secrets."""
+        said = self.url.redact(str(error) or type(error).__name__)
+        kind = "NOPERM" if "can't run this command" in said else said.partition(" ")[0]
+        remedy = _REMEDIES.get(kind)
+        return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
+
+
+class _ServerSaid(Exception):
+    """An error among the answers."""
+
+
+class _Wire(asyncio.Protocol):
+    """One socket while it lasts."""
+
+    def __init__(self, patience: float) -> None:
+        self._reader = hiredis.Reader(replyError=_ServerSaid, protocolError=ConnectionError)
+        self._pending: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._patience = patience
+        self._lost: BaseException | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.WriteTransport
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def usable(self) -> bool:
+        return self._lost is None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._watch()
+
+    def send(self, commands: Sequence[tuple[Argument, ...]]) -> list[asyncio.Future[Reply]]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Reply]] = [loop.create_future() for _ in commands]
+        now = time.monotonic()
+        self._pending.extend((future, now) for future in futures)
+        # hiredis types the tuple as one of a single item.
+        self._transport.write(b"".join([hiredis.pack_command(command) for command in commands]))  # type: ignore[arg-type]
+        return futures
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                future, _ = self._pending.popleft()
+                if not future.done():
+                    future.set_result(reply)
+        except Exception as error:  # not Redis
+            self.abort(error)
+
+    def abort(self, error: BaseException) -> None:
+        if self._lost is None:
+            self._lost = error
+            self._transport.abort()
+            self._fail()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost is None:
+            self._lost = exc or ConnectionError("the server closed the connection")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _fail(self) -> None:
+        for future, _ in self._pending:
+            if not future.done():
+                future.set_exception(ConnectionLost(str(self._lost)))
+                future.exception()  # who was cancelled does not ask
+        self._pending.clear()
+
+    def _watch(self) -> None:
+        """A server that hangs, or a network that swallows everything, must not be waited for without end."""
+        if self._pending and time.monotonic() - self._pending[0][1] > self._patience:
+            self.abort(ConnectionError(f"no answer within {self._patience:g} s"))
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._patience / 4, self._watch)
+
+
+class Connection:
+    """Connects when first used and again when used after a loss. Calls may overlap; a cancelled one disturbs none.
+
+    patience: seconds that a command may take beyond the endpoint's time-out (for blocking reads).
+    """
+
+    def __init__(self, endpoint: Endpoint, patience: float = 0.0) -> None:
+        self.endpoint = endpoint
+        self.number = 0
+        self._patience = patience
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[_Wire] | None = None
+        self._open = True
+
+    async def call(self, *command: Argument) -> Reply:
+        return (await self.calls([command]))[0]
+
+    async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+        """Their answers, in order. Raises `BrokerError` for the first that is an error, `ConnectionLost` for none."""
+        wire = self._wire
+        if wire is None or not wire.usable:
+            wire = await self._connect()
+        try:
+            replies = [await future for future in wire.send(commands)]
+        except ConnectionLost as error:
+            raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
+        for reply in replies:
+            if isinstance(reply, _ServerSaid):
+                raise self.endpoint.explain(reply) from None
+        return replies
+
+    async def run(self, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Reply:
+        """Run a script, atomically: all of it or, if this raises anything but `ConnectionLost`, nothing."""
+        try:
+            return await self.call(b"EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except BrokerError as error:
+            if "NOSCRIPT" not in str(error):  # SCRIPT FLUSH
+                raise
+        return await self.call(b"EVAL", script.text, len(keys), *keys, *arguments)
+
+    async def write(self, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Reply:
+        """`run`, where the loss of the answer is told as what it means: nobody knows."""
+        try:
+            return await self.run(script, keys, *arguments)
+        except ConnectionLost as error:
+            raise AmbiguousCommit(f"{error} (whether the write was done is unknown)") from None
+
+    async def close(self) -> None:
+        self._open = False
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        if self._wire is not None:
+            self._wire.abort(ConnectionError("closed"))
+            await self._wire.closed
+
+    async def _connect(self) -> _Wire:
+        """One attempt, shared by all who wait for it."""
+        if not self._open:
+            raise BrokerError(f"Redis at {self.endpoint.place}: the transport is not open; call open() first")
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._attempt())
+            self._connecting.add_done_callback(self._connected)
+        try:
+            return await asyncio.shield(self._connecting)
+        except asyncio.CancelledError:
+            if self._open:
+                raise
+            raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed") from None
+
+    def _connected(self, attempt: asyncio.Task[_Wire]) -> None:
+        self._connecting = None
+        if not attempt.cancelled() and attempt.exception() is None:
+            self._wire = attempt.result()
+
+    async def _attempt(self) -> _Wire:
+        endpoint = self.endpoint
+        problem: BrokerError | None = None
+        try:
+            async with asyncio.timeout(endpoint.timeout):
+                for address in [None] if endpoint.socket else endpoint.addresses:
+                    try:
+                        return await self._enter(address)
+                    except (OSError, ConnectionLost) as error:
+                        problem = endpoint.explain(error, "it cannot be reached: ")
+        except TimeoutError:
+            problem = endpoint.explain(f"no answer within {endpoint.timeout:g} s", "it cannot be reached: ")
+        assert problem is not None
+        raise problem
+
+    async def _enter(self, address: tuple[str, int] | None) -> _Wire:
+        endpoint = self.endpoint
+        loop = asyncio.get_running_loop()
+
+        def wire() -> _Wire:
+            return _Wire(endpoint.timeout + self._patience)
+
+        if address is None:
+            _, made = await loop.create_unix_connection(wire, endpoint.socket)
+        else:
+            _, made = await loop.create_connection(wire, *address, ssl=endpoint.tls)
+        try:
+            await self._introduce(made)
+        except BaseException as error:
+            made.abort(error)
+            raise
+        return made
+
+    async def _introduce(self, wire: _Wire) -> None:
+        url, commands = self.endpoint.url, list[tuple[Argument, ...]]()
+        if url.password is not None:
+            commands.append((b"AUTH", *([url.username] if url.username else []), url.password))
+        if self.endpoint.database:
+            commands.append((b"SELECT", self.endpoint.database))
+        commands += [(b"CLIENT", b"ID"), *((b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS)]
+        while True:
+            replies = [await future for future in wire.send(commands)]
+            problem = next((reply for reply in replies if isinstance(reply, _ServerSaid)), None)
+            if problem is None:
+                break
+            if not str(problem).startswith("LOADING"):  # just started; the time-out of the attempt ends this
+                raise self.endpoint.explain(problem)
+            await asyncio.sleep(0.1)
+        self.number = int(replies[len(commands) - 1 - len(SCRIPTS)])
