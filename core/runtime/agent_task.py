@@ -309,8 +309,12 @@ class AgentTask:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
         if self.draining or self._pausing or any(lane.open for lane in self.lanes):
             return None
-        heads = [head for input_ in self.inputs if (head := input_.head()) is not None]
-        return min(heads) if heads and self._parked_count < self.task.settings.max_parked else None
+        if not any(lane.reading for lane in self.lanes):
+            return None
+        in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
+        if in_hand or self._parked_count >= self.task.settings.max_parked:
+            return min(in_hand, default=None)
+        return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 
     # --- one event -----------------------------------------------------------------------------------------
 
@@ -370,6 +374,13 @@ class AgentTask:
 
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return await self.turns.enter(self, timestamp)
+
+    @property
+    def commit_waits(self) -> bool:
+        return self.task.held_up is not None
+
+    async def let_commit(self) -> None:
+        await self.task.let_commit()
 
     def adopt(self, lane: Lane) -> None:
         self.turns.adopt(self)

@@ -56,6 +56,7 @@ class QueueRunner:
     """Hosts the lanes of one agent on one queue."""
 
     takes_turns = False
+    commit_waits = False
 
     def __init__(self, worker: Worker, plan: AgentPlan, source: SourcePlan) -> None:
         self.plan = plan
@@ -260,6 +261,9 @@ class QueueRunner:
         return
 
     def leave(self, lane: Lane) -> None:
+        return
+
+    async def let_commit(self) -> None:
         return
 
     def table(self, plan: TablePlan) -> TableState | None:

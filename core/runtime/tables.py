@@ -57,7 +57,7 @@ class TableState:
         self.plan = plan
         self.partition = partition
         self.hot: dict[Any, Any] = {}
-        self.dirty: dict[Any, None] = {}
+        self.dirty: dict[Any, bool | None] = {}  # True: but for an open event's change, a cut has the row already
         self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
@@ -93,8 +93,8 @@ class TableState:
             before.update(lane.before(self))
         lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
         plan = self.plan
-        for key in self.dirty:
-            if key in lent:
+        for key, collected in self.dirty.items():
+            if key in lent or (collected and key in before):
                 continue
             value = before[key] if key in before else self.hot[key]
             try:
@@ -109,9 +109,9 @@ class TableState:
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw
-        kept = [key for key in self.dirty if key in before or key in lent]
+        kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
-        self.dirty.update(dict.fromkeys(kept))
+        self.dirty.update(kept)
 
     def _unchanged(self, raw_key: bytes, raw: bytes | None) -> bool:
         """A mutable value that was only looked at. A default that was only looked at is not stored either."""
