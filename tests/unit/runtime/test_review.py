@@ -608,6 +608,31 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
         assert replay.fold.marker == markers[0]
 
 
+async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_first() -> None:
+    app = App("handing", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    gate = asyncio.Event()
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        await gate.wait()
+
+    async with app.test() as t:
+        worker, task = t._worker, the_task(t)
+        await source.send("a", key="k")
+        await t.settle()
+        worker.ownership._want([])  # the others have it now
+        await t.settle()
+        stopping = asyncio.ensure_future(worker.stop())
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert stopping.done()
+        assert all(lane.task is None or lane.task.done() for lane in task.all_lanes())
+        assert task._store is None
+        await t.crash()
+
+
 async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
     app = App("outside", partitions=1)
     source = app.topic("source", key=str, value=str)
