@@ -611,10 +611,11 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
 async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_first() -> None:
     app = App("handing", partitions=1)
     source = app.topic("source", key=str, value=str)
-    gate = asyncio.Event()
+    gate, begun = asyncio.Event(), list[str]()
 
     @app.handler(source)
     async def note(value: str) -> None:
+        begun.append(value)
         await gate.wait()
 
     async with app.test() as t:
@@ -631,6 +632,35 @@ async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_firs
         assert all(lane.task is None or lane.task.done() for lane in task.all_lanes())
         assert task._store is None
         await t.crash()
+        await t.settle()
+        assert begun == ["a"]
+
+
+async def test_a_change_from_a_task_that_outlived_its_event_is_refused() -> None:
+    app = App("outlived", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=int, default=int)
+    gate, errors, spawned = asyncio.Event(), list[BaseException](), list[asyncio.Task[None]]()
+
+    async def later() -> None:
+        await gate.wait()
+        try:
+            rows["late"] = 1
+        except Exception as error:
+            errors.append(error)
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows[value] += 1
+            spawned.append(asyncio.create_task(later()))
+
+    async with app.test() as t:
+        await source.send("a", key="k")
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert [type(error).__name__ for error in errors] == ["OutsideEvent"]
 
 
 async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
