@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
+from thalweg.clock import VirtualClock
 from thalweg.journal.records import Marker
 from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
@@ -634,6 +635,35 @@ async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_firs
         await t.crash()
         await t.settle()
         assert begun == ["a"]
+
+
+async def test_a_retry_comes_though_the_clock_was_set_back_while_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SetBack(VirtualClock):
+        """As the machine's: timers do not follow the time of day when that is corrected."""
+
+        by = 0.0
+
+        def now(self) -> float:
+            return super().now() - self.by
+
+    monkeypatch.setattr("thalweg.testing.VirtualClock", SetBack)
+    app = App("corrected", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    tries: list[str] = []
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        tries.append(value)
+        if len(tries) == 1:
+            raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send("a", key="k")
+        await t.settle()
+        SetBack.by = 2.0
+        await t.advance(10)
+        assert tries == ["a", "a"]
+        SetBack.by = 0.0
 
 
 async def test_a_change_from_a_task_that_outlived_its_event_is_refused() -> None:
