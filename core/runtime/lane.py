@@ -173,6 +173,7 @@ class Lane:
         self.number = number
         self.plan = host.plan
         self.app = host.app
+        self._max_outputs = host.max_event_outputs
         self.record: Record | None = None  # open in the fast path
         self.tickets: Sequence[Ticket] = ()  # open in the slow path
         self.undo: Change | None = None  # the newest
@@ -184,7 +185,8 @@ class Lane:
         self.answers: list[tuple[Record, bytes]] = []
         self.asks = 0
         self._paused = False
-        self.attention = False  # look up after this event: there are outputs, answers, or others wait for a turn
+        self.attention = False  # after this event there is more to do than to go on
+        self._disturbed = False  # others wait for a turn, or no event may begin any more
         self.views: dict[str, TableView] = {}
         self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
         self._part: Part | None = None
@@ -215,8 +217,10 @@ class Lane:
     @property
     def timestamp(self) -> int:
         """The open event's, in milliseconds; of a `take`, the latest."""
-        if self.record is not None and self._part is not None:
-            return event_time(self._part.input.topic, self.record)
+        record = self.record
+        if record is not None and self._part is not None:
+            topic = self._part.input.topic
+            return record.timestamp if topic.timestamp_of is None else event_time(topic, record)
         return max((event_time(t.input.topic, t.record) for t in self.tickets), default=0)
 
     @property
@@ -262,11 +266,14 @@ class Lane:
 
     # --- what the open event does --------------------------------------------------------------------------
 
+    def look_up(self) -> None:
+        """Others want something: before its next event the lane asks whether that may begin, and whether in turn."""
+        self.attention = self._disturbed = True
+
     def send(self, destination: Destination, message: Message) -> None:
-        limit = self.host.max_event_outputs
-        if len(self.outputs) >= limit:
+        if len(self.outputs) >= self._max_outputs:
             raise TooManyOutputs(
-                f"agent {self.plan.name!r}: one event sent more than max_event_outputs={limit} messages. "
+                f"agent {self.plan.name!r}: one event sent more than max_event_outputs={self._max_outputs} messages. "
                 "Split the work: send it to a topic in pieces and let another agent go on from there"
             )
         room = self.host.room(destination)
@@ -372,6 +379,10 @@ class Lane:
                 segment, topic = part.segment, part.input.topic
                 decode, partition, positions = topic.decode, part.input.partition, segment.positions
                 while part.plain and (begin := segment.done) < len(positions):
+                    self._disturbed = False
+                    if host.takes_turns or host.draining:
+                        self._slow_down()
+                        break
                     for index, record in enumerate(segment.records[begin : begin + self._steps], begin):
                         self.record = record
                         raw = record.value
@@ -379,7 +390,7 @@ class Lane:
                             value = None if raw is None else decode(raw)
                         except DECODE_ERRORS as error:
                             self._undecodable(next(part.rest()), error)
-                            self._slow_down()  # what follows may have to wait
+                            await self._breathe_if_due()
                             break
                         if as_events:
                             yield Event(topic, record, partition, positions[index], value, self)
@@ -388,15 +399,13 @@ class Lane:
                         segment.done = index + 1
                         self.undo = None
                         if self.attention:
-                            self._finish(())
-                            if host.takes_turns or host.draining:
-                                self._slow_down()
+                            host.finished(self, ())
+                            self._close()
+                            if self._disturbed:
                                 break
                     else:
                         self.record = None
                         await self._breathe()
-                        if host.takes_turns or host.draining:
-                            self._slow_down()
                 self.record = None
                 continue
             if host.takes_turns:

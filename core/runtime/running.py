@@ -53,6 +53,7 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.has_log = Capability.LOG in transport.capabilities
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -61,7 +62,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
