@@ -463,6 +463,7 @@ class Task:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
         for agent in self.agents:
+            agent.stop()
             agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
