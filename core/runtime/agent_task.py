@@ -180,7 +180,7 @@ class AgentTask:
         """Begin no further event."""
         self.stopping = True
         for lane in self.lanes:
-            lane.attention = True
+            lane.look_up()
 
     async def stopped(self) -> None:
         """Return when no event is open."""
@@ -381,12 +381,14 @@ class AgentTask:
         return self.task.table_of(self, plan)
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        if self.task.checking:
-            self.task.check(lane)
+        task = self.task
+        if task.checking:
+            task.check(lane)
         for ticket in tickets:
             self._done(lane, ticket)
-        self.task.collect(lane)
-        self.task.busy()
+        if lane.outputs or lane.answers:
+            task.collect(lane)
+        task.busy()
 
     # --- events that fail ----------------------------------------------------------------------------------
 
