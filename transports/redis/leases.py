@@ -208,7 +208,7 @@ class Leases:
                     await self._waker.watch({bell: pack(rung)}).wait(pause)
         finally:
             if place is not None:
-                await self.release(place)
+                await self._let_go(place)
 
     async def _enter(self, key: bytes, bell: bytes, token: bytes, seconds: float) -> Lease | None:
         asked = boot_clock()

@@ -34,6 +34,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     socket: path of a Unix domain socket, instead of host and port.
     timeout: seconds to connect, and to wait for an answer.
     message_bytes: largest message (key, value and headers).
+    replicas: how many replicas must have a write before it counts as done, for a server that fails over (0: none).
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
     tls_ca, tls_cert, tls_key: files, for rediss://. tls_verify=false accepts any certificate.
     """
@@ -44,6 +45,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=400 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -166,9 +168,8 @@ class RedisTransport:
                 f"{self.description} is a cluster: a commit there could not join what lies in different slots. Use a "
                 "server without cluster mode (a replicated pair behind one address will do)"
             )
-        if info.get("role") == "slave":
-            raise BrokerError(f"{self.description} is a replica; name the primary")
-        self._warnings = _warnings(info, await self._settings())
+        connection.waitaof = tuple(int(part) for part in number.split(".")[:2]) >= (7, 2)
+        self._warnings = _warnings(info, await self._settings(), self._options.replicas)
 
     async def _settings(self) -> Mapping[str, str]:
         try:
@@ -349,7 +350,7 @@ def _endpoint(url: Url, options: RedisOptions) -> Endpoint:
     elif options.tls_ca or options.tls_cert:
         raise ConfigurationError(f"{url}: TLS options need the scheme rediss://")
     database = int(path) if path else options.database or 0
-    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout)
+    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout, options.replicas)
 
 
 def _parse(info: bytes) -> Mapping[str, str]:
@@ -357,7 +358,7 @@ def _parse(info: bytes) -> Mapping[str, str]:
     return {name: value for name, colon, value in lines if colon}
 
 
-def _warnings(info: Mapping[str, str], settings: Mapping[str, str]) -> list[str]:
+def _warnings(info: Mapping[str, str], settings: Mapping[str, str], replicas: int) -> list[str]:
     found: list[str] = []
     if info.get("aof_enabled") == "0":
         found.append(
@@ -375,9 +376,12 @@ def _warnings(info: Mapping[str, str], settings: Mapping[str, str]) -> list[str]
             f"maxmemory-policy={policy}: when memory is full Redis deletes keys, journals and messages among them; set "
             "maxmemory-policy noeviction"
         )
-    if int(info.get("connected_slaves", "0")):
+    connected = int(info.get("connected_slaves", "0"))
+    if connected and not replicas:
         found.append(
-            "the server has replicas: a fail-over loses writes that were acknowledged but not yet copied, so after one "
-            "nothing is exactly once; do without automatic fail-over, or accept it"
+            f"the server has {connected} replicas: a fail-over loses writes that were acknowledged but not yet copied, "
+            "so nothing is exactly once after one; demand the copies by ?replicas=1"
         )
+    elif connected < replicas:
+        found.append(f"replicas={replicas}: only {connected} are connected, so that no write will count as done")
     return found
