@@ -474,7 +474,7 @@ async def test_after_a_fail_over_the_new_primary_is_found_and_has_all_that_was_d
             await eventually(lambda: other.info("replication")["master_link_status"] == "up")
         async with opened_log(server.url) as (careless, _):
             assert "?replicas=1" in careless.warnings[0]
-        async with opened_log(f"{both}?replicas=1&timeout=1") as (transport, log):
+        async with opened_log(f"{both}?replicas=1&timeout=6") as (transport, log):
             assert transport.warnings == []
             await log.append({0: [Message(b"1")]})
             await asyncio.to_thread(server.kill)

@@ -66,7 +66,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
         """What the server or the operating system said, with a remedy and without secrets."""
         said = self.url.redact(str(error) or type(error).__name__)
-        kind = "NOPERM" if "can't run this command" in said else said.partition(" ")[0]
+        denied = "can't run this command" in said or "ACL failure" in said  # in a script
+        kind = "NOPERM" if denied else said.partition(" ")[0]
         remedy = _REMEDIES.get(kind)
         return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
 
