@@ -28,7 +28,10 @@ R = TypeVar("R")
 
 
 class Agent(Generic[V, R]):
-    """Made by `@app.agent(source)` or `@app.handler(source)`."""
+    """Made by `@app.agent(source)` or `@app.handler(source)`. V: what it reads; R: what it answers.
+
+    It runs by itself once the app does; ask it, cast to it, but do not call it.
+    """
 
     def __init__(
         self,
@@ -42,8 +45,12 @@ class Agent(Generic[V, R]):
         sinks: Sequence[Sink],
         policy: Policy,
     ) -> None:
-        if concurrency < 1:
-            raise ConfigurationError(f"agent {name!r}: concurrency={concurrency}; expected 1 or more")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigurationError(f"agent {name!r}: concurrency={concurrency!r}; expected a whole number, 1 or more")
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(
+                f"agent {name!r}: on_error={policy!r}; expected a policy, such as Retry(5) or Skip(on=(KeyError,))"
+            )
         self._app, self.function, self._stream = app, function, stream
         self.name = name
 
@@ -62,10 +69,11 @@ class Agent(Generic[V, R]):
         self.__doc__ = function.__doc__
 
     async def ask(self, value: V, *, key: Any = None, timeout: float = 10.0) -> R:
-        """Send `value` and wait for the answer.
+        """Send `value` to the agent's (first) source and wait for its answer, which comes after the event's commit.
 
-        Leaves at once, also inside an event (at least once, then). timeout: seconds. Raises AgentError with the
-        remote traceback if the agent's policy gave up on the event, TimeoutError if no answer came.
+        Leaves at once, also inside an event (at least once, then). key: may be left out where the source has `key_of`.
+        timeout: seconds. Raises AgentError with the remote traceback if the agent's policy gave up on the event,
+        TimeoutError if no answer came: then nobody knows whether it was handled.
         """
         return await self._app.running.ask(self, value, key, timeout)  # type: ignore[no-any-return]
 
@@ -77,9 +85,11 @@ class Agent(Generic[V, R]):
         reply_to: Agent[R, Any] | Topic[Any, R] | None = None,
         correlation: str | None = None,
     ) -> None:
-        """Send `value` and do not wait; the answer goes to `reply_to`. Inside an event: with its commit.
+        """Send `value` and wait for no answer. Inside an event: with its commit.
 
-        correlation: comes back in the answer's header `correlation`.
+        reply_to: the agent or topic that the answer is sent to, under the same key, after the commit of the event that
+        gave it (lost if the worker dies in that moment; errors are not sent). correlation: comes back in the answer's
+        header `correlation`.
         """
         await self._app.running.cast(self, value, key, reply_to, correlation)
 
@@ -89,7 +99,7 @@ class Agent(Generic[V, R]):
             yield answer
 
     async def ask_all(self, values: Iterable[V], *, key: Any = None, timeout: float = 10.0) -> list[R]:
-        """Answers in the order asked."""
+        """Answers in the order asked. key: as for `ask`, or a function from a value to its key."""
         return await self._app.running.ask_all(self, values, key, timeout)
 
     def question(self, value: V, key: Any, headers: Headers) -> tuple[TopicPlan, int, Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
+from .functions import check_function
 from .handler import handler_body
 from .message import Headers, Message
 from .partitioner import partitioner_for
@@ -52,13 +54,21 @@ Source = Stream[T] | Topic[Any, T] | Queue[Any, T] | Sequence[Topic[Any, T]]
 
 
 class App:
-    """A stream program.
+    """A stream program: declare topics, tables, agents… on it, then run it (`main`, `serve`, `async with app`).
 
-    id: prefixes the names that the app makes for itself (journals, groups, repartition topics), and nothing else.
+    id: workers of the same id share the work. It begins the names that the app makes for itself (journals, groups,
+    repartition topics), and no others.
     broker, store: URLs, or objects; `--broker` beats the variable THALWEG_BROKER, which beats `broker=` (likewise
     THALWEG_STORE; `env_prefix=` where two apps share a process).
-    partitions: of topics that the app creates. commit_interval, lease, drain_timeout: seconds (or timedelta).
-    include: modules and packages to import when the app starts. lifespan: an async context manager around its run.
+    partitions: of topics that the app creates, and so the most workers that can share them.
+    guarantee: "auto" is the strongest that the broker gives; "exactly_once" refuses to start without it;
+    "at_least_once" saves a little where the broker has no fencing.
+    commit_interval: seconds (or timedelta) that a finished event waits for its commit, at most.
+    lease: seconds after which the tasks of a worker that hangs go to others.
+    drain_timeout: seconds that events which have begun may take to finish at a stop.
+    max_event_outputs: messages that one event may send.
+    include: modules and packages to import when the app starts. lifespan: an async context manager around its run,
+    called with the app, as Starlette has it.
     """
 
     def __init__(
@@ -125,6 +135,7 @@ class App:
 
     @property
     def store(self) -> str | Stores:
+        """Where the app will keep its tables: the environment's word, else the program's."""
         return os.environ.get(f"{self._env_prefix}_STORE") or self._store
 
     @store.setter
@@ -199,8 +210,12 @@ class App:
         timestamp_of: Callable[[Any], float | datetime] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Topic[Any, Any]:
-        """Declare a topic. Declaring it again with the same types gives the same topic; with others is an error.
+        """Declare a topic: a log of partitions. Declaring it again with the same types gives the same topic, with
+        others is an error.
 
+        key, value: types (a Struct, dataclass, TypedDict, pydantic model, union, plain type); the codec follows them,
+        or is "json", "msgpack", "raw" or an object with `encode` and `decode`.
+        partitions: of a topic that must be created; one that exists keeps its own, and None takes it as it is.
         start: where an agent that has no position yet begins. retention: seconds. key_of: makes `key=` unnecessary on
         sends. timestamp_of: event time, in seconds since the epoch or as datetime.
         """
@@ -253,7 +268,10 @@ class App:
         key_of: Callable[[Any], Any] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Queue[Any, Any]:
-        """Declare a work queue: competing consumers, individual acknowledgement, at least once."""
+        """Declare a work queue: competing consumers, individual acknowledgement, at least once.
+
+        retention: seconds. The others as for `topic`.
+        """
         keep = None if retention is None else seconds(retention, "retention")
         spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
         return Queue(
@@ -358,11 +376,15 @@ class App:
     ) -> _AgentDecorator[T]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
-        What it yields is the answer to `ask`, and goes to `sinks`. An exception meets `on_error`.
+        source: a topic, a queue, a stream, or a list of topics of one type. An event is finished, and joins the next
+        commit, when the agent asks for the next one. What it yields is the answer to `ask`, and goes to `sinks`:
+        topics, queues, agents or async functions. An exception undoes the event and meets `on_error`; default: five
+        attempts, then the dead letter.
         """
         stream = self._stream_of(source)
 
         def decorate(function: Callable[[Stream[T]], Any]) -> Agent[T, Any]:
+            check_function(f"agent {function.__name__!r}", function, "stream")
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate
@@ -377,14 +399,17 @@ class App:
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
     ) -> _HandlerDecorator[T]:
-        """A plain function, called once a message; a `def` one runs in a thread.
+        """A function called once a message becomes an agent; a `def` one runs in a thread, where it may block.
 
-        timeout: seconds. It may raise RetryLater(seconds) or Reject(reason) to decide for itself.
+        What it returns is the answer to `ask`, and goes to `sinks`. concurrency: calls at once in each partition.
+        timeout: seconds for a call; beyond, it is cancelled and has failed. It may raise RetryLater(seconds) or
+        Reject(reason) to decide for itself.
         """
         stream = self._stream_of(source)
         limit = None if timeout is None else seconds(timeout, "timeout")
 
         def decorate(function: Callable[[T], Any]) -> Agent[T, Any]:
+            check_function(f"handler {function.__name__!r}", function, "value", may_block=True)
             body = handler_body(self, function, limit)
             return self._add_agent(function, body, stream, name, concurrency, sinks, on_error)
 
@@ -419,6 +444,8 @@ class App:
         if isinstance(source, Sequence) and source and all(isinstance(topic, Topic | Queue) for topic in source):
             streams: list[Stream[Any]] = [topic.stream() for topic in source]
             return streams[0].merge(*streams[1:])
+        if inspect.isfunction(source):
+            raise ConfigurationError(f"{source.__name__!r} has no source; write `@app.agent(topic)`, not `@app.agent`")
         raise ConfigurationError(f"source {source!r}: expected a topic, a queue, a stream or a list of topics")
 
     def forward(self, name: str, stream: Stream[Any], topic: TopicPlan, key_of: Callable[[Any], Any] | None) -> None:
@@ -452,8 +479,9 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
     ) -> Table[K, V]:
-        """Declare a table, partitioned as the topic `like` (default: as topics that the app creates).
+        """Declare a table: a dict that events change and commits keep, in the partitions of the events.
 
+        like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         """
         plan, codec_of_key = self._table_plan(name, key, value, default, codec)
@@ -521,6 +549,7 @@ class App:
             raise ConfigurationError(f"timer({interval!r}): expected more than 0 seconds")
 
         def decorate(function: F) -> F:
+            check_function(f"timer {name or function.__name__!r}", function)
             self.timers.append(Timer(name or function.__name__, function, every, on_leader))
             return function
 
@@ -542,6 +571,7 @@ class App:
         """
 
         def decorate(function: F) -> F:
+            check_function(f"crontab {name or function.__name__!r}", function)
             self.crontabs.append(Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire))
             return function
 
@@ -557,6 +587,7 @@ class App:
         """Run an async function beside the agents from the start; with `on_leader` on one worker at a time."""
 
         def decorate(function: F) -> F:
+            check_function(f"background function {name or function.__name__!r}", function)
             self.backgrounds.append(Background(name or function.__name__, function, on_leader))
             return function
 
@@ -626,13 +657,16 @@ class App:
         await started.__aexit__(*exc_info)
 
     def client(self) -> AbstractAsyncContextManager[App]:
-        """Only send, ask and `table.ask`: no agent runs here."""
+        """`async with app.client():` only sends and asks; the agents run in workers elsewhere."""
         from .starting import client_running
 
         return client_running(self)
 
     def portal(self) -> Portal:
-        """A client in a thread of its own, for programs without an event loop (Flask, Django, scripts)."""
+        """`with app.portal() as portal:`, for programs without an event loop (Flask, Django, scripts).
+
+        A client in a thread of its own; or the app itself, where it runs already.
+        """
         from .portal import Portal
 
         return Portal(self)
@@ -667,7 +701,10 @@ class App:
         main(self)
 
     def dead_letters(self, source: Topic[Any, Any] | Queue[Any, Any]) -> AsyncIterator[DeadLetterRecord]:
-        """What failed in `source`, up to now; oldest first per partition."""
+        """`async for letter in app.dead_letters(topic)`: what failed there, up to now, oldest first.
+
+        See `DeadLetterRecord` for what a letter has.
+        """
         from .dead_letters import read_dead_letters
 
         return read_dead_letters(self, source.name)
@@ -679,6 +716,7 @@ class App:
 
     @property
     def is_leader(self) -> bool:
+        """Whether what is declared with `on_leader=True` runs on this worker now."""
         return self.running.is_leader
 
     def __repr__(self) -> str:

@@ -67,6 +67,7 @@ class VirtualClock:
         self._now = start
         self._timers: list[tuple[float, int, _VirtualTimer]] = []
         self._count = 0
+        self._sleepers: set[asyncio.Future[None]] = set()
 
     def now(self) -> float:
         return self._now
@@ -103,10 +104,16 @@ class VirtualClock:
                 woken.set_result(None)
 
         timer = self.call_later(seconds, wake)
+        self._sleepers.add(woken)
         try:
             await woken
         finally:
+            self._sleepers.discard(woken)
             timer.cancel()
+
+    def is_awaited_by(self, task: asyncio.Task[object]) -> bool:
+        """Whether the task sleeps by this clock, so that nothing else will wake it (other than its cancellation)."""
+        return getattr(task, "_fut_waiter", None) in self._sleepers
 
     def timeout(self, seconds: float | None, /) -> AbstractAsyncContextManager[object]:
         return _VirtualTimeout(self, seconds)

@@ -10,6 +10,7 @@ import msgspec
 from . import headers as names
 from .errors import DecodeError
 from .journal.origin import OutputId, destination_of, origin_of
+from .journal.replay import records_until_now
 from .message import Headers, Message, Record
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def dead_letter_topic(app_id: str, source: str) -> str:
     return f"{app_id}-dead-letters-{source}"
 
 
-async def read_dead_letters(app: App, source: str, after: int | None = None) -> AsyncIterator[DeadLetterRecord]:
+async def read_dead_letters(app: App, source: str) -> AsyncIterator[DeadLetterRecord]:
     """All that lie there now, oldest first; each once, also where an outbox had to send it again."""
     running = app.running
     topic = dead_letter_topic(app.id, source)
@@ -80,15 +81,9 @@ async def read_dead_letters(app: App, source: str, after: int | None = None) -> 
     reader = await running.open_log(topic)
     seen: set[tuple[bytes, OutputId]] = set()
     try:
-        last = (await reader.bounds(0)).last
-        while last is not None and (after is None or after < last):
-            batch = (await reader.read({0: after}, 1000, 1 << 22, 0)).get(0)
-            if batch is None:
-                break
-            for position, record in zip(batch.positions, batch.records, strict=True):
-                after = position
-                if position <= last and not _is_copy(record, topic, seen):
-                    yield DeadLetterRecord.of(record, position)
+        async for position, record in records_until_now(reader, 0):
+            if not _is_copy(record, topic, seen):
+                yield DeadLetterRecord.of(record, position)
     finally:
         await reader.close()
 

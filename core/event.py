@@ -21,9 +21,10 @@ class Answering(Protocol):
 
 
 class Event(Generic[V, K]):
-    """A value with everything that came with it.
+    """A value with everything that came with it; what `stream.events()` yields.
 
-    timestamp: seconds since the epoch (the topic's `timestamp_of`, else the record's own).
+    timestamp: seconds since the epoch (the topic's `timestamp_of`, else the record's own). partition, position: where
+    it lies in the topic.
     """
 
     __slots__ = ("_answering", "_plan", "_record", "partition", "position", "value")
@@ -61,7 +62,10 @@ class Event(Generic[V, K]):
 
     @property
     def id(self) -> str:
-        """The same at every attempt and after every crash: the idempotency key for calls to the outside world."""
+        """The same at every attempt and after every crash: the idempotency key for calls to the outside world.
+
+        (Only a message that a program without Thalweg put into a queue gets another one with each delivery.)
+        """
         given = names.find(self._record.headers, names.ID) if self._record.headers else None
         return given.decode("utf-8", "replace") if given else f"{self.topic}/{self.partition}/{self.position}"
 

@@ -26,13 +26,15 @@ def forwarder(
 ) -> Callable[[Stream[Event[Any, Any]]], Awaitable[None]]:
     """Forward events to `topic` under `key_of(value)`; bytes as they are, where no step changed the value."""
 
+    title, key_title = f"topic {topic.name!r}", f"topic {topic.name!r}, key"
+
     async def forward(stream: Stream[Event[Any, Any]]) -> None:
         async for event in stream:
             lane = current_lane.get()
             assert lane is not None
             record = event.record
-            key = record.key if key_of is None else encoded(topic.key, key_of(event.value))
-            value = record.value if keeps_bytes else encoded(topic.value, event.value)
+            key = record.key if key_of is None else encoded(topic.key, key_of(event.value), key_title)
+            value = record.value if keeps_bytes else encoded(topic.value, event.value, title)
             message = Message(value, key, names.hidden(record.headers), round(event.timestamp * 1000))
             app.running.check_size(topic.name, message)
             partition = event.partition if key is None else topic.partition_of(key, topic.partitions)

@@ -54,7 +54,14 @@ def _in_thread(app: App, function: Callable[[Any], Any]) -> Callable[[Any], Any]
         context.run(current_lane.set, None)  # tables are the event loop's: a thread gets OutsideEvent, not a race
         loop = asyncio.get_running_loop()
         executor: Executor | None = app.threads
+
+        def run() -> Any:
+            try:
+                return context.run(function, value)
+            except StopIteration as error:  # no future can hold one: the event would stay open for ever
+                raise RuntimeError(f"handler {function.__name__} raised StopIteration") from error
+
         with app.thread_running():
-            return await loop.run_in_executor(executor, lambda: context.run(function, value))
+            return await loop.run_in_executor(executor, run)
 
     return call

@@ -13,7 +13,7 @@ from .errors import ConfigurationError, MessageTooLarge, MissingCapability
 from .message import QueueMessage
 from .plan import TopicPlan
 from .runtime.context import current_lane
-from .topic import UserHeaders, encoded
+from .topic import UserHeaders, encoded, named
 
 if TYPE_CHECKING:
     from .app import App
@@ -30,7 +30,7 @@ class Queue(Generic[K, V]):
 
     def __init__(self, app: App, plan: TopicPlan, check: tuple[type | None, Callable[[object], None]]) -> None:
         self._app, self._plan = app, plan
-        self._exact, self._check = check
+        self._exact, self._check = check[0], named(check[1], f"queue {plan.name!r}")
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ class Queue(Generic[K, V]):
                     "brokers that do: memory://, sqlite:///file"
                 )
         message = QueueMessage(
-            encoded(self._plan.value, value),
-            None if key is None else encoded(self._plan.key, key),
+            encoded(self._plan.value, value, f"queue {self.name!r}"),
+            None if key is None else encoded(self._plan.key, key, f"queue {self.name!r}, key"),
             names.identified(names.stripped(headers)),
             round(self._app.now() * 1000),
             priority,

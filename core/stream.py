@@ -77,6 +77,7 @@ class Stream(Generic[V]):
     @overload
     def map(self, function: Callable[[V], T], /) -> Stream[T]: ...
     def map(self, function: Callable[[V], Any], /) -> Stream[Any]:
+        """Each value becomes what `function` makes of it (a plain or async function, as in all steps)."""
         return self._step(Map(function))
 
     @overload
@@ -88,7 +89,7 @@ class Stream(Generic[V]):
         return self._step(FlatMap(function))
 
     def events(self) -> Stream[Event[V, Any]]:
-        """The values with all that came with them."""
+        """From here on `Event`s: values with all that came with them. Goes before `.take()`."""
         if EVENTS in self._steps or self._take is not None:
             raise ConfigurationError(".events() goes once, before .take(): a list has no key or position of its own")
         return self._step(EVENTS)

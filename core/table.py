@@ -22,7 +22,12 @@ D = TypeVar("D")
 
 
 class Table(Generic[K, V]):
-    """Made by `app.table(…)`. Written only inside an agent's event; read anywhere on the worker that owns the key."""
+    """Made by `app.table(…)`: a dict, kept exactly once.
+
+    Written only inside an agent's event (else OutsideEvent), under keys of the event's partition (else
+    WrongPartition). Read there, and anywhere on the worker that owns the key (else StaleRead), where it shows what
+    finished events left. Values may be changed in place.
+    """
 
     def __init__(
         self,
@@ -109,6 +114,9 @@ class Table(Generic[K, V]):
         """All rows of this worker's partitions, in no given order, as finished events left them."""
         return self._app.running.table_items(self._plan)
 
+    def __iter__(self) -> Iterator[K]:
+        return self.keys()
+
     def keys(self) -> Iterator[K]:
         return (key for key, _ in self.items())
 
@@ -116,7 +124,10 @@ class Table(Generic[K, V]):
         return (value for _, value in self.items())
 
     async def ask(self, key: K, *, timeout: float = 10.0) -> V | None:
-        """The row from whichever worker owns it; missing: the table's default, else None."""
+        """The row; if missing, the table's default, else None.
+
+        For now of this worker's partitions only: StaleRead otherwise.
+        """
         return await self._app.running.ask_table(self._plan, key, timeout)  # type: ignore[no-any-return]
 
     def _put(self, key: K, value: V) -> None:

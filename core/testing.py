@@ -115,9 +115,22 @@ class AppTest:
         self._worker = await self._running.__aenter__()
 
     async def _stop(self) -> None:
+        """Stop the worker. What it drains may wait for the clock, so time passes while it does."""
         running, self._running = self._running, None
-        if running is not None:
-            await running.__aexit__(None, None, None)
+        if running is None:
+            return
+        stopping = asyncio.ensure_future(running.__aexit__(None, None, None))
+        try:
+            while not stopping.done():
+                await asyncio.wait({stopping}, timeout=POLL)
+                if not stopping.done():
+                    await self._quiet()
+                due = self.clock.next()
+                if not stopping.done() and due is not None:
+                    self.clock.move(due)
+        finally:
+            stopping.cancel()
+        await stopping
 
     def _failed(self, name: str, error: BaseException) -> None:
         self._failures.append(error)
@@ -157,8 +170,10 @@ class AppTest:
 
     def _outside_work(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a real timer or a socket may still finish an event that is open."""
-        worker = self._worker
-        if worker is None or not any(lane.open for task in worker.tasks.values() for lane in task.all_lanes()):
+        lanes = (
+            [] if self._worker is None else [lane for task in self._worker.tasks.values() for lane in task.all_lanes()]
+        )
+        if not any(lane.open and lane.task and not self.clock.is_awaited_by(lane.task) for lane in lanes):
             return False
         timers = [handle for handle in getattr(loop, "_scheduled", ()) if not handle.cancelled()]
         selector = getattr(loop, "_selector", None)

@@ -83,8 +83,10 @@ def read(name: str, kind: type[T]) -> list[T]:
 def rows(name: str) -> Iterator[dict[str, str]]:
     """The rows of a file; what is missing ("NA") is left out."""
     with ExitStack() as stack:
-        for row in csv.DictReader(_open(name, stack)):
-            yield {column: cell for column, cell in row.items() if cell != "NA"}
+        lines = csv.reader(_open(name, stack))
+        columns = next(lines)
+        for cells in lines:
+            yield {column: cell for column, cell in zip(columns, cells, strict=True) if cell != "NA"}
 
 
 def _open(name: str, stack: ExitStack) -> TextIOWrapper:

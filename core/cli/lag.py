@@ -19,7 +19,7 @@ from .session import session_of
 
 __all__ = ["lag"]
 
-COLUMNS = ("agent", "topic", "behind", "waiting for a retry", "partitions")
+COLUMNS = ("agent", "topic", "behind", "retrying", "partitions")
 
 Rows = Mapping[bytes, bytes]
 
@@ -28,7 +28,7 @@ def lag(context: typer.Context) -> None:
     """List how many records each agent has still to handle.
 
     At most, for positions may have holes; as of the workers' last commit, without disturbing them. Queues are not
-    counted. Those that wait for a retry have been read, and are shown apart.
+    counted. Those that wait for a retry have been read, and are shown apart (`retrying`).
     """
     session = session_of(context)
     app = session.app()
@@ -89,9 +89,9 @@ async def _row(app: App, agent: Agent[Any, Any], topic: TopicPlan, state: _State
         "agent": agent.name,
         "topic": topic.name,
         "behind": sum(behind),
-        "waiting for a retry": waiting,
+        "retrying": waiting,
         "partitions": topic.partitions,
-        "by partition": behind,
+        "by_partition": behind,
     }
 
 

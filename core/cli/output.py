@@ -97,7 +97,7 @@ def table(columns: Sequence[str], rows: Iterable[Row], title: str = "") -> Rende
     for number, name in enumerate(columns):
         numeric = any(isinstance(row.get(name), int) and not isinstance(row.get(name), bool) for row in rows)
         shape.add_column(
-            name,
+            name.replace("_", " "),
             style="cyan" if number == 0 else None,
             justify="right" if numeric else "left",
             overflow="fold",

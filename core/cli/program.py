@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -96,6 +97,9 @@ def main(app: App | None = None) -> NoReturn:
 
     Exit codes: 0 done, 1 it could not be done (one sentence on standard error), 2 not understood, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no such letter is no reason to fail
     if app is not None:
         _importable_by_name()
     arguments = list(_options_first(sys.argv[1:])) or ["--help"]

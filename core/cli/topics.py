@@ -16,7 +16,7 @@ from .session import session_of
 
 __all__ = ["records_in", "topics"]
 
-COLUMNS = ("topic", "kind", "partitions", "records", "dead letters", "state")
+COLUMNS = ("topic", "kind", "partitions", "records", "dead_letters", "state")
 
 
 def topics(
@@ -59,7 +59,7 @@ async def _row(app: App, info: TopicInfo, existing: Mapping[str, TopicInfo]) -> 
         row["records"] = sum(_held(ends) for ends in row["bounds"])
     letters = existing.get(dead_letter_topic(app.id, info.name))
     if letters is not None and app.running.has_log and not letters.queue:
-        row["dead letters"] = await records_in(app, letters)
+        row["dead_letters"] = await records_in(app, letters)
     return row
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.capabilities import Log
-from thalweg.message import Position
 
-from .records import Part, Rows, decode_entry
+from .replay import committed_rows
 
 __all__ = ["names_in"]
 
@@ -16,13 +15,8 @@ async def names_in(journal: Log, partitions: Iterable[int]) -> frozenset[tuple[s
     """Which tables and inputs have rows there: pairs of ("table", name) and ("input", agent/topic)."""
     found: set[tuple[str, str]] = set()
     for partition in partitions:
-        after: Position | None = None
-        while batch := (await journal.read({partition: after}, 1000, 1 << 24, 0)).get(partition):
-            after = batch.positions[-1]
-            for record in batch.records:
-                entry = decode_entry(record.value or b"")
-                if isinstance(entry, Rows | Part):
-                    found.update(name for key in entry.rows if (name := _name(key)) is not None)
+        rows = await committed_rows(journal, partition, b"p", b"u")
+        found.update(name for key in rows if (name := _name(key)) is not None)
     return frozenset(found)
 
 

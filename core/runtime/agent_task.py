@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg import headers as names
 from thalweg.codec import explain
-from thalweg.errors import ProcessDied
+from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Headers, Message, Position, Record
@@ -107,6 +107,7 @@ class AgentTask:
         self._pushes = 0
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
+        self._pausing = 0  # how many lanes do
         self._counted = 0
         self._at_rest: asyncio.Future[None] | None = None
 
@@ -129,8 +130,8 @@ class AgentTask:
                 return None
             woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
             self.task.idle(self)
-            if self._at_rest is not None and not self._at_rest.done():
-                self._at_rest.set_result(None)
+            self.turns.next()  # what others waited for may have been no event of this agent's after all
+            self._rests()
             timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
             try:
                 await woken
@@ -138,6 +139,10 @@ class AgentTask:
                 self._waiting.pop(lane, None)
                 if timer is not None:
                     timer.cancel()
+
+    def _rests(self) -> None:
+        if self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
 
     def _wake(self, lane: Lane) -> None:
         woken = self._waiting.pop(lane, None)
@@ -169,16 +174,17 @@ class AgentTask:
             "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
             *(self.plan.name, self.task.index, reason),
         )
+        self.turns.next()
 
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
         for lane in self.lanes:
-            lane.attention = True
+            lane.look_up()
 
     async def stopped(self) -> None:
         """Return when no event is open."""
-        while len(self._waiting) < len(self.lanes):
+        while len(self._waiting) + self._pausing < len(self.lanes):
             self._at_rest = asyncio.get_running_loop().create_future()
             await self._at_rest
 
@@ -301,7 +307,7 @@ class AgentTask:
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self.halted or any(lane.open for lane in self.lanes):
+        if self.draining or self._pausing or any(lane.open for lane in self.lanes):
             return None
         heads = [head for input_ in self.inputs if (head := input_.head()) is not None]
         return min(heads) if heads and self._parked_count < self.task.settings.max_parked else None
@@ -375,12 +381,14 @@ class AgentTask:
         return self.task.table_of(self, plan)
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        if self.task.checking:
-            self.task.check(lane)
+        task = self.task
+        if task.checking:
+            task.check(lane)
         for ticket in tickets:
             self._done(lane, ticket)
-        self.task.collect(lane)
-        self.task.busy()
+        if lane.outputs or lane.answers:
+            task.collect(lane)
+        task.busy()
 
     # --- events that fail ----------------------------------------------------------------------------------
 
@@ -418,17 +426,29 @@ class AgentTask:
         self._empty_returns += 1
         delay = min(60.0, 0.1 * 2**self._empty_returns)
         log.error("agent %s raised outside any event; called again in %.1f s", self.plan.name, delay, exc_info=error)
-        await self.clock.sleep(delay)
+        await self._pause(delay)
 
     async def returned(self, lane: Lane, progress: bool) -> None:
         self._empty_returns = 0 if progress else self._empty_returns + 1
         if not progress:
             delay = min(60.0, 0.1 * 2**self._empty_returns)
-            log.error(
-                "agent %s returned without reading its stream (is the `async for` missing?); called again in %.1f s",
-                *(self.plan.name, delay),
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
             )
+            log.error("%s; called again in %.1f s", error, delay)
+            if self.task.settings.failures is not None:
+                self.task.settings.failures(self.plan.name, error)
+            await self._pause(delay)
+
+    async def _pause(self, delay: float) -> None:
+        """The agent is broken: wait, and let the others go first."""
+        self._pausing += 1
+        self.turns.next()
+        self._rests()
+        try:
             await self.clock.sleep(delay)
+        finally:
+            self._pausing -= 1
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
         wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")

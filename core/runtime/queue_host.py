@@ -13,7 +13,7 @@ from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -118,7 +118,7 @@ class QueueRunner:
             await self.kill()  # it never started, or has failed: there is nothing to wait for
             return
         for lane in self._lanes:
-            lane.attention = True
+            lane.look_up()
         try:
             async with self.clock.timeout(self.settings.drain_timeout):
                 while len(self._waiting) < len(self._lanes):
@@ -299,7 +299,12 @@ class QueueRunner:
 
     async def returned(self, lane: Lane, progress: bool) -> None:
         if not progress:
-            log.error("agent %s returned without reading its stream (is the `async for` missing?)", self.plan.name)
+            error = ConfigurationError(
+                f"agent {self.plan.name!r} returned without reading its stream (is the `async for` missing?)"
+            )
+            log.error("%s", error)
+            if self.settings.failures is not None:
+                self.settings.failures(self.plan.name, error)
             await self.clock.sleep(1.0)
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from thalweg import headers as names
 from thalweg.capabilities import Log
+from thalweg.clock import Clock
 from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
@@ -38,11 +39,13 @@ class Replies:
         sender: Sender,
         open_log: Callable[[str], Awaitable[Log]],
         partition_in: Callable[[str, bytes | None], int | None],
+        clock: Clock,
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
+        self._clock = clock
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -90,13 +93,23 @@ class Replies:
         topic, _, rest = address.decode("utf-8", "replace").rpartition("/")[0].rpartition("/")
         instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
         correlation = names.find(record.headers, names.CORRELATION) or b""
+        if instance == REPLY_TO:
+            await self._reply_to(rest, record, value, correlation)
+            return
         message = self._message(record, value, correlation)
         if instance == self._me:
             self._heard(message)
         elif topic.endswith(SUFFIX) and rest.isdecimal():
             await self._send(topic, int(rest), message)
-        elif instance == REPLY_TO and (partition := self._partition_in(rest, record.key)) is not None:
-            await self._send(rest, partition, message)
+
+    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+        """As a message of its own, which the program reads: an error is none, for it has another type."""
+        partition = self._partition_in(topic, record.key)
+        if partition is None or isinstance(value, Failure):
+            return
+        headers: Headers = ((CORRELATION, correlation),) if correlation else ()
+        message = Message(value, record.key, headers, record.timestamp)
+        await self._sender.send(topic, {partition: [message]})
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
@@ -130,7 +143,7 @@ class Replies:
                     continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)
-                    await asyncio.sleep(1)
+                    await self._clock.sleep(1)
                     continue
                 for batch in batches.values():
                     position = batch.positions[-1]
@@ -165,3 +178,6 @@ class Replies:
 
 REPLY_TO = "to"
 """In an address: the answer goes to a named topic, as a message of its own."""
+
+CORRELATION = "correlation"
+"""The header of such an answer that a program sees."""

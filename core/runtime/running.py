@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from thalweg import headers as names
@@ -52,6 +53,7 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.has_log = Capability.LOG in transport.capabilities
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -60,7 +62,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -142,10 +144,10 @@ class Running:
         lane = current_lane.get()
         inside = lane is not None and lane.app is self.app and lane.open
         answer, headers = self.replies.expect(agent.plan.answer)
-        if inside and lane is not None:
-            headers = (*headers, (names.ID, lane.ask_id().encode()))
-        topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
         try:
+            if inside and lane is not None:
+                headers = (*headers, (names.ID, lane.ask_id().encode()))
+            topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
             if inside and lane is not None:
                 _refuse_deadlock(lane, agent, topic, partition, message.key)
                 await lane.pause()
@@ -225,23 +227,18 @@ class Running:
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
-            raise StaleRead(
-                f"table {plan.name!r}: partition {partition} (of key {key!r}) is not on this worker now; "
-                f"use `await table.ask(key)`, which finds its owner"
-            )
-        state = task.tables[plan.name]
-        for lane in task.open_lanes():
-            before = lane.before(state)
-            if key in before:
-                return before[key]
-        return state.fetch(key)
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
+        return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
-        if self.worker is not None:
-            for partition in range(plan.partitions):
-                task = self.worker.serving(plan.group, partition)
-                if task is not None:
-                    yield from task.tables[plan.name].items(task.open_lanes())
+        if self.worker is None:
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
+        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+
+    def _why_not_here(self, what: str) -> str:
+        where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
+        return f"{what} is not {where}; ask an agent that reads it: `await agent.ask(…, key=…)`"
 
     async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
         value = self.read_table(plan, key)

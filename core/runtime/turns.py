@@ -61,7 +61,7 @@ class Turns:
         self._count += 1
         entry = (timestamp, self._count, taker, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
-        self._next()
+        self.next()
         try:
             await entry[3]
         except asyncio.CancelledError:
@@ -76,7 +76,7 @@ class Turns:
         events = self._holders.pop(taker) - 1
         if events:
             self._holders[taker] = events
-        self._next()
+        self.next()
 
     def close(self) -> None:
         """The task ends: nobody will have a turn any more, and who waits for one is cancelled."""
@@ -84,7 +84,7 @@ class Turns:
         for *_, woken in self._waiting:
             woken.cancel()
 
-    def _next(self) -> None:
+    def next(self) -> None:
         """Give the turn to whoever is first, unless an earlier event is about to ask for it."""
         while self._waiting:
             first = min(self._waiting, key=lambda entry: entry[:2])

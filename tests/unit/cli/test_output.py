@@ -58,6 +58,12 @@ def test_no_color_is_respected(shell: Shell) -> None:
     assert not COLOUR.search(shown)
 
 
+def test_a_terminal_that_knows_only_ascii_is_served_too(shell: Shell) -> None:
+    shown = on_a_terminal(shell, "-A", "bank:app", "doctor", environment={"PYTHONIOENCODING": "ascii"})
+    assert "Traceback" not in shown
+    assert "the program can run here" in shown
+
+
 def test_a_payload_cannot_steer_the_terminal(shell: Shell) -> None:
     shell.bank("send", "notes", "\x1b[2Jgone", "--key", "\x1b[31mred")
     shown = on_a_terminal(shell, "-A", "bank:app", "table", "latest")

@@ -110,7 +110,7 @@ def test_topics_are_listed_with_what_they_hold(shell: Shell) -> None:
         "kind": "topic",
         "partitions": 2,
         "records": 1,
-        "dead letters": 0,
+        "dead_letters": 0,
         "state": "declared",
         "bounds": rows["notes"]["bounds"],
     }

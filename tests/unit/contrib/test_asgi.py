@@ -184,7 +184,7 @@ async def test_a_worker_that_cannot_go_on_is_told_at_once_and_raised_at_shutdown
     told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     running = lifespan(counter.app, on_failure=told.set_result)(Starlette())
     await running.__aenter__()
-    counter.app.running.worker._give_up(BrokerError("gone"))
+    counter.app.running.worker.give_up(BrokerError("gone"))
     assert str(await told) == "gone"
     with pytest.raises(BrokerError, match="gone"):
         await running.__aexit__(None, None, None)

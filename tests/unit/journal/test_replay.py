@@ -9,6 +9,7 @@ import pytest
 from thalweg import App, starting
 from thalweg.capabilities import Bounds, Log
 from thalweg.errors import Gap
+from thalweg.journal.leftovers import names_in
 from thalweg.journal.replay import committed_rows, records_until_now
 from thalweg.journal.rows import below, prefix
 from thalweg.message import Batch, Message, Position
@@ -148,3 +149,12 @@ async def test_an_empty_log_has_no_records() -> None:
     async with app.test():
         log = await app.running.open_log("amounts")
         assert [record async for record in records_until_now(log, 0)] == []
+
+
+async def test_a_leftover_is_known_by_its_rows_however_large() -> None:
+    app, parts = program()
+    async with app.test(broker="memory://?message_bytes=200") as t:
+        await parts["amounts"].send(5, key="k" * 150)  # so that the commit goes in chunks
+        await t.settle()
+        log = await app.running.open_log("bank-journal-1")
+        assert await names_in(log, [0]) == {("table", "totals"), ("table", "total"), ("input", "total/amounts")}
