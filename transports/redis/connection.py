@@ -238,12 +238,11 @@ class Connection:
         if self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._attempt())
             self._connecting.add_done_callback(self._connected)
-        try:
-            return await asyncio.shield(self._connecting)
-        except asyncio.CancelledError:
-            if self._open:
-                raise
-            raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed") from None
+        attempt = self._connecting
+        await asyncio.wait([attempt])
+        if attempt.cancelled():
+            raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed")
+        return attempt.result()
 
     def _connected(self, attempt: asyncio.Task[_Wire]) -> None:
         self._connecting = None

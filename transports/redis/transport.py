@@ -96,7 +96,7 @@ class RedisTransport:
         self._options = options or RedisOptions()
         self._endpoint = _endpoint(url, self._options)
         self._topics: dict[str, Topic] = {}
-        self._open_channels: dict[RedisChannel, None] = {}
+        self._open_channels: list[RedisChannel] = []
         self._version = ""
         self._warnings: list[str] = []
         self._opened = False
@@ -147,8 +147,7 @@ class RedisTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        for channel in list(self._open_channels):
-            await channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._open_channels))
         self._open_channels.clear()
         await self._leases.close()
         await self._waker.close()
@@ -237,7 +236,7 @@ class RedisTransport:
         kind = RedisQueue if found.queue else RedisChannel
         channel = kind(self._use(), self._waker, self._leases, found, group, options)
         await channel.join()
-        self._open_channels[channel] = None
+        self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
         return channel
 
     async def log(self, topic: str) -> Log:
