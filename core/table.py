@@ -46,7 +46,8 @@ class Table(Generic[K, V]):
     def name(self) -> str:
         return self._plan.name
 
-    # HOT PATH: `table[key] += 1` is one __getitem__ and one __setitem__, some 0.15 µs together when the row is hot.
+    # HOT PATH: `table[key] += 1` is one __getitem__ and one __setitem__, 0.4 µs together when the row is hot, where
+    # a dict takes 0.1: two calls, the view of this context, the value before (for undoing), the mark that it changed.
 
     def __getitem__(self, key: K) -> V:
         view = self._view.get() or self._open_view()
