@@ -63,9 +63,7 @@ def sign_of(amount: int) -> str:
 
 def history() -> list[Payment]:
     chance = random.Random(1)
-    return [
-        Payment(f"a{chance.randrange(ACCOUNTS)}", chance.randrange(-100, 100), number) for number in range(EVENTS)
-    ]
+    return [Payment(f"a{chance.randrange(ACCOUNTS)}", chance.randrange(-100, 100), number) for number in range(EVENTS)]
 
 
 async def work(broker: str, store: str) -> None:
