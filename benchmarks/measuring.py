@@ -46,8 +46,8 @@ Side = Callable[[Run], Awaitable[None]]
 class Case:
     """What is compared. The first side is the one that the others are measured against.
 
-    share: of the number of messages that was asked for. target: the least ratio wanted (base time / time), or, where
-    `latency`, the largest median wanted, in seconds; of the second side.
+    share: of the number of messages that was asked for. target: the least ratio of CPU time wanted (base / side), or,
+    where `latency`, the largest median wanted, in seconds; of the second side.
     """
 
     name: str
@@ -117,6 +117,10 @@ class Measured:
         if latency:
             return Figure.of([(theirs.p50 or 0) / (ours.p50 or 1) for ours, theirs in pairs])
         return Figure.of([theirs.seconds / ours.seconds for ours, theirs in pairs])
+
+    def cpu_ratio(self, base: Measured) -> Figure:
+        """The same of CPU time: what `ratio` would be on a machine that does nothing else and waits for no disk."""
+        return Figure.of([theirs.cpu / ours.cpu for ours, theirs in zip(self.samples, base.samples, strict=True)])
 
 
 def measure(

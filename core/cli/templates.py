@@ -86,7 +86,7 @@ python bank.py doctor                                              # what the br
 pytest
 ```
 
-The same program on another broker: `THALWEG_BROKER=redis://localhost python bank.py worker`.
+What another broker can do for this program: `THALWEG_BROKER=memory:// python bank.py doctor`.
 """
 
 FILES = {"bank.py": BANK, "test_bank.py": TEST, "pyproject.toml": PROJECT, "README.md": README}

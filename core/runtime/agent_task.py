@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
+from thalweg.clock import Timer
 from thalweg.codec import explain
 from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
@@ -104,6 +105,7 @@ class AgentTask:
         self._parked: dict[object, deque[_ParkedEvent]] = {}
         self._parked_count = 0
         self._due: list[tuple[int, int, object]] = []
+        self._alarm: Timer | None = None
         self._pushes = 0
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
@@ -179,8 +181,9 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
+        self._set_alarm()
         for lane in self.lanes:
-            lane.attention = True
+            lane.look_up()
 
     async def stopped(self) -> None:
         """Return when no event is open."""
@@ -392,12 +395,14 @@ class AgentTask:
         return self.task.table_of(self, plan)
 
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        if self.task.checking:
-            self.task.check(lane)
+        task = self.task
+        if task.checking:
+            task.check(lane)
         for ticket in tickets:
             self._done(lane, ticket)
-        self.task.collect(lane)
-        self.task.busy()
+        if lane.outputs or lane.answers:
+            task.collect(lane)
+        task.busy()
 
     # --- events that fail ----------------------------------------------------------------------------------
 
@@ -522,13 +527,33 @@ class AgentTask:
 
     def _push_due(self, lane_key: object, due: int) -> None:
         self._pushes += 1
-        heapq.heappush(self._due, (due, self._pushes, lane_key))
-        self.clock.call_later(due / 1000 - self.clock.now(), self.wake)
+        entry = (due, self._pushes, lane_key)
+        heapq.heappush(self._due, entry)
+        if self._due[0] is entry:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """For the first event that is due."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        wait = self._due[0][0] / 1000 - self.clock.now() if self._due and not self.stopping else None
+        self._alarm = None if wait is None else self.clock.call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._is_due():
+            self.wake()
+        else:  # the time of day was set back meanwhile
+            self._set_alarm()
+
+    def _is_due(self) -> bool:
+        return bool(self._due) and self._due[0][0] <= self.clock.now() * 1000 + 0.5
 
     def _take_parked(self) -> Part | None:
-        if not self._due or self._due[0][0] > self.clock.now() * 1000 + 0.5:
+        if not self._is_due():
             return None
         lane_key = heapq.heappop(self._due)[2]
+        self._set_alarm()
         parked = self._parked[lane_key][0]
         segment = _ParkedSegment(self, lane_key, parked)
         ticket = Ticket(parked.input, parked.event, parked.position, segment, 0)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import chain
 from time import perf_counter
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thalweg.clock import Clock
@@ -105,6 +107,11 @@ class Part:
             yield Ticket(self.input, segment.records[index], segment.positions[index], segment, index)
 
 
+def _events_of(values: Iterable[tuple[Any, Ticket, bool]]) -> list[Ticket]:
+    """The events that values came from, in order, each once."""
+    return list(dict.fromkeys(ticket for _, ticket, _ in values))
+
+
 class Host(Protocol):
     """What a lane asks of the task (or queue) that it works for."""
 
@@ -174,6 +181,9 @@ class Lane:
         self.number = number
         self.plan = host.plan
         self.app = host.app
+        self._max_outputs = host.max_event_outputs
+        smallest_room = host.room(("", -1))  # of a queue: its outputs never join a commit
+        self._fits_anywhere = sys.maxsize if smallest_room is None else smallest_room
         self.record: Record | None = None  # open in the fast path
         self.tickets: Sequence[Ticket] = ()  # open in the slow path
         self.undo: Change | None = None  # the newest
@@ -185,7 +195,8 @@ class Lane:
         self.answers: list[tuple[Record, bytes]] = []
         self.asks = 0
         self._paused = False
-        self.attention = False  # look up after this event: there are outputs, answers, or others wait for a turn
+        self.attention = False  # after this event there is more to do than to go on
+        self._disturbed = False  # others wait for a turn, or no event may begin any more
         self.views: dict[str, TableView] = {}
         self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
         self._part: Part | None = None
@@ -193,6 +204,7 @@ class Lane:
         self._steps = 64
         self._suspended = perf_counter()
         self._streams: list[AsyncGenerator[Any, None]] = []
+        self._how: object = None  # the steps of the stream that is open
         self.task: asyncio.Task[None] | None = None
 
     # --- what the open event is ---------------------------------------------------------------------------
@@ -215,8 +227,10 @@ class Lane:
     @property
     def timestamp(self) -> int:
         """The open event's, in milliseconds; of a `take`, the latest."""
-        if self.record is not None and self._part is not None:
-            return event_time(self._part.input.topic, self.record)
+        record = self.record
+        if record is not None and self._part is not None:
+            topic = self._part.input.topic
+            return record.timestamp if topic.timestamp_of is None else event_time(topic, record)
         return max((event_time(t.input.topic, t.record) for t in self.tickets), default=0)
 
     @property
@@ -262,21 +276,28 @@ class Lane:
 
     # --- what the open event does --------------------------------------------------------------------------
 
+    def look_up(self) -> None:
+        """Others want something: before its next event the lane asks whether that may begin, and whether in turn."""
+        self.attention = self._disturbed = True
+
     def send(self, destination: Destination, message: Message) -> None:
-        limit = self.host.max_event_outputs
-        if len(self.outputs) >= limit:
+        if len(self.outputs) >= self._max_outputs:
             raise TooManyOutputs(
-                f"agent {self.plan.name!r}: one event sent more than max_event_outputs={limit} messages. "
+                f"agent {self.plan.name!r}: one event sent more than max_event_outputs={self._max_outputs} messages. "
                 "Split the work: send it to a topic in pieces and let another agent go on from there"
             )
+        if message.headers or len(message.value or b"") + len(message.key or b"") > self._fits_anywhere:
+            self._check_room(destination, message)
+        self.outputs.append((destination, message))
+        self.attention = True
+
+    def _check_room(self, destination: Destination, message: Message) -> None:
         room = self.host.room(destination)
         if room is not None and message.size > room:
             raise MessageTooLarge(
                 f"topic {destination[0]!r}: a message of {message.size} bytes is above the {room} that the broker "
                 "leaves for what an event sends; nothing was sent"
             )
-        self.outputs.append((destination, message))
-        self.attention = True
 
     def answer(self, record: Record, value: Any) -> None:
         """Encoded at once: later events may change the value in place. Raises EncodeError."""
@@ -352,10 +373,21 @@ class Lane:
         self, steps: Sequence[Any], take: tuple[int, float | None] | None, after: Sequence[Any]
     ) -> AsyncIterator[Any]:
         """The events of this lane through `steps`, in lists if `take` is (count, seconds), then through `after`."""
+        how = (tuple(steps), take, tuple(after))
         if self._streams:
-            raise ConfigurationError(
-                f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
-            )
+            if how != self._how:
+                raise ConfigurationError(
+                    f"agent {self.plan.name!r} iterates over its stream twice; merge what it does into one loop"
+                )
+            stream = self._streams[0]
+            if isinstance(stream, AsyncGeneratorType) and stream.ag_frame is not None:
+                return stream  # the loop was left, by `break` or an error that was caught: it goes on
+            self._streams.clear()  # a step raised, and the agent caught it: that event is finished
+            held = [ticket for ticket in self.gathering if ticket not in self.tickets]
+            self.gathering = ()
+            self._finish(self.tickets)
+            self.give_back(held)
+        self._how = how
         stream = self._values(steps) if take is None else self._takes(steps, *take, after)
         self._streams.append(stream)
         return stream
@@ -373,6 +405,10 @@ class Lane:
                 segment, topic = part.segment, part.input.topic
                 decode, partition, positions = topic.decode, part.input.partition, segment.positions
                 while part.plain and (begin := segment.done) < len(positions):
+                    self._disturbed = False
+                    if host.takes_turns or host.draining or host.commit_waits:
+                        self._slow_down()
+                        break
                     for index, record in enumerate(segment.records[begin : begin + self._steps], begin):
                         self.record = record
                         raw = record.value
@@ -380,7 +416,7 @@ class Lane:
                             value = None if raw is None else decode(raw)
                         except DECODE_ERRORS as error:
                             self._undecodable(next(part.rest()), error)
-                            self._slow_down()  # what follows may have to wait
+                            await self._breathe_if_due()
                             break
                         if as_events:
                             yield Event(topic, record, partition, positions[index], value, self)
@@ -389,15 +425,13 @@ class Lane:
                         segment.done = index + 1
                         self.undo = None
                         if self.attention:
-                            self._finish(())
-                            if host.takes_turns or host.draining or host.commit_waits:
-                                self._slow_down()
+                            host.finished(self, ())
+                            self._close()
+                            if self._disturbed or host.commit_waits:
                                 break
                     else:
                         self.record = None
                         await self._breathe()
-                        if host.takes_turns or host.draining:
-                            self._slow_down()
                 self.record = None
                 continue
             if host.takes_turns:
@@ -419,13 +453,15 @@ class Lane:
         """Lists of `count` values, or fewer once `within` seconds have passed since the first.
 
         Only the list given out is open: what is being gathered holds back this agent's position and nothing else.
+        Where a list ends amid the values of one event (`flat_map`), it stays open with the next, which ends with them:
+        all that is done with an event's values is one piece.
         """
         host, clock = self.host, self.host.clock
-        gathered: deque[tuple[Any, Ticket | None]] = deque()  # the ticket goes with its last value
+        gathered: deque[tuple[Any, Ticket, bool]] = deque()  # value, its event, whether it is that one's last
         deadline: float | None = None
-        alone = False
+        alone = split = False
         while True:
-            while len(gathered) < count and not alone:
+            while len(gathered) < count and not alone and not split:
                 ticket = await self._next_ticket(until=deadline)
                 if ticket is None:
                     break
@@ -439,25 +475,29 @@ class Lane:
                 self.tickets = ()
                 if not outs:
                     self._finish((ticket,))
-                gathered.extend((out, ticket if i == len(outs) else None) for i, out in enumerate(outs, 1))
+                gathered.extend((out, ticket, i == len(outs)) for i, out in enumerate(outs, 1))
                 if within is not None and deadline is None:
                     deadline = clock.now() + within
                 alone = ticket.alone
-                self.gathering = [t for _, t in gathered if t is not None]
-            taken = [gathered.popleft() for _ in range(min(count, len(gathered)))]
+                self.gathering = _events_of(gathered)
+            taken: list[tuple[Any, Ticket, bool]] = []
+            while gathered and len(taken) < count and not (split and taken and taken[-1][2]):
+                taken.append(gathered.popleft())
             deadline = clock.now() + within if within is not None and gathered else None
             alone = alone and bool(gathered)
             if not taken:
                 continue
-            tickets = [ticket for _, ticket in taken if ticket is not None]
-            self.gathering = [t for _, t in gathered if t is not None]
-            if host.takes_turns:
-                await self._enter(max((order_time(t.input.topic, t.record) for t in tickets), default=0))
+            tickets = [*self.tickets, *(ticket for ticket in _events_of(taken) if ticket not in self.tickets)]
+            self.gathering = _events_of(gathered)
+            if host.takes_turns and not split:
+                await self._enter(max(order_time(t.input.topic, t.record) for t in tickets))
             self.tickets = tickets
-            for out in await self._through(after, None, [value for value, _ in taken]):
+            for out in await self._through(after, None, [value for value, _, _ in taken]):
                 yield out
-            self._finish(tickets)
-            await self._breathe_if_due()
+            split = not taken[-1][2]
+            if not split:
+                self._finish(tickets)
+                await self._breathe_if_due()
 
     gathering: Sequence[Ticket] = ()
     """Taken from the input by an open `take`, not given out yet."""

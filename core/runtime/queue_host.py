@@ -119,7 +119,7 @@ class QueueRunner:
             await self.kill()  # it never started, or has failed: there is nothing to wait for
             return
         for lane in self._lanes:
-            lane.attention = True
+            lane.look_up()
         try:
             async with self.clock.timeout(self.settings.drain_timeout):
                 while len(self._waiting) < len(self._lanes):

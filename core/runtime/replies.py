@@ -14,6 +14,7 @@ from typing import Any
 
 from thalweg import headers as names
 from thalweg.capabilities import Log
+from thalweg.clock import Clock
 from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
@@ -38,11 +39,13 @@ class Replies:
         sender: Sender,
         open_log: Callable[[str], Awaitable[Log]],
         partition_in: Callable[[str, bytes | None], int | None],
+        clock: Clock,
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
+        self._clock = clock
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -105,7 +108,8 @@ class Replies:
         if partition is None or isinstance(value, Failure):
             return
         headers: Headers = ((CORRELATION, correlation),) if correlation else ()
-        await self._send(topic, partition, Message(value, record.key, headers, record.timestamp))
+        message = Message(value, record.key, headers, record.timestamp)
+        await self._sender.send(topic, {partition: [message]})
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
@@ -139,7 +143,7 @@ class Replies:
                     continue
                 except BrokerError as error:
                     log.warning("reading answers failed, again in 1 s: %s", error)
-                    await asyncio.sleep(1)
+                    await self._clock.sleep(1)
                     continue
                 for batch in batches.values():
                     position = batch.positions[-1]

@@ -53,6 +53,7 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.has_log = Capability.LOG in transport.capabilities
+        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -61,7 +62,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -227,12 +228,7 @@ class Running:
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
-        state = task.tables[plan.name]
-        for lane in task.open_lanes():
-            before = lane.before(state)
-            if key in before:
-                return before[key]
-        return state.fetch(key)
+        return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
         if self.worker is None:

@@ -128,12 +128,32 @@ class TableState:
             for key in [key for _, key in zip(range(surplus + HOT_ROWS // 10), clean, strict=False)]:
                 del self.hot[key]
 
-    def items(self, open_lanes: Sequence[Lane] = ()) -> Iterator[tuple[Any, Any]]:
-        """Rows as finished events left them, in no given order."""
+    def look(self, key: Any, open_lanes: Sequence[Lane]) -> Any:
+        """The value as finished events left it, or MISSING."""
+        before = self._before(open_lanes)
+        return before[key] if key in before else self._apart(self.fetch(key))
+
+    def _before(self, open_lanes: Sequence[Lane]) -> dict[Any, Any]:
+        """What open events have changed, or could be changing in place, as it was.
+
+        Where an event has a value in its hands that finished events have changed since the last commit, nobody knows
+        any more what those left: then it is as the last commit has it.
+        """
         before: dict[Any, Any] = {}
         for lane in open_lanes:
-            before.update(lane.before(self))
-        changed = {key: before.get(key, value) for key, value in self.hot.items()}
+            before.update((key, self._apart(value)) for key, value in lane.before(self).items())
+            before.update((key, self.stored(key)) for state, key in lane.lent if state is self)
+        return before
+
+    def _apart(self, value: Any) -> Any:
+        """For use outside of events, which must not change the row in place."""
+        plan = self.plan
+        return plan.decode(plan.encode(value)) if plan.mutable and value is not MISSING else value
+
+    def items(self, open_lanes: Sequence[Lane] = ()) -> Iterator[tuple[Any, Any]]:
+        """Rows as finished events left them, in no given order."""
+        before = self._before(open_lanes)
+        changed = {key: before[key] if key in before else self._apart(value) for key, value in self.hot.items()}
         cut = len(self._prefix)
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
             key = self.plan.decode_key(raw_key[cut:])

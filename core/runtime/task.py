@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,7 @@ class Task:
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
         self.rows: dict[bytes, bytes | None] = {}
-        self.outputs: dict[Destination, list[Message]] = {}
+        self.outputs: defaultdict[Destination, list[Message]] = defaultdict(list)
         self.answers: list[Answer] = []
         self.has_work = False
         self._calm_at: float | None = None
@@ -256,7 +257,7 @@ class Task:
         for member in agent.turns.members:
             assert isinstance(member, AgentTask)
             for lane in member.lanes:
-                lane.attention = True
+                lane.look_up()
                 if lane.open and not lane.entered and member is not agent:
                     lane.adopt_turn()
         if agent.turns.held_by_another(agent):
@@ -273,8 +274,9 @@ class Task:
     def collect(self, lane: Lane) -> None:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
-            self.outputs.setdefault(destination, []).append(message)
-        self.answers.extend((lane.plan, record, data) for record, data in lane.answers)
+            self.outputs[destination].append(message)
+        for record, data in lane.answers:
+            self.answers.append((lane.plan, record, data))
 
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
@@ -290,7 +292,7 @@ class Task:
     def send_dead_letter(self, agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> None:
         destination = self.worker.dead_letter_destination(ticket.input.topic.name, ticket.record.key)
         letter = dead_letter(agent, ticket, reason, trace, attempts, self.worker.room(destination))
-        self.outputs.setdefault(destination, []).append(letter)
+        self.outputs[destination].append(letter)
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):
@@ -365,7 +367,7 @@ class Task:
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
             return None
-        self.rows, self.outputs, self.answers = {}, {}, []
+        self.rows, self.outputs, self.answers = {}, defaultdict(list), []
         joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
         others = {to: messages for to, messages in outputs.items() if to not in joining}
         ahead = {} if self.settings.exactly_once else others
@@ -461,6 +463,7 @@ class Task:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
         for agent in self.agents:
+            agent.stop()
             agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:
@@ -506,7 +509,7 @@ class Task:
         return [lane for agent in self.agents for lane in agent.lanes]
 
     def open_lanes(self) -> list[Lane]:
-        return [lane for agent in self.agents for lane in agent.lanes if lane.undo]
+        return [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent]
 
     def _now_ms(self) -> int:
         return round(self.settings.clock.now() * 1000)
@@ -548,7 +551,7 @@ class _Replay:
     async def to_marker(self, token: bytes) -> None:
         """On to the claim just made. What lies before it and was not seen yet counts."""
         while self.fold.marker is None or self.fold.marker.token != token:
-            await self._step(10.0)
+            await self._step(10.0, token)
         self._flush()
 
     async def _check_store(self) -> None:
@@ -576,7 +579,8 @@ class _Replay:
         self._after = None
         self.fold = Fold()
 
-    async def _step(self, timeout: float) -> bool:
+    async def _step(self, timeout: float, until: bytes | None = None) -> bool:
+        """Read on; no farther than the marker with the token `until`: a newer owner's may follow it already."""
         batches = await self._journal.read({self._partition: self._after}, 2000, 16 << 20, timeout)
         batch = batches.get(self._partition)
         if batch is None:
@@ -586,6 +590,8 @@ class _Replay:
             self._after = position
             if entry is None:
                 continue
+            if isinstance(entry, Marker) and entry.token == until:
+                break
             if isinstance(entry, Rows | Part):
                 self._pending.update(entry.rows)
                 self._seen = Checkpoint(position, checksum(record.value))

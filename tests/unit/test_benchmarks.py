@@ -38,7 +38,7 @@ def test_every_case_measures_all_its_sides_and_writes_the_figures(tmp_path: Path
             for sample in side["rounds"]:
                 assert sample["messages"] == case["messages"]
                 assert sample["seconds"] > 0
-            for figure in ("messages_per_second", "cpu_per_message", "ratio"):
+            for figure in ("messages_per_second", "cpu_per_message", "ratio", "cpu_ratio"):
                 assert 0 <= side[figure]["low"] <= side[figure]["median"] <= side[figure]["high"]
     with_latency = {c["name"] for c in figures["cases"] if all(side["p50"] and side["p99"] for side in c["sides"])}
     assert with_latency == {"latency", "ask"}

@@ -68,9 +68,8 @@ class MemoryLog:
         found: dict[int, Batch] = {}
         for number, position in wanted:
             partition = self._topic.partition(number)
-            partition.expire()
             start = partition.index_after(position)
-            if start < len(partition.records) and (max_bytes > 0 or not found):
+            if start is not None and (max_bytes > 0 or not found):
                 found[number], size = partition.batch(start, limit, max_bytes)
                 max_bytes -= size
         return found

@@ -110,14 +110,16 @@ class Partition:
             wake(self.waiters)
         return range(start, self.end, self.step)
 
-    def index_after(self, position: Position | None) -> int:
-        """Index of the first record after `position`. Raises `Gap`."""
-        if position is None:
-            return 0
-        index = (position - self.first) // self.step + 1
-        if index > len(self.records) or (index < 0 and self.first > 0):
+    def index_after(self, position: Position | None) -> int | None:
+        """Index of the first record after `position`; None if there is none yet. Raises `Gap`."""
+        if self._retention is not None:
+            self.expire()
+        count = len(self.records)
+        index = 0 if position is None else (position - self.first) // self.step + 1
+        if index > count or (index < 0 and self.first > 0):
             raise Gap(self.topic, self.number, position, self.bounds().first)
-        return max(index, 0)
+        index = max(index, 0)
+        return index if index < count else None
 
     def batch(self, start: int, limit: int, budget: int) -> tuple[Batch, int]:
         """At most `limit` records of about `budget` bytes, at least one, and how many bytes they are (about)."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
-from thalweg.journal.rows import CRASHES
+from thalweg.clock import VirtualClock
+from thalweg.journal.records import Marker
+from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
-from thalweg.runtime.task import Task
+from thalweg.runtime.task import Task, _Replay
 
 
 def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
@@ -101,6 +103,25 @@ async def test_a_rollback_while_a_commit_is_in_flight_loses_and_repeats_nothing(
         assert rows["row"] == ["first", "second", "last"]
 
 
+async def test_a_halt_at_an_undecodable_record_amid_a_batch_handles_nothing_more() -> None:
+    app = App("halting", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    seen: list[int] = []
+
+    @app.handler(source, on_error=DeadLetter(max_consecutive=1))
+    async def note(value: int) -> None:
+        seen.append(value)
+
+    async with app.test(errors="policy") as t:
+        await source.raw.send_many([(None, raw) for raw in (b"1", b"?", b"?", b"4", b"5")])
+        await t.advance(1)
+        assert seen == [1]
+        await t.crash()  # as if the cause were mended: the count of dead letters in a row begins anew
+        await t.settle()
+        assert seen == [1, 4, 5]
+        assert [letter.position async for letter in app.dead_letters(source)] == [1, 2]
+
+
 async def test_a_record_whose_timestamp_cannot_be_told_holds_up_nobody() -> None:
     app = App("times", partitions=1)
     source = app.topic("source", key=str, value=dict, timestamp_of=lambda value: value["time"])
@@ -161,6 +182,28 @@ async def test_a_timer_goes_on_after_a_cancellation_of_its_own() -> None:
     async with app.test(errors="policy") as t:
         await t.advance(3)
         assert len(ticks) == 3
+
+
+async def test_lists_taken_after_a_flat_map_are_part_of_their_event() -> None:
+    app = App("split", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+    lists: list[list[int]] = []
+
+    @app.agent(source.stream().flat_map(lambda n: [n] * n).take(2, within=1))
+    async def add(stream: Stream[list[int]]) -> None:
+        async for values in stream:
+            lists.append(values)
+            sums["all"] += sum(values)
+
+    async with app.test() as t:
+        await source.send(5, key="k")
+        await source.send(1, key="k")
+        await t.advance(5)
+        assert sums["all"] == 26
+        await t.crash()
+        await t.advance(5)
+        assert sums["all"] == 26
 
 
 async def test_events_that_wait_for_their_turn_after_an_answer_do_not_hold_up_a_restart() -> None:
@@ -500,6 +543,179 @@ async def test_a_hot_key_does_not_make_a_slow_queue_handler_fetch_without_end() 
         await t.settle()
         assert len(done) == 200
         assert lent < 50
+
+
+async def test_a_loop_that_catches_its_errors_and_goes_on_is_fed_on() -> None:
+    app = App("catching", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    seen: list[str] = []
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        for _ in range(100):  # `while True` would hang the test, where it fails
+            try:
+                async for value in stream:
+                    if value == "bad":
+                        raise ValueError(value)
+                    seen.append(value)
+            except ValueError:
+                pass
+
+    async with app.test() as t:
+        await source.send_many([(None, value) for value in ("a", "bad", "b")])
+        await t.advance(1)
+        assert seen == ["a", "b"]
+
+
+async def test_a_loop_that_catches_the_error_of_a_step_and_goes_on_is_fed_on() -> None:
+    app = App("steps", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    seen: list[float] = []
+
+    @app.agent(source.stream().map(lambda n: 1 / n))
+    async def note(stream: Stream[float]) -> None:
+        for _ in range(100):
+            try:
+                async for value in stream:
+                    seen.append(value)
+            except ZeroDivisionError:
+                pass
+
+    async with app.test() as t:
+        await source.send_many([(None, 1), (None, 0), (None, 2)])
+        await t.advance(1)
+        assert seen == [1, 0.5]
+
+
+async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker() -> None:
+    app = App("duel", partitions=1)
+    source = app.topic("source", key=str, value=str)
+
+    @app.handler(source)
+    async def note(value: str) -> None: ...
+
+    async with app.test(broker="memory://?fencing=false") as t:
+        task = the_task(t)
+        journal = await t._worker.log(task.journal[0])
+        store = task.worker._stores.open("other")
+        markers = [
+            Marker(token, 0, epoch, b"j" * 16, "owner", 1, "murmur2")
+            for epoch, token in ((1 << 50, b"ours"), (1 << 51, b"theirs"))
+        ]
+        await journal.append({0: [Message(encode(marker)) for marker in markers]})
+        replay = _Replay(journal, 0, store)
+        async with asyncio.timeout(1):
+            await replay.to_marker(b"ours")
+        assert replay.fold.marker == markers[0]
+
+
+async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_first() -> None:
+    app = App("handing", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    gate, begun = asyncio.Event(), list[str]()
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        begun.append(value)
+        await gate.wait()
+
+    async with app.test() as t:
+        worker, task = t._worker, the_task(t)
+        await source.send("a", key="k")
+        await t.settle()
+        worker.ownership._want([])  # the others have it now
+        await t.settle()
+        stopping = asyncio.ensure_future(worker.stop())
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert stopping.done()
+        assert all(lane.task is None or lane.task.done() for lane in task.all_lanes())
+        assert task._store is None
+        await t.crash()
+        await t.settle()
+        assert begun == ["a"]
+
+
+async def test_a_retry_comes_though_the_clock_was_set_back_while_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SetBack(VirtualClock):
+        """As the machine's: timers do not follow the time of day when that is corrected."""
+
+        by = 0.0
+
+        def now(self) -> float:
+            return super().now() - self.by
+
+    monkeypatch.setattr("thalweg.testing.VirtualClock", SetBack)
+    app = App("corrected", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    tries: list[str] = []
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        tries.append(value)
+        if len(tries) == 1:
+            raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send("a", key="k")
+        await t.settle()
+        SetBack.by = 2.0
+        await t.advance(10)
+        assert tries == ["a", "a"]
+        SetBack.by = 0.0
+
+
+async def test_a_change_from_a_task_that_outlived_its_event_is_refused() -> None:
+    app = App("outlived", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=int, default=int)
+    gate, errors, spawned = asyncio.Event(), list[BaseException](), list[asyncio.Task[None]]()
+
+    async def later() -> None:
+        await gate.wait()
+        try:
+            rows["late"] = 1
+        except Exception as error:
+            errors.append(error)
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows[value] += 1
+            spawned.append(asyncio.create_task(later()))
+
+    async with app.test() as t:
+        await source.send("a", key="k")
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert [type(error).__name__ for error in errors] == ["OutsideEvent"]
+
+
+async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
+    app = App("outside", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=list[str], default=list)
+    gate = asyncio.Event()
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows["row"].append(value)
+            if value == "open":
+                await gate.wait()
+
+    async with app.test() as t:
+        await source.send("first", key="k")
+        await t.settle()
+        await source.send("open", key="k")
+        await t.settle()
+        assert rows["row"] == ["first"]
+        rows["row"].append("from outside")
+        gate.set()
+        await t.settle()
+        assert rows["row"] == ["first", "open"]
 
 
 async def test_a_lock_lost_while_a_commit_is_in_flight_stops_that_task_alone() -> None:
