@@ -1,4 +1,4 @@
-"""The finished prefix of an input, by hypothesis: whatever the order in which events finish, and wherever a crash falls."""
+"""The finished prefix of an input, whatever the order in which events finish and wherever a crash falls."""
 
 from __future__ import annotations
 
