@@ -666,6 +666,21 @@ async def test_a_retry_comes_though_the_clock_was_set_back_while_it_waited(monke
         SetBack.by = 0.0
 
 
+async def test_a_worker_that_cannot_go_on_fails_the_test() -> None:
+    app = App("broken", partitions=1)
+    source = app.topic("source", key=str, value=str)
+
+    @app.handler(source)
+    async def note(value: str) -> None: ...
+
+    async with app.test() as t:
+        t._broker.broker.faults.fail("claim", error=RuntimeError("a bug"), times=1000)
+        the_task(t).failed(RuntimeError("start over"))
+        with pytest.raises(RuntimeError, match="a bug"):
+            await t.advance(1000)
+        t._worker.failed = asyncio.get_running_loop().create_future()
+
+
 async def test_a_change_from_a_task_that_outlived_its_event_is_refused() -> None:
     app = App("outlived", partitions=1)
     source = app.topic("source", key=str, value=str)
