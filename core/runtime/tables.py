@@ -47,6 +47,16 @@ class TablePlan(msgspec.Struct):
     verify: bool  # the class of a value does not prove that it will decode
     partition_of: Callable[[bytes, int], int]
 
+    def raw_key(self, key: Any) -> bytes:
+        """The key's bytes. Raises EncodeError naming the table and the key."""
+        try:
+            return self.encode_key(key)
+        except ENCODE_ERRORS as error:
+            hint = (
+                " The event has no key: send it with `key=`, or declare the topic with `key_of=`" if key is None else ""
+            )
+            raise EncodeError(f"table {self.name!r}: {key!r} cannot be a key: {error}.{hint}") from error
+
 
 class TableState:
     """One table's rows in one task."""
@@ -181,7 +191,7 @@ class TableView:
     def load(self, key: Any) -> Any:
         """A row that is not hot: check that it is this task's, then ask the store. Hot rows were checked before."""
         plan = self.state.plan
-        raw = plan.encode_key(key)
+        raw = plan.raw_key(key)
         if raw != self.lane.key_bytes:
             partition = plan.partition_of(raw, plan.partitions)
             if partition != self.state.partition:
@@ -194,7 +204,7 @@ class TableView:
 
     def check(self, key: Any) -> None:
         """With concurrency > 1: only the event's own key, since other lanes run in between."""
-        if self.state.plan.encode_key(key) != self.lane.key_bytes:
+        if self.state.plan.raw_key(key) != self.lane.key_bytes:
             raise ConcurrentTableError(
                 f"table {self.state.plan.name!r}: an agent with concurrency > 1 may touch only the row of its event's "
                 f"own key, here {self.lane.key_bytes!r}, not {key!r}. Use concurrency=1, or `group_by` that key"
