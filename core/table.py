@@ -51,7 +51,7 @@ class Table(Generic[K, V]):
 
     def __getitem__(self, key: K) -> V:
         view = self._view.get() or self._open_view()
-        if view is None:
+        if view is None or (view.mutable and not view.lane.open):
             return self._outside(key)
         view.touched = True
         if view.strict:
@@ -70,6 +70,9 @@ class Table(Generic[K, V]):
         view = self._view.get() or self._open_view()
         if view is None or self._read_only:
             raise self._not_here()
+        lane = view.lane
+        if lane.record is None and not lane.tickets:  # a task that the event left behind
+            raise self._not_here()
         if value.__class__ is not self._exact:
             self._check_value(key, value)
         if view.strict:
@@ -79,7 +82,6 @@ class Table(Generic[K, V]):
             old = hot[key]
         except KeyError:
             old = view.load(key)
-        lane = view.lane
         lane.undo = lane.undo, view.state, key, old
         view.dirty[key] = None
         hot[key] = value
@@ -89,10 +91,12 @@ class Table(Generic[K, V]):
         view = self._view.get() or self._open_view()
         if view is None or self._read_only:
             raise self._not_here()
+        lane = view.lane
+        if not lane.open:
+            raise self._not_here()
         old = self._peek(view, key)
         if old is MISSING:
             raise KeyError(key)
-        lane = view.lane
         lane.undo = lane.undo, view.state, key, old
         view.dirty[key] = None
         view.hot[key] = MISSING

@@ -136,6 +136,8 @@ class AppTest:
         self._failures.append(error)
 
     def _raise_failures(self) -> None:
+        if self._worker is not None and self._worker.failed.done():
+            self._worker.failed.result()
         if self._failures:
             first = self._failures[0]
             self._failures.clear()

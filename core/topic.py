@@ -272,7 +272,14 @@ class _Places(dict[Any, tuple[bytes, int]]):
         self._plan, self.count = plan, count
 
     def __missing__(self, key: str) -> tuple[bytes, int]:
-        raw = encoded(self._plan.key, key, f"topic {self._plan.name!r}, key")
+        title = f"topic {self._plan.name!r}, key"
+        raw = encoded(self._plan.key, key, title)
+        try:
+            same = self._plan.key.decode(raw) == key
+        except Exception:
+            same = False
+        if not same:
+            raise WrongType(f"{title}: expected {self._plan.key.type_name}, got str")
         place = raw, self._plan.partition_of(raw, self.count)
         if len(raw) <= self.LARGEST_KEY:
             if len(self) >= self.KEYS:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
+from thalweg.clock import Timer
 from thalweg.codec import explain
 from thalweg.errors import ConfigurationError, ProcessDied
 from thalweg.event import Event, order_time
@@ -104,6 +105,7 @@ class AgentTask:
         self._parked: dict[object, deque[_ParkedEvent]] = {}
         self._parked_count = 0
         self._due: list[tuple[int, int, object]] = []
+        self._alarm: Timer | None = None
         self._pushes = 0
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
@@ -179,6 +181,7 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
+        self._set_alarm()
         for lane in self.lanes:
             lane.look_up()
 
@@ -309,8 +312,12 @@ class AgentTask:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
         if self.draining or self._pausing or any(lane.open for lane in self.lanes):
             return None
-        heads = [head for input_ in self.inputs if (head := input_.head()) is not None]
-        return min(heads) if heads and self._parked_count < self.task.settings.max_parked else None
+        if not any(lane.reading for lane in self.lanes):
+            return None
+        in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
+        if in_hand or self._parked_count >= self.task.settings.max_parked:
+            return min(in_hand, default=None)
+        return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 
     # --- one event -----------------------------------------------------------------------------------------
 
@@ -370,6 +377,13 @@ class AgentTask:
 
     async def enter(self, lane: Lane, timestamp: int) -> int:
         return await self.turns.enter(self, timestamp)
+
+    @property
+    def commit_waits(self) -> bool:
+        return self.task.held_up is not None
+
+    async def let_commit(self) -> None:
+        await self.task.let_commit()
 
     def adopt(self, lane: Lane) -> None:
         self.turns.adopt(self)
@@ -513,13 +527,33 @@ class AgentTask:
 
     def _push_due(self, lane_key: object, due: int) -> None:
         self._pushes += 1
-        heapq.heappush(self._due, (due, self._pushes, lane_key))
-        self.clock.call_later(due / 1000 - self.clock.now(), self.wake)
+        entry = (due, self._pushes, lane_key)
+        heapq.heappush(self._due, entry)
+        if self._due[0] is entry:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """For the first event that is due."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        wait = self._due[0][0] / 1000 - self.clock.now() if self._due and not self.stopping else None
+        self._alarm = None if wait is None else self.clock.call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._is_due():
+            self.wake()
+        else:  # the time of day was set back meanwhile
+            self._set_alarm()
+
+    def _is_due(self) -> bool:
+        return bool(self._due) and self._due[0][0] <= self.clock.now() * 1000 + 0.5
 
     def _take_parked(self) -> Part | None:
-        if not self._due or self._due[0][0] > self.clock.now() * 1000 + 0.5:
+        if not self._is_due():
             return None
         lane_key = heapq.heappop(self._due)[2]
+        self._set_alarm()
         parked = self._parked[lane_key][0]
         segment = _ParkedSegment(self, lane_key, parked)
         ticket = Ticket(parked.input, parked.event, parked.position, segment, 0)

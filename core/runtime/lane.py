@@ -137,6 +137,13 @@ class Host(Protocol):
         """The next part; None when the clock reached `until` (seconds since the epoch)."""
         ...
 
+    @property
+    def commit_waits(self) -> bool:
+        """An open event held up a commit: `let_commit` before another one does."""
+        ...
+
+    async def let_commit(self) -> None: ...
+
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         """False: the ticket has been dealt with (parked, dead-lettered, a duplicate…), do not run it."""
         ...
@@ -313,6 +320,18 @@ class Lane:
             view = self.views[plan.name] = TableView(state, self, self.plan.concurrency > 1)
         return view
 
+    def head(self) -> int | None:
+        """Timestamp (ms) of the next event it has in hand, if any."""
+        part = self._part
+        if part is None or part.segment.done == len(part.segment.positions):
+            return None
+        return order_time(part.input.topic, part.segment.records[part.segment.done])
+
+    @property
+    def reading(self) -> bool:
+        """Whether the agent has begun to read its stream."""
+        return bool(self._streams)
+
     @property
     def touched(self) -> bool:
         return bool(self.undo or self.lent) or any(view.touched for view in self.views.values())
@@ -387,7 +406,7 @@ class Lane:
                 decode, partition, positions = topic.decode, part.input.partition, segment.positions
                 while part.plain and (begin := segment.done) < len(positions):
                     self._disturbed = False
-                    if host.takes_turns or host.draining:
+                    if host.takes_turns or host.draining or host.commit_waits:
                         self._slow_down()
                         break
                     for index, record in enumerate(segment.records[begin : begin + self._steps], begin):
@@ -408,7 +427,7 @@ class Lane:
                         if self.attention:
                             host.finished(self, ())
                             self._close()
-                            if self._disturbed:
+                            if self._disturbed or host.commit_waits:
                                 break
                     else:
                         self.record = None
@@ -486,6 +505,10 @@ class Lane:
     async def _next_ticket(self, plain: bool = False, until: float | None = None) -> Ticket | None:
         """The next ticket to run. None: a plain part is ready in `_part` (only if `plain`), or it is `until`."""
         while True:
+            if self.host.commit_waits and not self.host.draining:
+                self._leave()
+                await self.host.let_commit()
+                self._suspended_now()
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
                 if self.host.admit(self, ticket):
                     return ticket

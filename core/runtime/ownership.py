@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from thalweg.capabilities import Held, Locks, Peers
 from thalweg.errors import BrokerError
@@ -41,13 +42,14 @@ class Ownership:
         tasks: Sequence[TaskKey],
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
-        close_task: Callable[[TaskKey, bool], Awaitable[None]],
+        close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
     ) -> None:
         self._transport, self._app_id, self._me = transport, app_id, me
         self._tasks, self._settings = tasks, settings
         self._open, self._close = open_task, close_task
         self._held: dict[TaskKey, Held | None] = {}
         self._watchers: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._wanted: frozenset[TaskKey] = frozenset()
         self._changed = asyncio.Event()
         self.settled = asyncio.Event()
@@ -113,11 +115,20 @@ class Ownership:
         if self._held.get(key) is held:
             log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
             del self._held[key]
-            await self._close(key, False)
+            await self._to_its_end(self._close(key, False))
             self._changed.set()
 
     async def _give_up(self, key: TaskKey) -> None:
-        held = self._held.pop(key)
+        await self._to_its_end(self._hand_over(key, self._held.pop(key)))
+
+    async def _to_its_end(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Whoever waits may be cancelled; a task that is half closed must not be left so."""
+        task = asyncio.get_running_loop().create_task(closing, name="thalweg closing")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        await asyncio.shield(task)
+
+    async def _hand_over(self, key: TaskKey, held: Held | None) -> None:
         await self._close(key, True)
         if held is not None:
             try:
@@ -134,12 +145,13 @@ class Ownership:
 
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once."""
-        await asyncio.gather(*(self._give_up(key) for key in list(self._held)))
+        await asyncio.gather(*(self._give_up(key) for key in list(self._held)), *self._closing)
         await self.abandon()
 
     async def abandon(self) -> None:
         """Hold nothing any more, and tell nobody: locks end with their leases."""
         self._held.clear()
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        left = [*self._watchers, *self._closing]
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
-from thalweg.channel import Channel
+from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Delivery, Message
@@ -56,6 +56,7 @@ class QueueRunner:
     """Hosts the lanes of one agent on one queue."""
 
     takes_turns = False
+    commit_waits = False
 
     def __init__(self, worker: Worker, plan: AgentPlan, source: SourcePlan) -> None:
         self.plan = plan
@@ -94,7 +95,11 @@ class QueueRunner:
             QUEUE_GROUP if self._input.topic.spec.queue else f"{self._worker.app_id}-{self.plan.name}",
         )
         loop = asyncio.get_running_loop()
-        for coroutine in (self._fetch(self._channel), self._settle_all(self._channel), self._renew(self._channel)):
+        services = [self._fetch(self._channel), self._settle_all(self._channel)]
+        work_queue = self._work_queue
+        if work_queue is not None:
+            services.append(self._renew(work_queue))
+        for coroutine in services:
             self._services.append(loop.create_task(coroutine, name=f"thalweg queue {self._input.name}"))
         for lane in self._lanes:
             lane.start(self._worker.context)
@@ -102,6 +107,12 @@ class QueueRunner:
             self._services.append(lane.task)
         for service in self._services:
             service.add_done_callback(self._service_done)
+
+    @property
+    def _work_queue(self) -> WorkQueue | None:
+        """The channel, if each of its deliveries can be extended, retried and rejected."""
+        able = Capability.WORK_QUEUE in self._worker.transport.capabilities
+        return self._channel if able and isinstance(self._channel, WorkQueue) else None
 
     def _service_done(self, service: asyncio.Task[None]) -> None:
         """None of them ends by itself."""
@@ -168,10 +179,8 @@ class QueueRunner:
                 self._ready.append(delivery)
             self._wake(len(deliveries))
 
-    async def _renew(self, channel: Channel) -> None:
+    async def _renew(self, channel: WorkQueue) -> None:
         """Slow work keeps its lease."""
-        if not isinstance(channel, WorkQueue):
-            return
         while True:
             await self.clock.sleep(LEASE / 3)
             if self._held:
@@ -262,6 +271,9 @@ class QueueRunner:
     def leave(self, lane: Lane) -> None:
         return
 
+    async def let_commit(self) -> None:
+        return
+
     def table(self, plan: TablePlan) -> TableState | None:
         return None
 
@@ -345,8 +357,8 @@ class QueueRunner:
         task.add_done_callback(self._retries.discard)
 
     async def _retry(self, delivery: Delivery, delay: float) -> None:
-        channel = self._channel
-        if isinstance(channel, WorkQueue):
+        channel = self._work_queue
+        if channel is not None:
             try:
                 await channel.retry(delivery, delay)
                 self._held.pop(id(delivery), None)

@@ -223,7 +223,7 @@ class Running:
 
     def read_table(self, plan: TablePlan, key: Any) -> Any:
         """The row as finished events left it, or MISSING. Raises StaleRead if this worker does not own the key."""
-        raw = plan.encode_key(key)
+        raw = plan.raw_key(key)
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:

@@ -47,6 +47,16 @@ class TablePlan(msgspec.Struct):
     verify: bool  # the class of a value does not prove that it will decode
     partition_of: Callable[[bytes, int], int]
 
+    def raw_key(self, key: Any) -> bytes:
+        """The key's bytes. Raises EncodeError naming the table and the key."""
+        try:
+            return self.encode_key(key)
+        except ENCODE_ERRORS as error:
+            hint = (
+                " The event has no key: send it with `key=`, or declare the topic with `key_of=`" if key is None else ""
+            )
+            raise EncodeError(f"table {self.name!r}: {key!r} cannot be a key: {error}.{hint}") from error
+
 
 class TableState:
     """One table's rows in one task."""
@@ -57,7 +67,7 @@ class TableState:
         self.plan = plan
         self.partition = partition
         self.hot: dict[Any, Any] = {}
-        self.dirty: dict[Any, None] = {}
+        self.dirty: dict[Any, bool | None] = {}  # True: but for an open event's change, a cut has the row already
         self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
@@ -93,8 +103,8 @@ class TableState:
             before.update(lane.before(self))
         lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
         plan = self.plan
-        for key in self.dirty:
-            if key in lent:
+        for key, collected in self.dirty.items():
+            if key in lent or (collected and key in before):
                 continue
             value = before[key] if key in before else self.hot[key]
             try:
@@ -109,9 +119,9 @@ class TableState:
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw
-        kept = [key for key in self.dirty if key in before or key in lent]
+        kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
-        self.dirty.update(dict.fromkeys(kept))
+        self.dirty.update(kept)
 
     def _unchanged(self, raw_key: bytes, raw: bytes | None) -> bool:
         """A mutable value that was only looked at. A default that was only looked at is not stored either."""
@@ -181,7 +191,7 @@ class TableView:
     def load(self, key: Any) -> Any:
         """A row that is not hot: check that it is this task's, then ask the store. Hot rows were checked before."""
         plan = self.state.plan
-        raw = plan.encode_key(key)
+        raw = plan.raw_key(key)
         if raw != self.lane.key_bytes:
             partition = plan.partition_of(raw, plan.partitions)
             if partition != self.state.partition:
@@ -194,7 +204,7 @@ class TableView:
 
     def check(self, key: Any) -> None:
         """With concurrency > 1: only the event's own key, since other lanes run in between."""
-        if self.state.plan.encode_key(key) != self.lane.key_bytes:
+        if self.state.plan.raw_key(key) != self.lane.key_bytes:
             raise ConcurrentTableError(
                 f"table {self.state.plan.name!r}: an agent with concurrency > 1 may touch only the row of its event's "
                 f"own key, here {self.lane.key_bytes!r}, not {key!r}. Use concurrency=1, or `group_by` that key"

@@ -109,6 +109,8 @@ class Task:
         self.has_work = False
         self._calm_at: float | None = None
         self.in_flight = False
+        self.held_up: asyncio.Future[None] | None = None
+        """A commit waits for open events to finish: done when it has been cut."""
         self.deliveries: Deliveries | None = None
         self._stopping = False
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
@@ -306,6 +308,12 @@ class Task:
         if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
+    async def let_commit(self) -> None:
+        """Between two events: return when the commit that an open event held up has been cut."""
+        if self.held_up is not None:
+            self.worker.committer.soon()
+            await asyncio.shield(self.held_up)
+
     def fetch_more(self, input_: TopicInput) -> None:
         self.worker.fetch_more(input_)
 
@@ -336,7 +344,12 @@ class Task:
             return None
         open_lanes = [lane for agent in self.agents for lane in agent.lanes if lane.undo or lane.lent or lane.tainted]
         if any(lane.tainted for lane in open_lanes):
+            if self.held_up is None:
+                self.held_up = asyncio.get_running_loop().create_future()
             return None  # its changes and older ones lie in the same object: wait until it is finished
+        if self.held_up is not None:
+            self.held_up.set_result(None)
+            self.held_up = None
         rows = self.rows
         if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
             self._calm_at = None
@@ -450,6 +463,7 @@ class Task:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
         for agent in self.agents:
+            agent.stop()
             agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
         for task in tasks:

@@ -20,7 +20,7 @@ import pytest
 import redis
 from thalweg.capabilities import Commit, Log
 from thalweg.channel import Capability, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
+from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
 from thalweg.message import Message
 from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
@@ -460,6 +460,38 @@ async def test_a_replica_is_refused(server: Server) -> None:
         other.replicaof("127.0.0.1", server.port + 1)
         with pytest.raises(BrokerError, match="replica"):
             await RedisTransport.from_url(Url(server.url)).open()
+
+
+async def test_after_a_fail_over_the_new_primary_is_found_and_has_all_that_was_done(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = Server(tmp_path / "second")
+    second.start("--replicaof", "127.0.0.1", str(server.port))
+    try:
+        both = f"redis://127.0.0.1:{second.port},127.0.0.1:{server.port}"
+        with second.client as other:
+            await eventually(lambda: other.info("replication")["master_link_status"] == "up")
+        async with opened_log(server.url) as (careless, _):
+            assert "?replicas=1" in careless.warnings[0]
+        async with opened_log(f"{both}?replicas=1&timeout=6") as (transport, log):
+            assert transport.warnings == []
+            await log.append({0: [Message(b"1")]})
+            await asyncio.to_thread(server.kill)
+            with second.client as other:
+                other.execute_command("REPLICAOF", "NO", "ONE")
+
+            async def found() -> list[bytes | None]:
+                try:
+                    return await values(log)
+                except BrokerError:
+                    return []
+
+            assert await becomes(found, bool) == [b"1"]
+            with pytest.raises(AmbiguousCommit, match="0 of the 1 replicas"):
+                await log.append({0: [Message(b"2")]})
+    finally:
+        second.kill()
 
 
 async def test_a_fence_survives_the_servers_death(server: Server) -> None:

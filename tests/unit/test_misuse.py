@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from thalweg import App, EncodeError, Retry, Stream, WrongType
+from thalweg import App, EncodeError, Event, Retry, Stream, WrongType
 from thalweg.errors import ConfigurationError, StaleRead
 
 
@@ -132,6 +132,38 @@ async def test_what_cannot_be_sent_names_where_it_was_to_go() -> None:
             await topic.send(Withdrawal("ada", 5), key=number)
         with pytest.raises(WrongType, match="queue 'emails': expected str, got int"):
             await queue.send(number)
+
+
+async def test_a_key_of_the_wrong_type_is_refused_with_the_name_of_the_topic() -> None:
+    app = App("misuse")
+    numbered = app.topic("numbered", key=int, value=str)
+    text: Any = "5"
+    async with app.test():
+        with pytest.raises(WrongType, match="topic 'numbered', key: expected int, got str"):
+            await numbered.send("a", key=text)
+        with pytest.raises(WrongType, match="topic 'numbered', key: expected int, got str"):
+            await numbered.send_many([(text, "a")])
+
+
+async def test_a_key_that_a_table_cannot_have_is_named_and_a_missing_one_explained() -> None:
+    app = App("misuse")
+    topic, totals = app.topic("words", value=str), app.table("totals", value=int, default=int)
+    number: Any = 5
+
+    @app.agent(topic.stream().events())
+    async def count(stream: Stream[Event[str, str]]) -> None:
+        async for event in stream:
+            totals[event.key] += 1
+
+    del count
+    async with app.test(errors="policy") as t:
+        with pytest.raises(EncodeError, match=r"table 'totals': 5 cannot be a key"):
+            totals[number]
+        await topic.send("a")
+        await t.advance(100)
+        (letter,) = [letter async for letter in app.dead_letters(topic)]
+        assert letter.reason.startswith("EncodeError: table 'totals': None cannot be a key")
+        assert "The event has no key: send it with" in letter.reason
 
 
 async def test_a_client_says_that_it_has_no_tables() -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from thalweg.errors import BrokerError, MissingCapability
+from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability
 from thalweg.message import Delivery, Message, Position, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
@@ -33,13 +33,17 @@ _LOAN_COUNT = 1000  # likewise: while a script runs, nothing else does
 
 
 class _Loan(msgspec.Struct, eq=False):
-    """The handle of a delivery. until: end of the loan, boot clock (queues). proof: what the server knows of it."""
+    """The handle of a delivery. until: end of the loan, boot clock (queues).
+
+    asked: a commit of it got no answer.
+    """
 
     channel: RedisChannel
     member: bytes
     attempts: int
-    proof: bytes
+    consumer: bytes
     until: float | None
+    asked: bool = False
     done: bool = False
 
 
@@ -66,6 +70,7 @@ class RedisChannel:
         self._lease: Lease | None = None
         self._me = b""
         self._loans: dict[bytes, _Loan] = {}
+        self._unsure = False
         self._fetched: deque[Delivery] = deque()
         self._taking: set[asyncio.Task[Watch | None]] = set()
         self._waiting: set[Watch] = set()
@@ -76,6 +81,10 @@ class RedisChannel:
 
     def _all_streams(self) -> list[bytes]:
         return [self._topic.stream(number) for number in range(self._topic.partitions)]
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     async def join(self) -> None:
         """Be known as a group, before the first `get`."""
@@ -131,12 +140,22 @@ class RedisChannel:
         loans = [loan for loan in self._loans_of(deliveries) if not loan.done]
         if not loans:
             return
-        keys = [self._key, self._bell, self._groups, *self._streams]
-        stale = await self._connection.write(scripts.DONE, keys, int(self.is_queue), self._groups, *_proofs(loans))
-        gone = {loans[index].member for index in stale}
-        for loan in loans:
-            loan.done = loan.member not in gone
-            self._loans.pop(loan.member, None)
+        stale: list[_Loan] = []
+        for consumer, part in _by_consumer(loans).items():
+            # One that is gone although its loan lasts was done by a commit whose answer was lost.
+            sure = {loan.member for loan in part if not loan.asked}
+            for loan in part:
+                loan.asked = True
+            keys = [self._key, self._bell, self._groups, *self._streams]
+            arguments = (int(self.is_queue), self._groups, consumer, *_places(part))
+            gone = set(await self._connection.write(scripts.DONE, keys, *arguments))
+            for index, loan in enumerate(part):
+                loan.asked = False
+                if index in gone and loan.member in sure:
+                    stale.append(loan)
+                else:
+                    loan.done = True
+                self._forget(loan)
         if stale:
             raise self._stale(len(stale), len(loans), "the others are committed")
 
@@ -154,7 +173,7 @@ class RedisChannel:
             self._leases.forget(self._lease)
         if self._me:
             with contextlib.suppress(BrokerError):  # it comes back when the lease ends
-                mine = _proofs(self._loans.values()) if self.is_queue else ()
+                mine = _places(self._loans.values()) if self.is_queue else ()
                 await self._connection.write(scripts.CLOSE, [self._key, self._bell], self._me, *mine)
 
     # --- lending ---------------------------------------------------------------------------------------------
@@ -166,25 +185,44 @@ class RedisChannel:
         if not self._me or (self._lease is not None and self._lease.lost.is_set()):
             self._me, self._lease = secrets.token_hex(8).encode(), None
         me = self._me
-        full, *rest = await self._connection.write(
-            scripts.TAKE,
-            [self._key, self._bell, self._delayed, *self._streams],
-            *(me, round(self._options.lease * 1000), limit, _LOAN_BYTES, int(self.is_queue), self._turn),
-        )
+        if self._unsure:
+            await self._give_back_unknown()
+        keys = [self._key, self._bell, self._delayed, *self._streams]
+        lease = round(self._options.lease * 1000)
+        try:
+            full, *rest = await self._connection.write(
+                scripts.TAKE, keys, me, lease, limit, _LOAN_BYTES, int(self.is_queue), self._turn
+            )
+        except AmbiguousCommit:
+            self._unsure = not self.is_queue
+            raise
         self._joined(asked)
         if not full:
             due, rung, cursors = rest
             self._due = None if due < 0 else due / 1000 + 0.001
             after: dict[bytes, Position] = dict(zip(self._streams, map(pack, cursors), strict=True))
             return self._waker.watch(after | {self._bell: pack(rung)})
-        until, taken = rest
-        proof = b"%d" % until if self.is_queue else me
+        (taken,) = rest
         ends = asked + self._options.lease if self.is_queue else None
         for member, attempts, fields in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
-            loan = _Loan(self, member, attempts, proof, ends)
+            loan = _Loan(self, member, attempts, me, ends)
             self._loans[member] = loan
             self._fetched.append(Delivery(decode(member[6:].partition(b"-")[0], fields), attempts, loan))
         return None
+
+    async def _give_back_unknown(self) -> None:
+        """What an answer that was lost had brought: our lease would keep it from everybody for ever."""
+        self._unsure = False
+        try:
+            found = await self._connection.run(scripts.HELD, [self._key], self._me)
+            held = dict(zip(found[::2], found[1::2], strict=True))
+            unknown = [
+                part for member, attempts in held.items() if member not in self._loans for part in (member, attempts)
+            ]
+            await self._connection.write(scripts.RETRY, [self._key, self._bell], self._me, 0, *unknown)
+        except BrokerError:
+            self._unsure = True
+            raise
 
     def _joined(self, since: float) -> None:
         """A topic's consumer is a member of its group for as long as it renews its lease."""
@@ -204,6 +242,10 @@ class RedisChannel:
         if self._fetched:
             self._wake(None)
         return deliveries
+
+    def _forget(self, loan: _Loan) -> None:
+        if self._loans.get(loan.member) is loan:
+            del self._loans[loan.member]
 
     def _wake(self, _: object) -> None:
         for watch in list(self._waiting):
@@ -270,18 +312,21 @@ class RedisQueue(RedisChannel):
         if not loans:
             return
         asked = boot_clock()
-        answer = await self._connection.write(scripts.EXTEND, [self._key], round(lease * 1000), *_proofs(loans))
-        if not answer[0]:
-            raise self._stale(len(answer) - 1, len(loans), "nothing was changed")
-        for loan in loans:
-            loan.proof, loan.until = b"%d" % answer[1], asked + lease
+        stale = await self._connection.write(
+            scripts.EXTEND, [self._key], self._me, round(lease * 1000), *_places(loans)
+        )
+        for index, loan in enumerate(loans):
+            if index not in stale:
+                loan.until = asked + lease
+        if stale:
+            raise self._stale(len(stale), len(loans), "the others are extended")
 
     async def retry(self, delivery: Delivery, delay: float) -> None:
         loans = self._loans_of([delivery])
         wait = max(0, round(delay * 1000))
-        if not await self._connection.write(scripts.RETRY, [self._key, self._bell], wait, *_proofs(loans)):
+        if await self._connection.write(scripts.RETRY, [self._key, self._bell], self._me, wait, *_places(loans)):
             raise self._stale(1, 1, "nothing was changed")
-        self._loans.pop(loans[0].member, None)
+        self._forget(loans[0])
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         """Its copy on the queue that the option `dead_letter` names tells where it was rejected, and why.
@@ -306,8 +351,16 @@ def queue_streams(topic: Topic) -> list[bytes]:
     return [f"{base}{priority}".encode() for priority in reversed(range(PRIORITIES))]
 
 
-def _proofs(loans: Iterable[_Loan]) -> list[bytes | int]:
-    return [part for loan in loans for part in (loan.member, loan.attempts, loan.proof)]
+def _places(loans: Iterable[_Loan]) -> list[bytes | int]:
+    return [part for loan in loans for part in (loan.member, loan.attempts)]
+
+
+def _by_consumer(loans: Iterable[_Loan]) -> dict[bytes, list[_Loan]]:
+    """A channel whose lease had ended goes on as another consumer."""
+    found: dict[bytes, list[_Loan]] = {}
+    for loan in loans:
+        found.setdefault(loan.consumer, []).append(loan)
+    return found
 
 
 class ChannelOptions(msgspec.Struct, frozen=True):

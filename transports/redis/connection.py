@@ -44,7 +44,11 @@ class ConnectionLost(BrokerError):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where the server is and how to enter. timeout: seconds to connect, and for an answer."""
+    """Where the server is and how to enter. timeout: seconds to connect, and for an answer.
+
+    Of several addresses, that of the primary is taken, also after a fail-over. replicas: how many must have a write
+    before it counts as done.
+    """
 
     url: Url
     addresses: Sequence[tuple[str, int]]
@@ -52,6 +56,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     database: int
     tls: ssl.SSLContext | None
     timeout: float
+    replicas: int = 0
 
     @property
     def place(self) -> str:
@@ -61,13 +66,18 @@ class Endpoint(msgspec.Struct, frozen=True):
     def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
         """What the server or the operating system said, with a remedy and without secrets."""
         said = self.url.redact(str(error) or type(error).__name__)
-        kind = "NOPERM" if "can't run this command" in said else said.partition(" ")[0]
+        denied = "can't run this command" in said or "ACL failure" in said  # in a script
+        kind = "NOPERM" if denied else said.partition(" ")[0]
         remedy = _REMEDIES.get(kind)
         return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
 
 
 class _ServerSaid(Exception):
     """An error among the answers."""
+
+
+class _Replica(Exception):
+    """The primary is elsewhere."""
 
 
 class _Wire(asyncio.Protocol):
@@ -149,6 +159,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, patience: float = 0.0) -> None:
         self.endpoint = endpoint
         self.number = 0
+        self.waitaof = False
         self._patience = patience
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[_Wire] | None = None
@@ -159,33 +170,57 @@ class Connection:
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
         """Their answers, in order. Raises `BrokerError` for the first that is an error, `ConnectionLost` for none."""
+        replies = await self._ask(commands)
+        for reply in replies:
+            if isinstance(reply, _ServerSaid):
+                raise self.endpoint.explain(reply)
+        return replies
+
+    async def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+        """Their answers, errors among them."""
         wire = self._wire
         if wire is None or not wire.usable:
             wire = await self._connect()
         try:
-            replies = [await future for future in wire.send(commands)]
+            return [await future for future in wire.send(commands)]
         except ConnectionLost as error:
             raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
-        for reply in replies:
-            if isinstance(reply, _ServerSaid):
-                raise self.endpoint.explain(reply) from None
-        return replies
 
     async def run(self, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Reply:
         """Run a script, atomically: all of it or, if this raises anything but `ConnectionLost`, nothing."""
-        try:
-            return await self.call(b"EVALSHA", script.sha, len(keys), *keys, *arguments)
-        except BrokerError as error:
-            if "NOSCRIPT" not in str(error):  # SCRIPT FLUSH
-                raise
-        return await self.call(b"EVAL", script.text, len(keys), *keys, *arguments)
+        return (await self._run(script, keys, arguments))[0]
 
     async def write(self, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Reply:
-        """`run`, where the loss of the answer is told as what it means: nobody knows."""
+        """`run`, where the loss of the answer is told as what it means: nobody knows.
+
+        Returns once the write is as durable as the server makes it, and on as many replicas as the URL demands.
+        """
+        wanted, patience = self.endpoint.replicas, round(self.endpoint.timeout * 500)
+        wait: tuple[Argument, ...] = (b"WAITAOF", 0, wanted, patience) if self.waitaof else (b"WAIT", wanted, patience)
         try:
-            return await self.run(script, keys, *arguments)
+            # Sent together: WAIT is about what was written before it on the very same connection.
+            reply, *copied = await self._run(script, keys, arguments, *([wait] if wanted else []))
         except ConnectionLost as error:
             raise AmbiguousCommit(f"{error} (whether the write was done is unknown)") from None
+        if copied:
+            failed = isinstance(copied[0], _ServerSaid)
+            copies = 0 if failed else copied[0][1] if self.waitaof else copied[0]
+            if copies < wanted:
+                raise AmbiguousCommit(
+                    f"Redis at {self.endpoint.place}: a write was done, but reached only {copies} of the {wanted} "
+                    "replicas that the URL demands (?replicas=) in time; a fail-over would lose it"
+                )
+        return reply
+
+    async def _run(
+        self, script: Script, keys: Sequence[bytes], arguments: Sequence[Argument], *more: tuple[Argument, ...]
+    ) -> list[Reply]:
+        replies = await self._ask([(b"EVALSHA", script.sha, len(keys), *keys, *arguments), *more])
+        if isinstance(replies[0], _ServerSaid) and str(replies[0]).startswith("NOSCRIPT"):  # SCRIPT FLUSH
+            replies = await self._ask([(b"EVAL", script.text, len(keys), *keys, *arguments), *more])
+        if isinstance(replies[0], _ServerSaid):
+            raise self.endpoint.explain(replies[0])
+        return replies
 
     async def close(self) -> None:
         self._open = False
@@ -203,12 +238,11 @@ class Connection:
         if self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._attempt())
             self._connecting.add_done_callback(self._connected)
-        try:
-            return await asyncio.shield(self._connecting)
-        except asyncio.CancelledError:
-            if self._open:
-                raise
-            raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed") from None
+        attempt = self._connecting
+        await asyncio.wait([attempt])
+        if attempt.cancelled():
+            raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed")
+        return attempt.result()
 
     def _connected(self, attempt: asyncio.Task[_Wire]) -> None:
         self._connecting = None
@@ -225,6 +259,8 @@ class Connection:
                         return await self._enter(address)
                     except (OSError, ConnectionLost) as error:
                         problem = endpoint.explain(error, "it cannot be reached: ")
+                    except _Replica:
+                        problem = endpoint.explain("this is a replica; name the primary, or all of them")
         except TimeoutError:
             problem = endpoint.explain(f"no answer within {endpoint.timeout:g} s", "it cannot be reached: ")
         assert problem is not None
@@ -254,7 +290,9 @@ class Connection:
             commands.append((b"AUTH", *([url.username] if url.username else []), url.password))
         if self.endpoint.database:
             commands.append((b"SELECT", self.endpoint.database))
-        commands += [(b"CLIENT", b"ID"), *((b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS)]
+        at = len(commands)
+        commands += [(b"CLIENT", b"ID"), (b"INFO", b"replication")]
+        commands += [(b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS]
         while True:
             replies = [await future for future in wire.send(commands)]
             problem = next((reply for reply in replies if isinstance(reply, _ServerSaid)), None)
@@ -263,4 +301,6 @@ class Connection:
             if not str(problem).startswith("LOADING"):  # just started; the time-out of the attempt ends this
                 raise self.endpoint.explain(problem)
             await asyncio.sleep(0.1)
-        self.number = int(replies[len(commands) - 1 - len(SCRIPTS)])
+        self.number = int(replies[at])
+        if b"role:slave" in replies[at + 1]:
+            raise _Replica

@@ -137,8 +137,10 @@ class Keeper:
                 if changed.done() and not stopped.done():
                     continue
                 changed.cancel()
-                if not stopped.done():
-                    await self._renew(connection)
+                renewing = self._loop.create_task(self._renew(connection))
+                await asyncio.wait([stopped, renewing], return_when=asyncio.FIRST_COMPLETED)
+                renewing.cancel()
+                await asyncio.wait([renewing])
         finally:
             stopped.cancel()
             await connection.close()
@@ -208,7 +210,7 @@ class Leases:
                     await self._waker.watch({bell: pack(rung)}).wait(pause)
         finally:
             if place is not None:
-                await self.release(place)
+                await self._let_go(place)
 
     async def _enter(self, key: bytes, bell: bytes, token: bytes, seconds: float) -> Lease | None:
         asked = boot_clock()
@@ -237,9 +239,7 @@ class Leases:
         self.keeper.drop(lease)
 
     async def close(self) -> None:
-        for lease in list(self._held):
-            with contextlib.suppress(BrokerError):  # it runs out
-                await self.release(lease)
+        await asyncio.gather(*(self._let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
         if self._background:
             await asyncio.wait(self._background)
         await self.keeper.close()

@@ -18,7 +18,7 @@ from .wire import HIGH, before, decode, encode, entry_id, pack, positions
 
 __all__ = ["RedisLog", "Topic"]
 
-_FIRST_COUNT = 64  # entries asked for a partition while nothing is known of their size
+_FIRST_COUNT = 8  # entries asked for a partition while nothing is known of their size
 _ENTRY = 60  # bytes of an entry beside its value, about
 _PAGE = 1000
 

@@ -18,6 +18,7 @@ __all__ = [
     "DONE",
     "ENTER",
     "EXTEND",
+    "HELD",
     "LEAVE",
     "LOCK",
     "MEMBERS",
@@ -259,7 +260,6 @@ local function in_pieces(command, key, values, ...)
 end
 
 local function unbusy(consumer, key, member)
-    if consumer == '' then return end
     redis.call('SREM', held(consumer), member)
     if string.sub(key, 1, 1) == '=' and redis.call('HINCRBY', COUNTS, key, -1) <= 0 then
         redis.call('HDEL', COUNTS, key)
@@ -288,8 +288,8 @@ end
 )
 
 # KEYS: group, bell, delayed (queues: zset of packed messages by ms), streams in order of preference. ARGV: consumer,
-# its lease in ms, limit, bytes, is queue, number of the stream to start with. Returns {bell's last id, ms until time
-# alone may free something (-1: never), cursors…} if there is nothing, else {member, attempts, until, fields, …}.
+# its lease in ms, limit, bytes, is queue, number of the stream to start with. Returns {1, {member, attempts, fields,
+# …}} or, if there is nothing, {0, ms until time alone may free something (-1: never), bell's last id, cursors}.
 TAKE = Script(
     _GROUP,
     """
@@ -344,7 +344,7 @@ local function lend(member, fields, attempts)
         holds[#holds + 1] = member
     end
     loans[#loans + 1] = member
-    loans[#loans + 1] = (attempts + 1) .. '/' .. (queue and '' or me) .. '/' .. key
+    loans[#loans + 1] = (attempts + 1) .. '/' .. me .. '/' .. key
     if queue then
         untils[#untils + 1] = time + lease
         untils[#untils + 1] = member
@@ -426,7 +426,7 @@ if #dropped > 0 then
         if queue then redis.call('XDEL', KEYS[number_of(member) + 3], id_of(member)) end
     end
 end
-if #taken > 0 then return {1, time + lease, taken} end
+if #taken > 0 then return {1, taken} end
 
 local due = -1
 for _, set in ipairs({delayed, LATER, UNTIL, CONSUMERS}) do
@@ -444,26 +444,20 @@ return {0, math.ceil(due), rung and rung[1] or '0-0', cursors}
 )
 
 _SETTLE = """
--- Those that are still on loan as the caller knows them: attempts and consumer (topics), or end of the loan (queues).
-local function is_mine(member, attempts, proof)
-    local current, consumer, key = loan_of(member)
-    if current ~= attempts then return false end
-    if consumer == '' then
-        if redis.call('ZSCORE', UNTIL, member) ~= proof then return false end
-    elseif consumer ~= proof then
-        return false
-    end
-    return true, key
+-- Whether it is still on loan as the caller knows it: each time it is lent, attempts grow. Also its key.
+local function is_mine(member, attempts, consumer)
+    local current, owner, key = loan_of(member)
+    return current == attempts and owner == consumer, key
 end
 """
 
-# KEYS: group, bell, groups (queues: set of all), streams. ARGV: is queue, prefix of groups, then member, attempts and
-# proof of each. Returns the indexes of those that were no longer the caller's; the others are done.
+# KEYS: group, bell, groups (queues: set of all), streams. ARGV: is queue, prefix of groups, consumer, then member and
+# attempts of each. Returns the indexes of those that were no longer the caller's; the others are done.
 DONE = Script(
     _GROUP,
     _SETTLE,
     """
-local queue = ARGV[1] == '1'
+local queue, me = ARGV[1] == '1', ARGV[3]
 local stale, members, gone = {}, {}, {}
 local others = {}
 if queue then
@@ -491,28 +485,27 @@ local function done(member)
     ids[#ids + 1] = id_of(member)
 end
 if queue then
-    for from = 3, #ARGV, 3000 do
+    for from = 4, #ARGV, 3000 do
         local till, asked = math.min(from + 2999, #ARGV), {}
-        for at = from, till, 3 do asked[#asked + 1] = ARGV[at] end
+        for at = from, till, 2 do asked[#asked + 1] = ARGV[at] end
         local current = redis.call('HMGET', LOANS, unpack(asked))
-        local ends = redis.call('ZMSCORE', UNTIL, unpack(asked))
         for index, member in ipairs(asked) do
-            local at = from + (index - 1) * 3
-            if current[index] == ARGV[at + 1] .. '//' and ends[index] == ARGV[at + 2] then
+            local at = from + (index - 1) * 2
+            if current[index] == ARGV[at + 1] .. '/' .. me .. '/' then
                 done(member)
             else
-                stale[#stale + 1] = (at - 3) / 3
+                stale[#stale + 1] = (at - 4) / 2
             end
         end
     end
 else
-    for at = 3, #ARGV, 3 do
-        local mine, key = is_mine(ARGV[at], ARGV[at + 1], ARGV[at + 2])
+    for at = 4, #ARGV, 2 do
+        local mine, key = is_mine(ARGV[at], ARGV[at + 1], me)
         if mine then
             done(ARGV[at])
-            unbusy(ARGV[at + 2], key, ARGV[at])
+            unbusy(me, key, ARGV[at])
         else
-            stale[#stale + 1] = (at - 3) / 3
+            stale[#stale + 1] = (at - 4) / 2
         end
     end
 end
@@ -528,50 +521,70 @@ return stale
     flags="allow-oom",
 )
 
-# KEYS: group. ARGV: lease in ms, then member, attempts and proof of each. Returns {1, new proof}, or {0, indexes of
-# those that were no longer the caller's…} and nothing was changed.
+# KEYS: group. ARGV: consumer, lease in ms, then member and attempts of each. Returns the indexes of those that were no
+# longer the caller's; the others are extended.
 EXTEND = Script(
     _GROUP,
     _SETTLE,
     """
-local stale = {0}
-for at = 2, #ARGV, 3 do
-    if not is_mine(ARGV[at], ARGV[at + 1], ARGV[at + 2]) then stale[#stale + 1] = (at - 2) / 3 end
+local stale, till = {}, now() + ARGV[2]
+for at = 3, #ARGV, 2 do
+    if is_mine(ARGV[at], ARGV[at + 1], ARGV[1]) then
+        redis.call('ZADD', UNTIL, till, ARGV[at])
+    else
+        stale[#stale + 1] = (at - 3) / 2
+    end
 end
-if #stale > 1 then return stale end
-local till = now() + ARGV[1]
-for at = 2, #ARGV, 3 do redis.call('ZADD', UNTIL, till, ARGV[at]) end
-return {1, till}
+return stale
 """,
     flags="allow-oom",
 )
 
-# KEYS: group, bell. ARGV: delay in ms, member, attempts, proof. Returns 1, or 0: it was no longer the caller's.
+# KEYS: group, bell. ARGV: consumer, delay in ms, then member and attempts of each. Returns as EXTEND.
 RETRY = Script(
     _GROUP,
     _SETTLE,
     """
-if not is_mine(ARGV[2], ARGV[3], ARGV[4]) then return 0 end
-local delay = tonumber(ARGV[1])
-give_back(ARGV[2], delay > 0 and now() + delay or nil)
+local stale, delay = {}, tonumber(ARGV[2])
+for at = 3, #ARGV, 2 do
+    if is_mine(ARGV[at], ARGV[at + 1], ARGV[1]) then
+        give_back(ARGV[at], delay > 0 and now() + delay or nil)
+    else
+        stale[#stale + 1] = (at - 3) / 2
+    end
+end
 ring(KEYS[2])
-return 1
+return stale
 """,
     flags="allow-oom",
 )
 
-# KEYS: group, bell. ARGV: consumer, then member, attempts and proof of what a queue's consumer has on loan.
+# KEYS: group, bell. ARGV: consumer, then member and attempts of what a queue's consumer has on loan.
 CLOSE = Script(
     _GROUP,
     _SETTLE,
     """
-for at = 2, #ARGV, 3 do
-    if is_mine(ARGV[at], ARGV[at + 1], ARGV[at + 2]) then give_back(ARGV[at]) end
+for at = 2, #ARGV, 2 do
+    if is_mine(ARGV[at], ARGV[at + 1], ARGV[1]) then give_back(ARGV[at]) end
 end
 leave(ARGV[1])
 ring(KEYS[2])
 """,
     flags="allow-oom",
+)
+
+# KEYS: group. ARGV: consumer. Returns {member, attempts, …} of all that a topic's consumer has on loan.
+HELD = Script(
+    _GROUP,
+    """
+local found = {}
+for _, member in ipairs(redis.call('SMEMBERS', held(ARGV[1]))) do
+    found[#found + 1] = member
+    found[#found + 1] = tonumber(loan_of(member) or 0)
+end
+return found
+""",
+    flags="no-writes",
 )
 
 # KEYS: bell, delayed, streams. ARGV: of each message the number of its stream, a unique name, ms until it may be
@@ -606,5 +619,5 @@ if late then ring(KEYS[1]) end
 SCRIPTS = (
     *(APPEND, CLAIM, COMMIT, BOUNDS, TRIM),
     *(LOCK, UNLOCK, RENEW, ENTER, LEAVE, MEMBERS),
-    *(TAKE, DONE, EXTEND, RETRY, CLOSE, PUT),
+    *(TAKE, DONE, EXTEND, RETRY, CLOSE, HELD, PUT),
 )

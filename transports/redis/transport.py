@@ -34,6 +34,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     socket: path of a Unix domain socket, instead of host and port.
     timeout: seconds to connect, and to wait for an answer.
     message_bytes: largest message (key, value and headers).
+    replicas: how many replicas must have a write before it counts as done, for a server that fails over (0: none).
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
     tls_ca, tls_cert, tls_key: files, for rediss://. tls_verify=false accepts any certificate.
     """
@@ -44,6 +45,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=400 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -94,7 +96,7 @@ class RedisTransport:
         self._options = options or RedisOptions()
         self._endpoint = _endpoint(url, self._options)
         self._topics: dict[str, Topic] = {}
-        self._open_channels: dict[RedisChannel, None] = {}
+        self._open_channels: list[RedisChannel] = []
         self._version = ""
         self._warnings: list[str] = []
         self._opened = False
@@ -145,8 +147,7 @@ class RedisTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        for channel in list(self._open_channels):
-            await channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._open_channels))
         self._open_channels.clear()
         await self._leases.close()
         await self._waker.close()
@@ -166,9 +167,8 @@ class RedisTransport:
                 f"{self.description} is a cluster: a commit there could not join what lies in different slots. Use a "
                 "server without cluster mode (a replicated pair behind one address will do)"
             )
-        if info.get("role") == "slave":
-            raise BrokerError(f"{self.description} is a replica; name the primary")
-        self._warnings = _warnings(info, await self._settings())
+        connection.waitaof = tuple(int(part) for part in number.split(".")[:2]) >= (7, 2)
+        self._warnings = _warnings(info, await self._settings(), self._options.replicas)
 
     async def _settings(self) -> Mapping[str, str]:
         try:
@@ -236,7 +236,7 @@ class RedisTransport:
         kind = RedisQueue if found.queue else RedisChannel
         channel = kind(self._use(), self._waker, self._leases, found, group, options)
         await channel.join()
-        self._open_channels[channel] = None
+        self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
         return channel
 
     async def log(self, topic: str) -> Log:
@@ -349,7 +349,7 @@ def _endpoint(url: Url, options: RedisOptions) -> Endpoint:
     elif options.tls_ca or options.tls_cert:
         raise ConfigurationError(f"{url}: TLS options need the scheme rediss://")
     database = int(path) if path else options.database or 0
-    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout)
+    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout, options.replicas)
 
 
 def _parse(info: bytes) -> Mapping[str, str]:
@@ -357,7 +357,7 @@ def _parse(info: bytes) -> Mapping[str, str]:
     return {name: value for name, colon, value in lines if colon}
 
 
-def _warnings(info: Mapping[str, str], settings: Mapping[str, str]) -> list[str]:
+def _warnings(info: Mapping[str, str], settings: Mapping[str, str], replicas: int) -> list[str]:
     found: list[str] = []
     if info.get("aof_enabled") == "0":
         found.append(
@@ -375,9 +375,12 @@ def _warnings(info: Mapping[str, str], settings: Mapping[str, str]) -> list[str]
             f"maxmemory-policy={policy}: when memory is full Redis deletes keys, journals and messages among them; set "
             "maxmemory-policy noeviction"
         )
-    if int(info.get("connected_slaves", "0")):
+    connected = int(info.get("connected_slaves", "0"))
+    if connected and not replicas:
         found.append(
-            "the server has replicas: a fail-over loses writes that were acknowledged but not yet copied, so after one "
-            "nothing is exactly once; do without automatic fail-over, or accept it"
+            f"the server has {connected} replicas: a fail-over loses writes that were acknowledged but not yet copied, "
+            "so nothing is exactly once after one; demand the copies by ?replicas=1"
         )
+    elif connected < replicas:
+        found.append(f"replicas={replicas}: only {connected} are connected, so that no write will count as done")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
+from thalweg.clock import VirtualClock
 from thalweg.journal.records import Marker
 from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
@@ -606,6 +607,105 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
         async with asyncio.timeout(1):
             await replay.to_marker(b"ours")
         assert replay.fold.marker == markers[0]
+
+
+async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_first() -> None:
+    app = App("handing", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    gate, begun = asyncio.Event(), list[str]()
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        begun.append(value)
+        await gate.wait()
+
+    async with app.test() as t:
+        worker, task = t._worker, the_task(t)
+        await source.send("a", key="k")
+        await t.settle()
+        worker.ownership._want([])  # the others have it now
+        await t.settle()
+        stopping = asyncio.ensure_future(worker.stop())
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert stopping.done()
+        assert all(lane.task is None or lane.task.done() for lane in task.all_lanes())
+        assert task._store is None
+        await t.crash()
+        await t.settle()
+        assert begun == ["a"]
+
+
+async def test_a_retry_comes_though_the_clock_was_set_back_while_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SetBack(VirtualClock):
+        """As the machine's: timers do not follow the time of day when that is corrected."""
+
+        by = 0.0
+
+        def now(self) -> float:
+            return super().now() - self.by
+
+    monkeypatch.setattr("thalweg.testing.VirtualClock", SetBack)
+    app = App("corrected", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    tries: list[str] = []
+
+    @app.handler(source)
+    async def note(value: str) -> None:
+        tries.append(value)
+        if len(tries) == 1:
+            raise ValueError(value)
+
+    async with app.test(errors="policy") as t:
+        await source.send("a", key="k")
+        await t.settle()
+        SetBack.by = 2.0
+        await t.advance(10)
+        assert tries == ["a", "a"]
+        SetBack.by = 0.0
+
+
+async def test_a_worker_that_cannot_go_on_fails_the_test() -> None:
+    app = App("broken", partitions=1)
+    source = app.topic("source", key=str, value=str)
+
+    @app.handler(source)
+    async def note(value: str) -> None: ...
+
+    async with app.test() as t:
+        t._broker.broker.faults.fail("claim", error=RuntimeError("a bug"), times=1000)
+        the_task(t).failed(RuntimeError("start over"))
+        with pytest.raises(RuntimeError, match="a bug"):
+            await t.advance(1000)
+        t._worker.failed = asyncio.get_running_loop().create_future()
+
+
+async def test_a_change_from_a_task_that_outlived_its_event_is_refused() -> None:
+    app = App("outlived", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    rows = app.table("rows", key=str, value=int, default=int)
+    gate, errors, spawned = asyncio.Event(), list[BaseException](), list[asyncio.Task[None]]()
+
+    async def later() -> None:
+        await gate.wait()
+        try:
+            rows["late"] = 1
+        except Exception as error:
+            errors.append(error)
+
+    @app.agent(source)
+    async def note(stream: Stream[str]) -> None:
+        async for value in stream:
+            rows[value] += 1
+            spawned.append(asyncio.create_task(later()))
+
+    async with app.test() as t:
+        await source.send("a", key="k")
+        await t.settle()
+        gate.set()
+        await t.settle()
+        assert [type(error).__name__ for error in errors] == ["OutsideEvent"]
 
 
 async def test_reading_a_mutable_row_from_outside_shows_finished_events_only() -> None:
