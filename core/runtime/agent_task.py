@@ -336,8 +336,10 @@ class AgentTask:
         ):
             self._done(lane, ticket)
             return False
-        verdict = self.task.verdicts.pop((input_.name, ticket.position), None) if self.task.verdicts else None
+        where = (input_.name, ticket.position)
+        verdict = self.task.verdicts.pop(where, None) if self.task.verdicts else None
         if verdict is not None:
+            self.task.carried_out[where] = verdict
             if verdict.decision is None:
                 ticket.alone = True
             else:

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -91,6 +91,8 @@ class Task:
         self.key: TaskKey = (group, index)
         self.journal: JournalKey = (worker.journal_topic(group), index)
         self.verdicts: dict[tuple[str, Position], Verdict] = {}
+        self.carried_out: dict[tuple[str, Position], Verdict] = {}  # and in no commit yet: a rollback undoes that
+        self._committing: dict[tuple[str, Position], Verdict] = {}
         self.checking = False  # rows are encoded as each event finishes, to find the one that cannot be
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
@@ -102,6 +104,8 @@ class Task:
         self._reset()
 
     def _reset(self) -> None:
+        self.verdicts = {**self._committing, **self.carried_out, **self.verdicts}
+        self.carried_out, self._committing = {}, {}
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
         self.rows: dict[bytes, bytes | None] = {}
@@ -172,6 +176,7 @@ class Task:
     async def _restore(self, store: Store) -> None:
         """Positions, parked retries and suspects from their rows."""
         inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
+        parked: dict[tuple[str, Position], Parked] = {}
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
@@ -185,11 +190,23 @@ class Task:
             start_key = b"r" + name.encode() + b"\0"
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
-                agent.restore(input_, position, journal_rows.decode(value, type=Parked))
+                parked[(name, position)] = journal_rows.decode(value, type=Parked)
+                agent.restore(input_, position, parked[(name, position)])
+            self._forget_verdicts(input_, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
             if raw is not None and agent.plan.name not in self.noted:
                 agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
+
+    def _forget_verdicts(self, input_: TopicInput, parked: Mapping[tuple[str, Position], Parked]) -> None:
+        """Those that turn out to be committed."""
+        reached = input_.committed.position
+        for where, verdict in list(self.verdicts.items()):
+            if where in parked:
+                if parked[where].attempts >= verdict.attempts > 0:
+                    del self.verdicts[where]
+            elif where[0] == input_.name and reached is not None and where[1] <= reached:
+                del self.verdicts[where]
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
@@ -368,6 +385,7 @@ class Task:
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
             return None
+        self._committing, self.carried_out = self.carried_out, {}
         self.rows, self.outputs, self.answers = {}, defaultdict(list), []
         joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
         others = {to: messages for to, messages in outputs.items() if to not in joining}
@@ -416,6 +434,7 @@ class Task:
         for table in self.tables.values():
             table.flying = {}
             table.trim()
+        self._committing = {}
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
             await self.worker.answer(cut.answers)

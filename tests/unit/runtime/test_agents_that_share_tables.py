@@ -131,3 +131,26 @@ async def test_the_programs_own_cancellation_fails_the_event_and_not_the_agent(b
         await source.send_many([("k", 1), ("k", 2), ("k", 3)])
         await t.settle()
         assert seen == [1, 3]
+
+
+@pytest.mark.parametrize("pauses", range(5))
+async def test_events_that_keep_failing_in_their_lanes_do_not_undo_each_others_end_for_ever(
+    broker: str, pauses: int
+) -> None:
+    app = App("turns", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    lists = app.table("lists", key=str, value=list[int], default=list)
+
+    @app.agent(source, concurrency=3, on_error=Skip())
+    async def gather(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            lists[event.key].append(event.value)
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            if event.value < 0:  # only going back to the last commit undoes the change of a list changed before
+                raise ValueError(event.value)
+
+    async with asyncio.timeout(10), app.test(errors="policy", broker=broker) as t:
+        await source.send_many([(key, number) for number in (1, 1, -2, 3, 3, -4, 5) for key in "abcd"])
+        await t.settle()
+        assert dict(lists.items()) == {key: [1, 1, 3, 3, 5] for key in "abcd"}
