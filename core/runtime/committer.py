@@ -19,6 +19,10 @@ __all__ = ["Committer"]
 log = logging.getLogger("thalweg")
 
 
+OPEN_EVENT = 0.01
+"""Seconds, at least, until a task is looked at again that had nothing to commit because its events are still open."""
+
+
 class Committer:
     """One commit is under way at a time; what finishes meanwhile goes with the next."""
 
@@ -31,9 +35,9 @@ class Committer:
         self._lock = asyncio.Lock()
         self.commits = 0
 
-    def arm(self) -> None:
+    def arm(self, at_least: float = 0.0) -> None:
         if self._timer is None:
-            self._timer = self._clock.call_later(self._interval, self.soon)
+            self._timer = self._clock.call_later(max(self._interval, at_least), self.soon)
 
     def soon(self) -> None:
         self._due.set()
@@ -98,7 +102,7 @@ class Committer:
                 if cut is not None:
                     cuts[journal] = cut
                 elif task.has_work:
-                    self.arm()
+                    self.arm(OPEN_EVENT)
         return cuts
 
     async def write(self, cuts: dict[JournalKey, Cut]) -> None:

@@ -49,3 +49,20 @@ async def test_what_finishes_after_a_commit_amid_a_batch_is_committed_once_the_i
         assert dict(seen.items()) == {"a": 1, "b": 1, "c": 1}
         await t.settle()
         assert dict(seen.items()) == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_without_a_commit_interval_an_open_event_does_not_make_the_worker_spin() -> None:
+    app = App("moments", partitions=1, commit_interval=0)
+    source = app.topic("source", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+
+    @app.agent(source)
+    async def add(stream: Stream[int]) -> None:
+        async for number in stream:
+            sums["k"] += number
+            await app.sleep(1)
+
+    async with asyncio.timeout(30), app.test() as t:
+        await source.send(1, key="k")
+        await t.advance(2)
+        assert sums["k"] == 1
