@@ -554,3 +554,24 @@ async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_ser
         heir = await becomes(lambda: b.try_lock("x", 0.6), lambda heir: heir is not None)
         assert heir is not None
         assert heir.number > held.number
+
+
+async def test_the_demo_shows_the_same_as_on_memory(broker: str) -> None:
+    """The file differs by nothing: only THALWEG_BROKER."""
+    demo = Path(__file__).parents[2] / "examples" / "flights.py"
+
+    def shown(url: str) -> list[str]:
+        run = subprocess.run(
+            [sys.executable, str(demo), "--flights", "6000"],
+            env={**os.environ, "THALWEG_BROKER": url, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        *results, last = run.stdout.strip().splitlines()
+        assert "6,000 flights counted" in last
+        assert "exactly once" in last
+        return [line for line in results if "memory://" not in line]
+
+    in_memory, on_redis = await asyncio.gather(asyncio.to_thread(shown, "memory://"), asyncio.to_thread(shown, broker))
+    assert on_redis == in_memory
