@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import logging
 import random
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,12 +15,13 @@ from thalweg import headers as names
 from thalweg.clock import Timer
 from thalweg.codec import explain
 from thalweg.errors import ConfigurationError, ProcessDied
-from thalweg.event import Event, order_time
+from thalweg.event import order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
-from thalweg.message import Batch, Headers, Message, Position, Record
+from thalweg.message import Batch, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
+from .failures import log_failure, short_traceback
 from .lane import Lane, Part, Ticket
 from .tables import TablePlan, TableState
 from .topic_input import TopicInput
@@ -31,7 +31,7 @@ from .watermark import Segment
 if TYPE_CHECKING:
     from .task import Task
 
-__all__ = ["AgentTask", "TopicInput", "Verdict", "dead_letter", "log_failure", "short_traceback"]
+__all__ = ["AgentTask", "TopicInput", "Verdict"]
 
 log = logging.getLogger("thalweg")
 
@@ -572,59 +572,3 @@ class AgentTask:
         else:
             del self._parked[lane_key]
         self.wake()
-
-
-def log_failure(agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception) -> None:
-    """One line while it is retried, with the traceback once it is not. Never the payload."""
-    final = decision.action is not Action.RETRY
-    log.log(
-        logging.ERROR if final else logging.WARNING,
-        "agent %s: event %s: attempt %d failed, %s: %s",
-        *(agent, ticket.event(None, lane).id, attempts, decision.action.value.replace("_", " "), decision.reason),
-        exc_info=error if final else None,
-    )
-
-
-def short_traceback(error: Exception, limit: int = 8000) -> str:
-    text = "".join(traceback.format_exception(error))
-    return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
-
-
-def dead_letter(
-    agent: str, ticket: Ticket, reason: str, trace: str, attempts: int, limit: int | None = None
-) -> Message:
-    """The record as it came, bytes intact, with what went wrong in headers.
-
-    limit: bytes. What is above it loses its traceback first, then its other headers, and as the last resort the end
-    of its value: the reason then says so, and where the record lies.
-    """
-    record = ticket.record
-    about = {
-        names.AGENT: agent,
-        names.REASON: reason,
-        names.TRACEBACK: trace,
-        names.TOPIC: ticket.input.topic.name,
-        names.PARTITION: str(ticket.input.partition),
-        names.POSITION: str(ticket.position),
-        names.ATTEMPTS: str(attempts),
-        names.TIMESTAMP: str(record.timestamp),
-        names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
-    }
-
-    def letter(value: bytes | None, kept: Headers) -> Message:
-        ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
-        return Message(value, record.key, (*kept, *ours), record.timestamp)
-
-    kept = names.hidden(record.headers)
-    message = letter(record.value, kept)
-    if limit is None or message.size <= limit:
-        return message
-    about[names.TRACEBACK] = ""
-    spare = limit - letter(record.value, kept).size
-    if spare >= 0:
-        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-spare:].decode("utf-8", "ignore") if spare else ""
-        return letter(record.value, kept)
-    value = record.value or b""
-    about[names.REASON] = f"(cut, of {len(value)} bytes; whole at the position given) {reason}"[:500]
-    room = limit - letter(b"", ()).size
-    return letter(value[: max(0, room)], ())

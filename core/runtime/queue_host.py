@@ -18,7 +18,7 @@ from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
-from .agent_task import dead_letter, log_failure, short_traceback
+from .failures import dead_letter, log_failure, short_traceback
 from .lane import Lane, Part, Ticket, asked
 from .tables import TablePlan, TableState
 from .task import Answer, Failure

@@ -27,8 +27,9 @@ from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, Verdict, dead_letter
+from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
+from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState

@@ -9,7 +9,7 @@ from thalweg.errors import BrokerError
 from thalweg.message import Batch, Message, Position
 
 from .broker import LogTopic, MemoryBroker
-from .partition import prepare
+from .partition import Partition, Prepared, prepare
 from .session import Session, Waiters, wake
 
 __all__ = ["MemoryLog"]
@@ -29,12 +29,13 @@ class MemoryLog:
         if self._faults.armed:
             await self._faults.before("append", self._topic.name, self._session)
         self._check()
-        topic = self._topic
-        prepared = [
-            (topic.partition(number), prepare(messages, self._limit, topic.name, self._broker.clock))
-            for number, messages in records.items()
-        ]
-        positions = {partition.number: partition.append(ready) for partition, ready in prepared}
+        topic, clock = self._topic, self._broker.clock
+        prepared: list[tuple[Partition, Prepared]] = []
+        for number, messages in records.items():  # all checks come first: an append is whole or not at all
+            prepared.append((topic.partition(number), prepare(messages, self._limit, topic.name, clock)))
+        positions: dict[int, Sequence[Position]] = {}
+        for partition, ready in prepared:
+            positions[partition.number] = partition.append(ready)
         if self._faults.armed:
             await self._faults.after("append", self._topic.name, self._session)
         return positions

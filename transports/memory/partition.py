@@ -100,15 +100,16 @@ class Partition:
 
     def append(self, prepared: Prepared) -> range:
         start = self.end
+        end = start + len(prepared.messages) * self.step
         self.records += prepared.messages
         if prepared.largest > self._largest:
             self._largest = prepared.largest
         if self._retention is not None:
-            self._arrivals.append((self._clock.now(), self.end))
+            self._arrivals.append((self._clock.now(), end))
             self.expire()
         if self.waiters:
             wake(self.waiters)
-        return range(start, self.end, self.step)
+        return range(start, end, self.step)
 
     def index_after(self, position: Position | None) -> int | None:
         """Index of the first record after `position`; None if there is none yet. Raises `Gap`."""

@@ -1,0 +1,73 @@
+"""An event that failed: what the log says of it, and the letter that keeps it."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from thalweg import headers as names
+from thalweg.event import Event
+from thalweg.message import Headers, Message
+from thalweg.policy import Action, Decision
+
+from .lane import Lane, Ticket
+
+__all__ = ["dead_letter", "log_failure", "short_traceback"]
+
+log = logging.getLogger("thalweg")
+
+
+def log_failure(agent: str, ticket: Ticket, lane: Lane, attempts: int, decision: Decision, error: Exception) -> None:
+    """One line while it is retried, with the traceback once it is not. Never the payload."""
+    final = decision.action is not Action.RETRY
+    log.log(
+        logging.ERROR if final else logging.WARNING,
+        "agent %s: event %s: attempt %d failed, %s: %s",
+        *(agent, ticket.event(None, lane).id, attempts, decision.action.value.replace("_", " "), decision.reason),
+        exc_info=error if final else None,
+    )
+
+
+def short_traceback(error: Exception, limit: int = 8000) -> str:
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= limit else text[: limit // 2] + "\n…\n" + text[-limit // 2 :]
+
+
+def dead_letter(
+    agent: str, ticket: Ticket, reason: str, trace: str, attempts: int, limit: int | None = None
+) -> Message:
+    """The record as it came, bytes intact, with what went wrong in headers.
+
+    limit: bytes. What is above it loses its traceback first, then its other headers, and as the last resort the end
+    of its value: the reason then says so, and where the record lies.
+    """
+    record = ticket.record
+    about = {
+        names.AGENT: agent,
+        names.REASON: reason,
+        names.TRACEBACK: trace,
+        names.TOPIC: ticket.input.topic.name,
+        names.PARTITION: str(ticket.input.partition),
+        names.POSITION: str(ticket.position),
+        names.ATTEMPTS: str(attempts),
+        names.TIMESTAMP: str(record.timestamp),
+        names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
+    }
+
+    def letter(value: bytes | None, kept: Headers) -> Message:
+        ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
+        return Message(value, record.key, (*kept, *ours), record.timestamp)
+
+    kept = names.hidden(record.headers)
+    message = letter(record.value, kept)
+    if limit is None or message.size <= limit:
+        return message
+    about[names.TRACEBACK] = ""
+    spare = limit - letter(record.value, kept).size
+    if spare >= 0:
+        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-spare:].decode("utf-8", "ignore") if spare else ""
+        return letter(record.value, kept)
+    value = record.value or b""
+    about[names.REASON] = f"(cut, of {len(value)} bytes; whole at the position given) {reason}"[:500]
+    room = limit - letter(b"", ()).size
+    return letter(value[: max(0, room)], ())
