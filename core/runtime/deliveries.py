@@ -23,6 +23,8 @@ __all__ = ["Deliveries"]
 log = logging.getLogger("thalweg")
 
 LONGEST_BACKOFF = 10.0
+SETTLE = 5.0
+"""Seconds that a task which is given up in good order waits for its last outputs."""
 Send = Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]]
 
 
@@ -118,8 +120,12 @@ class Deliveries:
             self._changed()
 
     async def settle(self) -> None:
-        """Return when all that was committed has been sent, or is held back."""
-        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+        """Return when all that was committed has been sent or is held back, or after `SETTLE` seconds.
+
+        Real ones: a destination that is away must not hold up a stop, and loses nothing by waiting for the next owner.
+        """
+        if self._sending:
+            await asyncio.wait(self._sending.values(), timeout=SETTLE)
 
     async def stop(self) -> None:
         for sending in self._sending.values():

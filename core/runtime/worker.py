@@ -196,6 +196,8 @@ class Worker:
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
                 await self.committer.commit()
+                if task.deliveries is not None:
+                    await task.deliveries.settle()
             await task.stop_lanes()
             if in_good_order and self.committer.tasks.get(task.journal) is task:
                 await self.committer.commit()  # what finished while the others were being cancelled

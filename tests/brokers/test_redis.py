@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,7 +21,7 @@ import redis
 from thalweg.capabilities import Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
-from thalweg.message import Message
+from thalweg.message import Delivery, Message
 from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
 
@@ -554,3 +554,74 @@ async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_ser
         heir = await becomes(lambda: b.try_lock("x", 0.6), lambda heir: heir is not None)
         assert heir is not None
         assert heir.number > held.number
+
+
+async def test_the_demo_shows_the_same_as_on_memory(broker: str) -> None:
+    """The file differs by nothing: only THALWEG_BROKER."""
+    demo = Path(__file__).parents[2] / "examples" / "flights.py"
+
+    def shown(url: str) -> list[str]:
+        run = subprocess.run(
+            [sys.executable, str(demo), "--flights", "6000"],
+            env={**os.environ, "THALWEG_BROKER": url, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        *results, last = run.stdout.strip().splitlines()
+        assert "6,000 flights counted" in last
+        assert "exactly once" in last
+        return [line for line in results if "memory://" not in line and "flights counted" not in line]  # progress
+
+    in_memory, on_redis = await asyncio.gather(asyncio.to_thread(shown, "memory://"), asyncio.to_thread(shown, broker))
+    assert on_redis == in_memory
+
+
+@pytest.mark.parametrize("queue", [False, True], ids=["log", "queue"])
+async def test_what_was_lent_in_an_answer_that_got_lost_comes_again(server: Server, queue: bool) -> None:
+    async with opened(f"{server.url}?timeout=0.3&lease=1") as transport:
+        await transport.declare([TopicSpec("t", queue=queue)])
+        channel = await transport.channel("t", "g")
+        await channel.get(1, 0)
+        await channel.put([Message(b"1")])
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerError):
+                await channel.get(1, 0)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+        async def got() -> Sequence[Delivery]:
+            try:
+                return await channel.get(1, 1)
+            except BrokerError:
+                return []
+
+        (delivery,) = await becomes(got, bool)
+        assert delivery.record.value == b"1"
+        await channel.commit([delivery])
+
+
+async def test_a_commit_whose_answer_got_lost_may_be_repeated(server: Server) -> None:
+    async with opened(f"{server.url}?timeout=0.3") as transport:
+        await transport.declare([TopicSpec("q", queue=True)])
+        queue = await transport.channel("q", "g")
+        await queue.put([Message(b"1")])
+        deliveries = await queue.get(1, 1)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(AmbiguousCommit):
+                await queue.commit(deliveries)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+        async def committed() -> bool:
+            try:
+                await queue.commit(deliveries)
+            except AmbiguousCommit:
+                return False
+            return True
+
+        await becomes(committed, bool)
+        with server.client as other:
+            assert other.xlen("queue:{q}:0") == 0

@@ -269,6 +269,7 @@ class Leases:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            task.add_done_callback(_ignore_failure)
             if undo is not None:
                 later = asyncio.get_running_loop().create_task(_after(task, undo))
                 self._background.add(later)
@@ -280,6 +281,11 @@ async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, 
     await asyncio.wait([task])
     if not task.cancelled() and task.exception() is None:
         await undo(task.result())
+
+
+def _ignore_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _milliseconds(seconds: float) -> int:
