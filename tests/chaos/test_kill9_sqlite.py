@@ -1,4 +1,4 @@
-"""100,000 events, a process killed with SIGKILL at twenty moments: every result is right, each output there once."""
+"""100,000 events and a process killed with SIGKILL twenty times: every result is right, each output comes once."""
 
 from __future__ import annotations
 
