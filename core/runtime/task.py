@@ -338,7 +338,11 @@ class Task:
     async def flush(self) -> None:
         """Return when what is in `rows` now has been committed."""
         self.has_work = True
+        rows = self.rows
         await self.worker.committer.flush()
+        while self.rows is rows and self.held_up is not None:  # an open event holds the commit up: it was not cut
+            await self.let_commit()
+            await self.worker.committer.flush()
 
     def read_row(self, key: bytes) -> bytes | None:
         """A row of the task's own, as committed."""
