@@ -45,7 +45,6 @@ def forwarder(
 
 def sending_to(target: Topic[Any, Any] | Queue[Any, Any]) -> Callable[[Stream[Any]], Awaitable[None]]:
     """Send events' values on to a topic or queue, with key, headers and timestamp."""
-    from .queue import Queue
 
     async def send(stream: Stream[Any]) -> None:
         async for value in stream:
@@ -54,9 +53,6 @@ def sending_to(target: Topic[Any, Any] | Queue[Any, Any]) -> Callable[[Stream[An
             record = lane.open_record
             headers = None if record is None else record.headers
             key = None if record is None or record.key is None else target._plan.key.decode(record.key)
-            if isinstance(target, Queue):
-                await target.send(value, key=key, headers=headers)
-            else:
-                await target.send(value, key=key, headers=headers)
+            await target.send(value, key=key, headers=headers)
 
     return send

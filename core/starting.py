@@ -81,7 +81,6 @@ async def worker_running(
     transport: Transport | None = None,
     stores: Stores | None = None,
     failures: Callable[[str, BaseException], None] | None = None,
-    serve_errors: bool = True,
 ) -> AsyncIterator[Worker]:
     """The whole worker: started in order, stopped in reverse."""
     if app.is_running:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import msgspec
 
 from . import headers as names
-from .codec import Codec, TypeCodec, checker_for, codec_for, explain_encode, key_codec_for
+from .codec import TypeCodec, checker_for, codec_for, explain_encode
 from .errors import ConfigurationError, EncodeError, MessageTooLarge, WrongType
 from .message import Headers, Message
 from .plan import TopicPlan
@@ -314,7 +314,3 @@ def named(check: Callable[[object], None], what: str) -> Callable[[object], None
             raise WrongType(f"{what}: {error}") from None
 
     return checked
-
-
-def codecs(key: Any, value: Any, codec: str | Codec[Any] | None) -> tuple[TypeCodec[Any], TypeCodec[Any]]:
-    return key_codec_for(key), codec_for(value, codec)

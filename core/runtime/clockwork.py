@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 from thalweg.journal.rows import decode, encode
 from thalweg.schedule import Background, Crontab, Timer
@@ -18,11 +17,6 @@ __all__ = ["Clockwork"]
 log = logging.getLogger("thalweg")
 
 LONGEST_BACKOFF = 60.0
-
-
-class _Scheduled(Protocol):
-    name: str
-    on_leader: bool
 
 
 class Clockwork:
