@@ -17,8 +17,8 @@ demo: env ## Run the example: a year of flights, counted and joined, on memory:/
 test: env brokers ## Run every test; REQUIRE_BROKERS=all (or kafka,redis,…) fails where a broker is missing instead of skipping
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-# Those that drivers exist for.
-BROKERS := redis
+# Those that drivers and mirrors exist for.
+BROKERS := redis nats rabbitmq kafka postgres
 
 brokers: env ## Start those brokers of the tests that do not run yet (scripts/brokers); says loudly what cannot be had
 	@scripts/brokers up $(BROKERS) || echo "!!! Tests of missing brokers are skipped, or fail where required." >&2
