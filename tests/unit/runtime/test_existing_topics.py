@@ -23,7 +23,7 @@ class Noting(MemoryTransport):
 async def test_the_start_fails_if_what_belongs_to_others_is_not_there(kind: str) -> None:
     app = App("guest", broker=MemoryTransport())
     getattr(app, kind)("theirs", declare=False)
-    with pytest.raises(BrokerError, match=f"{kind} 'theirs'.*declare=False"):
+    with pytest.raises(BrokerError, match=rf"{kind} 'theirs'.*declare=False"):
         async with app:
             pass
 

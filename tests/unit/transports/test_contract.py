@@ -116,7 +116,7 @@ async def test_a_topic_that_exists_otherwise_is_a_mismatch_and_stays_as_it_is(ri
 async def test_what_belongs_to_others_must_exist_and_is_not_created(rig, queue):
     transport = await rig.open()
     theirs = TopicSpec("theirs", queue=queue, declare=False)
-    with pytest.raises(BrokerError, match="'theirs'.*declare=False"):
+    with pytest.raises(BrokerError, match=r"'theirs'.*declare=False"):
         await transport.declare([TopicSpec("ours"), theirs])
     assert await transport.topics() == []
     created = await transport.declare([TopicSpec("theirs", queue=queue)])
