@@ -62,8 +62,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
         """What a driver raises if `declare` is False and the broker (as an error names it) has no such topic."""
         kind = "queue" if self.queue else "topic"
         return BrokerError(
-            f"{kind} {self.name!r} is declared with declare=False, and {broker} has none of that name: create it there, or"
-            " leave declare=False out, and the program creates it"
+            f"{kind} {self.name!r} is declared with declare=False, and {broker} has no such one: create it there, "
+            "or leave declare=False out, and the program creates it"
         )
 
 
