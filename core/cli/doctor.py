@@ -136,7 +136,9 @@ def _topics(app: App, existing: Mapping[str, TopicInfo]) -> Iterator[Finding]:
     for plan in app.topics.values():
         spec, found = plan.spec, existing.get(plan.name)
         kind = "queue" if spec.queue else "topic"
-        if found is None:
+        if found is None and not spec.declare:
+            yield Finding(Verdict.PROBLEM, f"{kind} {plan.name}", str(spec.absent("the broker")))
+        elif found is None:
             partitions = "" if spec.queue else f" with {plan.partitions} partitions"
             yield Finding(Verdict.NOTE, f"{kind} {plan.name}", f"will be created{partitions}")
         elif found.queue != spec.queue:

@@ -98,6 +98,8 @@ class MemoryBroker:
             raise ConfigurationError(f"topic {spec.name!r}: partitions={count}; expected 1 or more")
         topic = self._topics.get(spec.name)
         if topic is None:
+            if not spec.declare:
+                raise spec.absent("this memory broker")
             return
         info = topic.info
         if info.queue != spec.queue:
