@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Collection, Mapping
 
 __all__ = ["assign"]
@@ -18,7 +18,7 @@ def assign(group: str, n: int, held: Mapping[str, Collection[int]]) -> dict[str,
     """
     if not held:
         return {}
-    members = sorted(held, key=lambda name: (-len(held[name]), zlib.crc32(f"{group}/{name}".encode()), name))
+    members = sorted(held, key=lambda name: (-len(held[name]), hashlib.sha256(f"{group}/{name}".encode()).digest()))
     least, more = divmod(n, len(members))
     rooms = {name: least + (rank < more) for rank, name in enumerate(members)}
     given: dict[str, set[int]] = {}

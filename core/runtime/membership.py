@@ -55,14 +55,15 @@ class Membership:
 
     async def _follow(self, group: str, n: int, tasks: asyncio.TaskGroup) -> None:
         while True:
-            self._sets[group] = self._transport.tasks(self._name(group), n, self._me, self._settings.lease)
             try:
+                self._sets[group] = self._transport.tasks(self._name(group), n, self._me, self._settings.lease)
                 while True:
                     await self._become(group, await self._next_set(group), tasks)
             except BrokerError as error:
                 log.warning("group %s: membership lost, joining again in %.1f s: %s", group, RETRY, error)
             await asyncio.gather(*(self._lose(key) for key in self._held_of(group)))
-            await self._sets[group].aclose()
+            if group in self._sets:
+                await self._sets[group].aclose()
             await self._settings.clock.sleep(RETRY)
 
     async def _next_set(self, group: str) -> frozenset[int]:

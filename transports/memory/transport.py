@@ -255,7 +255,11 @@ class MemoryTransport:
         if capability is not None and capability not in self.capabilities:
             raise MissingCapability(
                 f"{self.description} was opened without the capability {capability.value!r}; "
-                + (f"leave out {capability}=false from" if capability is not Capability.GROUPED else "add grouped=true to")
+                + (
+                    f"leave out {capability}=false from"
+                    if capability is not Capability.GROUPED
+                    else "add grouped=true to"
+                )
                 + " its URL"
             )
         if self.session is None:

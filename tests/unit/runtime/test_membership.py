@@ -10,7 +10,7 @@ import pytest
 from thalweg import App, StaleRead, Stream
 from thalweg.channel import Capability
 from thalweg.clock import VirtualClock
-from thalweg.journal.records import Marker, Release, decode
+from thalweg.journal.records import Marker, Release, decode_entry
 from thalweg.registry import load_stores
 from thalweg.runtime.worker import Worker
 from thalweg.starting import worker_running
@@ -76,8 +76,8 @@ def even(*members: Member) -> bool:
     )
 
 
-async def total(*members: Member) -> int:
-    return sum(value for member in members for _, value in member.sums.items())
+def total(member: Member) -> int:
+    return sum(value for _, value in member.sums.items())
 
 
 async def test_workers_that_come_share_the_tasks_evenly_and_what_stays_is_not_stopped() -> None:
@@ -107,7 +107,7 @@ async def test_each_event_is_handled_once_while_workers_come_and_go() -> None:
                 await until(lambda member=member: even(first, member))  # type: ignore[misc]
         await until(lambda: even(first))
         await until(lambda: sum(len(member.handled) for member in (first, *others)) == sent)
-        assert await total(first) == sent
+        assert total(first) == sent
 
 
 async def test_a_task_that_moves_is_nobodys_until_its_owner_has_finished_and_released_it() -> None:
@@ -122,11 +122,9 @@ async def test_a_task_that_moves_is_nobodys_until_its_owner_has_finished_and_rel
             first.gate.set()
             await until(lambda: even(first, second))
             assert not second.handled
-    for _, _, record in first.transport.records(f"bank-journal-{PARTITIONS}"):
-        assert record.value is not None
     for partition in range(PARTITIONS):
         entries = [
-            decode(record.value)
+            decode_entry(record.value)
             for number, _, record in first.transport.records(f"bank-journal-{PARTITIONS}")
             if number == partition and record.value is not None
         ]
@@ -147,7 +145,7 @@ async def test_a_worker_that_stops_finishes_its_open_events_and_then_hands_over_
             asyncio.get_running_loop().call_soon(stopping.gate.set)
         await until(lambda: even(first))
         assert not first.handled
-        assert await total(first) == 5
+        assert total(first) == 5
 
 
 async def test_a_worker_that_is_not_heard_of_serves_no_reads_and_comes_back_by_itself() -> None:
@@ -167,12 +165,11 @@ async def test_a_worker_that_is_not_heard_of_serves_no_reads_and_comes_back_by_i
         await until(lambda: len(second.handled) == 1)
         second.transport.cut()
         await until(lambda: not second.owned)
-        assert not second.sums.items().__iter__().__next__ if False else True
         with pytest.raises(StaleRead):
             second.sums["k"]
         await advance(11)
         await until(lambda: even(first))
-        assert await total(first) == 3
+        assert total(first) == 3
         second.transport.heal()
         await advance(1)
         await until(lambda: even(first, second))
