@@ -84,7 +84,9 @@ class Endpoint(msgspec.Struct, frozen=True):
         said = self.url.redact(str(error) or type(error).__name__)
         said, remedy = _remedy(error, said, self)
         message = f"RabbitMQ at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}"
-        if isinstance(error, (ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed)):
+        if isinstance(
+            error, (ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed)
+        ):
             return Refused(message, error)
         return BrokerError(message)
 
@@ -97,7 +99,7 @@ class Connection:
         self._purpose = purpose
         self._link: AbstractConnection | None = None
         self._connecting: asyncio.Task[AbstractConnection] | None = None
-        self._publisher: AbstractChannel | None = None
+        self._publisher: aiormq.Channel | None = None
         self._making_publisher = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         self._pause = 0.0
@@ -142,7 +144,9 @@ class Connection:
                 return await call
         except TimeoutError:
             self.drop()
-            raise ConnectionLost(str(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s", what))) from None
+            raise ConnectionLost(
+                str(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s", what))
+            ) from None
         except (ConnectionError, ChannelInvalidStateError, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
                 raise
@@ -194,7 +198,9 @@ class Connection:
                         await link.connect()
                         return link
                     except (OSError, AMQPError, RuntimeError) as error:
-                        problem = endpoint.explain(error, "it cannot be reached: " if isinstance(error, OSError) else "")
+                        problem = endpoint.explain(
+                            error, "it cannot be reached: " if isinstance(error, OSError) else ""
+                        )
         except TimeoutError:
             problem = endpoint.explain(f"no answer within {endpoint.timeout:g} s", "it cannot be reached: ")
         self._failed_at, self._pause = time.monotonic(), min(_LONGEST_PAUSE, max(0.1, self._pause * 2))
@@ -247,11 +253,13 @@ class Connection:
             if problems:
                 raise self._complaint(problems, what)
 
-    async def _publishing(self) -> AbstractChannel:
+    async def _publishing(self) -> aiormq.Channel:
         async with self._making_publisher:
             if self._publisher is None or self._publisher.is_closed or not self.alive:
                 self._publisher = None
-                self._publisher = await self.channel(confirms=True)
+                channel = await self.channel(confirms=True)
+                assert isinstance(channel, aiormq.Channel)
+                self._publisher = channel
             return self._publisher
 
     def _complaint(self, problems: Sequence[BaseException], what: str) -> BrokerError:
@@ -299,7 +307,7 @@ async def finish(
         raise
 
 
-async def _publish(channel: AbstractChannel, message: Outgoing) -> None:
+async def _publish(channel: aiormq.Channel, message: Outgoing) -> None:
     await channel.basic_publish(
         message.body,
         exchange=message.exchange,
@@ -344,8 +352,8 @@ def _remedy(error: BaseException | str, said: str, endpoint: Endpoint) -> tuple[
     if isinstance(error, InvalidFrameError) and "Connection.Close" in said:
         return (
             f"it refuses the virtual host {endpoint.vhost!r}",
-            "create it (rabbitmqctl add_vhost) or grant the user access to it (rabbitmqctl set_permissions); the path of "
-            "the URL names it",
+            "create it (rabbitmqctl add_vhost) or let the user in (rabbitmqctl set_permissions); the path of the URL "
+            "names it",
         )
     if isinstance(error, ChannelAccessRefused):
         return said, "grant the user configure, write and read permissions on it (rabbitmqctl set_permissions)"

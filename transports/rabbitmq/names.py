@@ -1,4 +1,7 @@
-"""What things are called on the server. RabbitMQ takes any UTF-8 of at most 255 bytes, but keeps `amq.` for itself."""
+"""What things are called on the server: at most 255 bytes, and no more than the characters that AMQP's clients allow.
+
+RabbitMQ itself takes any UTF-8, but keeps `amq.` for itself.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from thalweg.errors import ConfigurationError
 __all__ = ["Names"]
 
 _LONGEST = 255  # bytes
-_ODD = re.compile(r"[%:\x00-\x1f\x7f]")
+_ODD = re.compile(rb"[^A-Za-z0-9_.@#,/ -]")
 
 
 class Names:
@@ -21,13 +24,13 @@ class Names:
     """
 
     def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+        self.prefix = _escape(prefix)
 
     def topic(self, name: str, *parts: str | int) -> str:
         """A part of a topic or queue: `withdrawals:3`; without parts, the topic's own name as the server has it."""
         whole = self.prefix + ":".join([_escape(name), *(_escape(str(part)) for part in parts)])
         if whole.startswith("amq."):
-            whole = "%61" + whole[1:]
+            whole = "+61" + whole[1:]
         return _checked(whole, name)
 
     def own(self, *parts: str | int) -> str:
@@ -41,14 +44,14 @@ class Names:
 
 
 def _escape(name: str) -> str:
-    return _ODD.sub(lambda found: f"%{ord(found[0]):02X}", name)
+    return _ODD.sub(lambda found: b"+%02X" % found[0][0], name.encode()).decode()
 
 
 def _checked(whole: str, name: str) -> str:
     size = len(whole.encode())
     if size > _LONGEST:
         raise ConfigurationError(
-            f"the name {name[:60]!r}… is too long: RabbitMQ takes {_LONGEST} bytes, this one has {size} with ?prefix= and "
-            "what the driver adds; choose a shorter one"
+            f"the name {name[:60]!r}… is too long: RabbitMQ takes {_LONGEST} bytes, this one has {size} with ?prefix= "
+            "and what the driver adds; choose a shorter one"
         )
     return whole

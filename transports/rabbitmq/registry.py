@@ -70,7 +70,7 @@ class Registry:
         """What is there, give or take the very latest."""
         await self._attach()
         loop = asyncio.get_running_loop()
-        while (wait := self._last + _QUIET - loop.time()) > 0:
+        while (wait := self._last + _QUIET - loop.time()) > 0:  # noqa: ASYNC110 - it waits for silence
             await asyncio.sleep(wait)
 
     async def declare(self, topic: Topic) -> Topic:
@@ -110,7 +110,9 @@ class Registry:
             async with asyncio.timeout(self._connection.endpoint.timeout):
                 await seen
         except TimeoutError:
-            raise BrokerError(f"RabbitMQ at {self._connection.endpoint.place} wrote to {what}, but did not show it") from None
+            raise BrokerError(
+                f"RabbitMQ at {self._connection.endpoint.place} wrote to {what}, but did not show it"
+            ) from None
         finally:
             del self._waiting[entry.token]
 

@@ -133,8 +133,8 @@ class RabbitTransport:
             raise TopicMismatch(f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}")
         if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
             raise TopicMismatch(
-                f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared with "
-                f"{spec.partitions}"
+                f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
+                f"with {spec.partitions}"
             )
 
     async def topics(self) -> Sequence[TopicInfo]:

@@ -81,9 +81,7 @@ def from_headers(body: bytes, headers: Mapping[str, object], timestamp: int) -> 
         found = msgspec.msgpack.decode(packed, type=Headers)
     elif len(headers) - (key is not None) - (told is not None):
         found = tuple(
-            (name, _bytes(value))
-            for name, value in headers.items()
-            if name not in OURS and not name.startswith("x-")
+            (name, _bytes(value)) for name, value in headers.items() if name not in OURS and not name.startswith("x-")
         )
     else:
         found = ()
