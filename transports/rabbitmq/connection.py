@@ -35,7 +35,7 @@ from yarl import URL
 
 from .wire import Properties
 
-__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish"]
+__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "Unroutable", "finish"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,10 @@ class Refused(BrokerError):
     def __init__(self, message: str, reason: BaseException) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Unroutable(BrokerError):
+    """There is no queue to take any of the messages: nothing was written."""
 
 
 class Outgoing(msgspec.Struct, gc=False):
@@ -251,7 +255,10 @@ class Connection:
                 outcomes.append(ConnectionError("the connection was closed"))
             problems = [outcome for outcome in outcomes if outcome is not None]
             if problems:
-                raise self._complaint(problems, what)
+                complaint = self._complaint(problems, what)
+                if start == 0 and all(isinstance(outcome, PublishError) for outcome in outcomes):
+                    raise Unroutable(str(complaint))
+                raise complaint
 
     async def _publishing(self) -> aiormq.Channel:
         async with self._making_publisher:
