@@ -139,7 +139,7 @@ class ReadBackWriter:
     async def claim(self, journal: JournalKey, marker: Message) -> None:
         log = await self._log(journal[0])
         tail = _Tail(journal, (await log.bounds(journal[1])).last)
-        await log.append({journal[1]: [marker]})
+        await log.append({journal[1]: [marker]}, positions=False)
         token = decode_entry(marker.value or b"").token
         await self._read_back({journal: tail}, lambda tail: tail.token == token)
         tail.fenced = False  # a marker before ours is the owner that we succeed
@@ -154,7 +154,8 @@ class ReadBackWriter:
             try:
                 for tail in tails.values():
                     tail.first = None
-                await (await self._log(topic)).append({j[1]: commits[j].records for j in tails})
+                records = {j[1]: commits[j].records for j in tails}
+                await (await self._log(topic)).append(records, positions=False)
                 wanted = {j: decode_entry(commits[j].records[-1].value or b"").number for j in tails}
                 await self._read_back(
                     tails,

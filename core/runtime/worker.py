@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from thalweg.capabilities import Fencing, Log, Logs
+from thalweg.capabilities import Fencing, Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
 from thalweg.journal.origin import HEADER_BYTES
@@ -20,6 +20,7 @@ from thalweg.store import Store, Stores
 
 from .agent_task import AgentTask
 from .committer import Committer
+from .membership import Membership
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
@@ -79,10 +80,14 @@ class Worker:
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
-        keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
-        self.ownership = Ownership(
-            transport, app_id, self.me, keys, settings, open_task=self._open_task, close_task=self._close_task
-        )
+        self.ownership = self._make_ownership()
+
+    def _make_ownership(self) -> Ownership | Membership:
+        keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
+        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, self._open_task, self._close_task)
+        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
+            return Membership(transport, *how)
+        return Ownership(transport, *how)
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
