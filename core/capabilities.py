@@ -43,9 +43,13 @@ class Bounds(msgspec.Struct, frozen=True):
 class Log(Protocol):
     """One topic as a totally ordered, durable, replayable list per partition."""
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         """Append to each partition, in order; returns where each record lies, once all are durable.
 
+        positions: False from a caller who does not ask where they lie; a driver whose broker does not tell (learning it
+        costs reading back what was written) may then answer with empty sequences.
         Atomic per call where the broker allows it. Raises `MessageTooLarge` (nothing written), `AmbiguousCommit`
         (nobody knows) or `BrokerError`.
         """

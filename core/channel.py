@@ -47,6 +47,7 @@ class TopicSpec(msgspec.Struct, frozen=True):
     compact: the broker may drop a record once a newer one of the same key exists.
     options: the broker's own settings, passed through by name.
     declare: False for a topic that belongs to others: it must exist, and is neither created nor altered.
+    truncated: `Log.truncate` will be used, and must free space; without it, it may keep everything.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TopicSpec(msgspec.Struct, frozen=True):
     queue: bool = False
     options: Mapping[str, str] = {}
     declare: bool = True
+    truncated: bool = False
 
     def absent(self, broker: str) -> BrokerError:
         """What a driver raises if `declare` is False and the broker (as an error names it) has no such topic."""

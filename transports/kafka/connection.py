@@ -147,7 +147,7 @@ class Cluster:
             await closed
 
     async def ask(self, node: int, request: object, lane: str = "") -> Answer:
-        """The answer of a broker, by its number. Raises Unreachable, Lost or, if it is too old for this, BrokerError."""
+        """The answer of a broker, by its number. Raises Unreachable, Lost, or BrokerError if it is too old."""
         address = self.brokers.get(node)
         if address is None:
             raise Unreachable(self.endpoint.explain(f"broker {node} is not known"))

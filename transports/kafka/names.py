@@ -1,7 +1,7 @@
 """How topics and queues are called on the broker: `<prefix>name`, `<prefix>queue.name`, odd characters escaped.
 
-Kafka takes letters, digits, `.`, `_` and `-`. Any other character becomes `_-<its code point in hex>-_`, so that names of
-other programs' topics stay as they are: `a b` is `a_-20-_b`.
+Kafka takes letters, digits, `.`, `_` and `-`. Any other character becomes `_-<its code point in hex>-_`, so that what
+other programs call their topics stays as it is: `a b` is `a_-20-_b`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def kafka_name(prefix: str, name: str, queue: bool) -> str:
         found = _escape(".") * len(found) or "_--_"
     if len(found) > NAME_BYTES:
         raise ConfigurationError(
-            f"topic {name!r} would be called {found!r} on Kafka, which has {len(found)} characters; it takes {NAME_BYTES}"
+            f"topic {name!r} would be called {found!r} on Kafka, which takes {NAME_BYTES} characters of {len(found)}"
         )
     return found
 
@@ -48,7 +48,7 @@ def plain_name(prefix: str, found: str) -> tuple[str, bool] | None:
 def check_prefix(prefix: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]*", prefix):
         raise ConfigurationError(
-            f"prefix={prefix!r}: the names of Kafka's topics, and so their prefix, are of letters, digits, '.', '_', '-'"
+            f"prefix={prefix!r}: names of Kafka's topics, and so a prefix, have letters, digits, '.', '_' and '-'"
         )
     return prefix
 

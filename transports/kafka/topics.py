@@ -148,8 +148,8 @@ class Topics:
             raise TopicMismatch(f"{spec.name!r} is a {kind} on Kafka at {place}, but is declared as a {wanted}")
         if spec.partitions is not None and spec.partitions != topic.partitions:
             raise TopicMismatch(
-                f"{'queue' if topic.queue else 'topic'} {spec.name!r} has {topic.partitions} partitions on Kafka at {place}, "
-                f"but is declared with {spec.partitions}"
+                f"{'queue' if topic.queue else 'topic'} {spec.name!r} has {topic.partitions} partitions on Kafka at "
+                f"{place}, but is declared with {spec.partitions}"
             )
 
     async def _create(self, specs: Sequence[TopicSpec]) -> None:
@@ -213,13 +213,13 @@ class Topics:
         said: str | None = None
         if len(self._cluster.brokers) > 1 and copies == 1:
             said = (
-                f"topic {name!r} has replication factor 1: with its broker its messages are lost; create topics with more "
-                "(?replication=3), and reassign this one"
+                f"topic {name!r} has replication factor 1: with its broker its messages are lost; reassign it, "
+                "and create topics with more (?replication=3)"
             )
         elif copies > 2 and config.get("min.insync.replicas") == "1":
             said = (
-                f"topic {name!r} has min.insync.replicas=1: a write counts as done when one copy has it, and is lost with "
-                "that; set min.insync.replicas=2"
+                f"topic {name!r} has min.insync.replicas=1: a write counts as done when one copy has it, and is lost "
+                "with that; set min.insync.replicas=2"
             )
         elif config.get("message.timestamp.type") == "LogAppendTime":
             said = f"topic {name!r} has message.timestamp.type=LogAppendTime: the broker replaces the times of events"

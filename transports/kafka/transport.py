@@ -122,13 +122,13 @@ class KafkaTransport:
         self._topics.default_replication = int(settings.get("default.replication.factor", 1))
         if len(cluster.brokers) == 1:
             self._warnings.append(
-                "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the operating "
-                "system had not yet written with its power; run three brokers"
+                "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
+                "operating system had not yet written, with its power; run three brokers"
             )
         if settings.get("unclean.leader.election.enable") == "true":
             self._warnings.append(
-                "unclean.leader.election.enable=true: a replica that lacks acknowledged messages may become the leader, "
-                "and they are lost; set it to false"
+                "unclean.leader.election.enable=true: a replica that lacks acknowledged messages may become "
+                "the leader, and they are lost; set it to false"
             )
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
