@@ -4,7 +4,7 @@ The body is the value. In the headers: `thalweg-key` is the key, `thalweg-tombst
 `timestamp_in_ms` is the time (the property `timestamp` has whole seconds only). All other headers are the message's:
 text where the bytes are UTF-8, else binary. AMQP has no order of headers, and keeps `x-` names for itself, so where
 that would lose something, `thalweg-headers` holds them all, as msgpack `[[name, value], …]`. On queues,
-`thalweg-attempts` counts the deliveries before a delayed retry, and `thalweg-expires` is when it expires, in milliseconds.
+`thalweg-attempts` counts the deliveries before a delayed retry, and `thalweg-expires` is when it ends, in milliseconds.
 
 A foreign message needs none of this: no header, no key; numbers and the like are read as their text.
 """

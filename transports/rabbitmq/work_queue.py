@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
@@ -23,7 +24,7 @@ from thalweg.message import Delivery, Message, QueueMessage, Record
 from .clock import boot_clock
 from .connection import Connection, Outgoing, finish, ignore_failure
 from .delays import LONGEST, Delays
-from .wire import ATTEMPTS, EXPIRES, Properties, check, from_amqp, to_amqp
+from .wire import ATTEMPTS, EXPIRES, check, from_amqp, to_amqp
 
 __all__ = ["Place", "RabbitQueue"]
 
@@ -385,26 +386,27 @@ class RabbitQueue:
         if delay <= 0 and place.kind != "classic":
             await self._return([loan])
             return
-        properties = loan.message.header.properties
+        properties = copy.copy(loan.message.header.properties)
         headers = {name: value for name, value in (properties.headers or {}).items() if not name.startswith("x-")}
-        headers[ATTEMPTS] = loan.attempts
-        copy = Properties(
-            **{name: value for name, value in properties if name not in ("headers", "expiration", "cluster_id")},
-            headers=headers,
-        )
-        copy.delivery_mode = 2
+        properties.headers = {**headers, ATTEMPTS: loan.attempts}
+        properties.expiration, properties.delivery_mode = None, 2
         exchange, key = "", place.queue
         if delay > 0:
             await self._delays.lead(place.queue_address, queue=place.queue)
             exchange, key = await self._delays.route(delay, place.queue_address)
-        await self._writing.publish([Outgoing(exchange, key, loan.message.body, copy)], f"queue {place.name!r}")
+        await self._writing.publish([Outgoing(exchange, key, loan.message.body, properties)], f"queue {place.name!r}")
         await self._ack([loan])
 
     async def _reject(self, loan: _Loan, record: Record, reason: str) -> None:
         place = self._place
         if not place.dead_letter:
             self._settle([loan])
-            await self._settled(loan.consumer.channel, loan.consumer.channel.basic_reject(loan.tag, requeue=False))
+            channel = loan.consumer.channel
+
+            async def write() -> None:
+                await channel.basic_reject(loan.tag, requeue=False)
+
+            await self._settled(channel, write())
             return
         headers = (*record.headers, ("rejected-from", place.name.encode()), ("rejected-because", reason.encode()))
         body, properties = to_amqp(Message(record.value, record.key, headers, record.timestamp))

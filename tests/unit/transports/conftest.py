@@ -172,7 +172,6 @@ RIGS: dict[str, Callable[[], Rig]] = {
     "memory with gaps between positions": lambda: MemoryRig(position_step=7),
     "sqlite": SqliteRig,
     "redis": RedisRig,
-    "rabbitmq": RabbitRig,
 }
 
 
