@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
-from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability
+from thalweg.clock import boot_clock
+from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, QueueMessage, Record
 
-from .clock import boot_clock
 from .connection import Connection, Outgoing, finish, ignore_failure
 from .delays import LONGEST, Delays
 from .wire import ATTEMPTS, EXPIRES, check, from_amqp, to_amqp
@@ -514,8 +514,8 @@ class RabbitQueue:
             loans[loan] = None
         return list(loans)
 
-    def _stale(self, stale: int, total: int, outcome: str) -> BrokerError:
-        return BrokerError(
+    def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
+        return StaleDelivery(
             f"{stale} of {total} deliveries of {self._place.name!r} had gone back to the queue, as their lease had "
             f"ended or the connection was lost; {outcome}"
         )
