@@ -151,6 +151,7 @@ class KafkaLog:
         tasks = [flight.task for flight in flights]
         waiting: list[asyncio.Future[Any]] = [*tasks, self._closed]
         await asyncio.wait(waiting, timeout=wait or None, return_when=asyncio.FIRST_COMPLETED)
+        self._check_open()
         return [flight for flight in flights if flight.task.done()]
 
     def _launch(self, node: int, offsets: Mapping[int, Position], wait: float, max_bytes: int) -> _Flight:
