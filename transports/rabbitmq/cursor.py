@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
+from .connection import ignore_failure
 from .streams import Attachment, Block, Start, Streams
 
-__all__ = ["Cursor", "ignore_failure"]
+__all__ = ["Cursor"]
 
 _ROOM = 1 << 20
 """Bytes that may have arrived and not been read before the server is asked to wait (blocks under way come on top)."""
@@ -186,8 +187,3 @@ def _part(records: Sequence[Message], begin: int, limit: int, room: int, one: bo
         part.append(record)
         used += size
     return part, used
-
-
-def ignore_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()

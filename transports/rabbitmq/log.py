@@ -33,7 +33,7 @@ class RabbitLog:
         self._waiting: set[asyncio.Future[None]] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self._turn = 0
-        self._closed = False
+        self.closed = False
 
     def changed(self) -> None:
         for waiting in self._waiting:
@@ -129,13 +129,7 @@ class RabbitLog:
                 return found
 
     async def _prepare(self, places: Sequence[tuple[int, Position | None]]) -> None:
-        async with asyncio.TaskGroup() as group:
-            try:
-                tasks = [group.create_task(self._settled(number, position)) for number, position in places]
-            except BaseException:
-                raise
-        for task in tasks:
-            error = task.result()
+        for error in await asyncio.gather(*(self._settled(number, position) for number, position in places)):
             if error is not None:
                 raise error
 
@@ -167,7 +161,7 @@ class RabbitLog:
         await finish(self._partition(partition).truncate(before), self._background)
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self.changed()
         for task in list(self._background):
             task.cancel()
@@ -185,5 +179,5 @@ class RabbitLog:
         return self._partitions[number]
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise BrokerError(f"the log of topic {self._topic!r} is closed; open it again by transport.log()")

@@ -11,7 +11,8 @@ from thalweg.capabilities import Bounds
 from thalweg.errors import AmbiguousCommit, BrokerError, Gap
 from thalweg.message import Batch, Message, Position
 
-from .cursor import Cursor, ignore_failure
+from .connection import ignore_failure
+from .cursor import Cursor
 from .generations import SEAL, Generations, Rolled, join, sealed, split
 from .shelf import Missing, Shelf, peek
 from .streams import Block, NoStream, Since, Start, Streams
@@ -257,6 +258,9 @@ class Partition:
             await self._streams.publish(stream, messages)
             return []
         return await self._write_and_see(stream, await self._tail(stream), messages)
+
+    async def truncate(self, before: Position) -> None:
+        """Keeps all: a stream cannot be cut at the front."""
 
     async def _tail(self, stream: str) -> Cursor:
         """A cursor that sees all that is appended from now on."""

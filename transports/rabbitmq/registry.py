@@ -34,6 +34,7 @@ class Topic(msgspec.Struct, frozen=True):
     """Of the queues that hold it: stream, quorum or classic."""
     retention: float | None = None
     options: Mapping[str, str] = {}
+    truncated: bool = False
 
 
 class _Entry(msgspec.Struct, omit_defaults=True):

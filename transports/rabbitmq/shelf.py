@@ -30,11 +30,15 @@ class Missing(BrokerError):
 class Shelf:
     """changed: called whenever any cursor has news."""
 
-    def __init__(self, streams: Streams, changed: Callable[[], None]) -> None:
-        self._streams, self.changed = streams, changed
+    def __init__(self, streams: Streams) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self._streams = streams
         self._cursors: dict[str, list[Cursor]] = {}
         self._tidied = 0.0
         self._closing: set[asyncio.Task[Any]] = set()
+
+    def _news(self) -> None:
+        self.changed()
 
     def ready(self, stream: str, after: int | None) -> Cursor | None:
         """A cursor that has records after this offset, or is alive and waits for them."""
@@ -48,7 +52,7 @@ class Shelf:
         """Opens one. Raises `Missing`, `NoStream` or another `BrokerError`."""
         cursor = next((c for c in self._cursors.get(stream, ()) if c.lost_by is None and c.covers(after)), None)
         if cursor is None:
-            cursor = self.add(Cursor(self._streams, stream, "first" if after is None else after, self.changed, False))
+            cursor = self.add(Cursor(self._streams, stream, "first" if after is None else after, self._news, False))
         cursor.users += 1
         try:
             await cursor.open()
