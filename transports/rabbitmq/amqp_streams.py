@@ -14,14 +14,14 @@ from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.message import Message
 
 from .connection import Connection, ConnectionLost, Outgoing, Refused, Unroutable, finish
-from .streams import Attachment, NoStream, Receiver, Since, Start
+from .streams import Attachment, Block, NoStream, Receiver, Since, Start
 from .wire import from_amqp, to_amqp
 
 __all__ = ["AmqpStreams"]
 
 _PREFETCH = 500  # messages on their way to a reader; the server rounds up to whole chunks
 _PER_MESSAGE = 200  # bytes of a message besides its body, about
-_GRACE = 0.05  # seconds: servers from 3.13 on may hand a reader its first chunk a little after it attached
+_GRACE = 0.05  # seconds, see `_AmqpAttachment.barrier`
 
 
 class AmqpBlock:
@@ -78,12 +78,12 @@ class AmqpStreams:
             raise
 
     async def attach(self, stream: str, start: Start, receiver: Receiver) -> Attachment:
-        async def undo(attachment: _AmqpAttachment) -> None:
+        async def undo(attachment: Attachment) -> None:
             await attachment.close()
 
         return await finish(self._attach(stream, start, receiver), self._background, undo)
 
-    async def _attach(self, stream: str, start: Start, receiver: Receiver) -> _AmqpAttachment:
+    async def _attach(self, stream: str, start: Start, receiver: Receiver) -> Attachment:
         connection = self._reading
         channel = await connection.channel()
         attachment = _AmqpAttachment(connection, channel, stream, receiver, self._background)
@@ -125,6 +125,7 @@ class _AmqpAttachment:
     ) -> None:
         self._connection, self._channel, self._stream = connection, channel, stream
         self._receiver, self._background = receiver, background
+        self._sluggish = _version(channel) >= (3, 13)
         self._fed = 0
         self._owed, self._tag = 0, 0
         self._acknowledging: asyncio.Task[None] | None = None
@@ -144,15 +145,16 @@ class _AmqpAttachment:
 
         assert isinstance(self._channel.closing, asyncio.Future)
         self._channel.closing.add_done_callback(gone)
-        self._channel.on_consumer_cancel_callbacks.add(cancelled)  # type: ignore[attr-defined]
+        self._channel.on_consumer_cancel_callbacks.add(cancelled)
 
     def _end(self, error: BrokerError) -> None:
         if not self._closed:
             self._closed = True
             self._receiver.lost(error)
 
-    def taken(self, block: AmqpBlock) -> None:
+    def taken(self, block: Block) -> None:
         self._owed += 1
+        assert isinstance(block, AmqpBlock)
         self._tag = max(self._tag, block.tag)
         if self._owed * 4 >= _PREFETCH and self._acknowledging is None and not self._closed:
             self._acknowledging = asyncio.get_running_loop().create_task(self._acknowledge())
@@ -170,14 +172,14 @@ class _AmqpAttachment:
 
     async def _barrier(self) -> None:
         """A second consumer makes the server ask the stream, after which all that it had told the first is on its way;
-        the answer to the call after that comes behind it."""
+        the answer to the call after that comes behind it. Servers from 3.13 on do not ask: there time must do."""
         if self._owed:
             await self._acknowledge()
         fed, connection, channel = self._fed, self._connection, self._channel
         arguments: Any = {"x-stream-offset": "next"}
         answer = await connection.ask(channel.basic_consume(self._stream, _ignore, arguments=arguments))
         await connection.ask(channel.basic_cancel(answer.consumer_tag or ""))
-        if not self._fed:
+        if not self._fed and self._sluggish:
             await asyncio.sleep(_GRACE)
         elif self._fed > fed:
             await asyncio.sleep(0)  # what came with the answer is handled by tasks of its own
@@ -186,6 +188,11 @@ class _AmqpAttachment:
         self._closed = True
         with contextlib.suppress(Exception):
             await finish(self._channel.close(), self._background)
+
+
+def _version(channel: AbstractChannel) -> tuple[int, ...]:
+    text = str(getattr(channel.connection, "server_properties", {}).get("version", ""))
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 async def _ignore(message: DeliveredMessage) -> None:

@@ -67,7 +67,8 @@ class Cursor:
             self._attachment = await self._streams.attach(self.stream, self.start, self)
             while self._owed:
                 self._attachment.taken(self._owed.popleft())
-            await self.catch_up()
+            if self.start != "next":
+                await self.catch_up()
         except BrokerError as error:
             self.lost(error)
             raise

@@ -137,13 +137,16 @@ class Root:
         self._attachment: Attachment | None = None
         self._attaching = asyncio.Lock()
         self._next = 0
+        self._owed: list[Block] = []
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     async def refresh(self) -> None:
         """All that was written before is known."""
         async with self._attaching:
             if self._attachment is None:
+                self._owed.clear()
                 self._attachment = await self._streams.attach(self._stream, self._next or "first", self)
+                self._settle()
             attachment, seen = self._attachment, -1
             while seen != self._next and self._attachment is attachment:
                 seen = self._next
@@ -161,7 +164,9 @@ class Root:
             async with asyncio.timeout(self._timeout):
                 await seen
         except TimeoutError:
-            raise AmbiguousCommit(f"{self._stream!r} did not show within {self._timeout:g} s what was written") from None
+            raise AmbiguousCommit(
+                f"{self._stream!r} did not show within {self._timeout:g} s what was written"
+            ) from None
         finally:
             self._waiting.pop(token, None)
 
@@ -189,8 +194,12 @@ class Root:
             waiting = self._waiting.get(entry.token)
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        if self._attachment is not None:
-            self._attachment.taken(block)
+        self._owed.append(block)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._owed and self._attachment is not None:
+            self._attachment.taken(self._owed.pop())
 
     def lost(self, error: BrokerError) -> None:
         self._attachment = None

@@ -98,11 +98,11 @@ class StreamLink(asyncio.Protocol):
         self.frame_max = frame_max or 1 << 24
         beat = min(heartbeat, endpoint.heartbeat) or endpoint.heartbeat
         self._send(frame(Command.TUNE, struct.pack(">II", frame_max, beat)))
-        self._heard = self._loop.time()
-        self._keep_alive(beat)
         reader = Reader(await self.ask(Command.OPEN, string(endpoint.vhost)), 2)
         known = reader.pairs()
         self.node = known.get("advertised_host", ""), int(known.get("advertised_port", "0"))
+        self._heard = self._loop.time()
+        self._keep_alive(beat)  # before that the server takes nothing but what it waits for
 
     def _keep_alive(self, seconds: float) -> None:
         if self._loop.time() - self._heard > 2 * seconds:
@@ -245,7 +245,8 @@ class StreamLink(asyncio.Protocol):
     async def _ask(self, key: int, *parts: bytes) -> bytes:
         self._check()
         self._correlation += 1
-        number, answer = self._correlation, self._loop.create_future()
+        number = self._correlation
+        answer: asyncio.Future[bytes] = self._loop.create_future()
         self._asked[number] = answer
         self._send(frame(key, struct.pack(">I", number), *parts))
         try:
@@ -264,8 +265,9 @@ class StreamLink(asyncio.Protocol):
     # --- publishing ------------------------------------------------------------------------------------------
 
     @property
-    def has_publisher_slot(self) -> bool:
-        return len(self._publishers) < _SLOTS
+    def publishers(self) -> int:
+        """How many there are; at most 256."""
+        return len(self._publishers)
 
     async def publisher(self, stream: str) -> Publisher:
         number = next(number for number in range(_SLOTS) if number not in self._publishers)
@@ -288,8 +290,9 @@ class StreamLink(asyncio.Protocol):
     # --- subscribing -----------------------------------------------------------------------------------------
 
     @property
-    def has_sink_slot(self) -> bool:
-        return len(self._sinks) < _SLOTS
+    def sinks(self) -> int:
+        """How many there are; at most 256."""
+        return len(self._sinks)
 
     async def subscribe(self, stream: str, start: bytes, credit: int, sink: Sink) -> int:
         """Number of the subscription. credit: how many chunks may come before `credit` is called."""
@@ -374,8 +377,8 @@ class Publisher:
                 await pending.done
         except TimeoutError:
             raise AmbiguousCommit(
-                f"RabbitMQ at {self._endpoint.place} did not confirm {pending.left} messages for {self.stream!r} within "
-                f"{self._endpoint.timeout:g} s (?timeout=)"
+                f"RabbitMQ at {self._endpoint.place} did not confirm {pending.left} messages for {self.stream!r} "
+                f"within {self._endpoint.timeout:g} s (?timeout=)"
             ) from None
 
     def confirmed(self, ids: Sequence[int]) -> None:

@@ -74,7 +74,7 @@ class Logs:
         root: Root | None = None
         partitions: list[Partition]
         if topic.truncated:
-            root = chain = Root(streams, names.topic(topic.name, "root"), generations, timeout)
+            root = chain = Root(self._amqp, names.topic(topic.name, "root"), generations, timeout)
 
             def name(number: int, generation: int, random: str) -> str:
                 return names.topic(topic.name, number, generation, random)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from thalweg.capabilities import Bounds
-from thalweg.errors import AmbiguousCommit, BrokerError, Gap
+from thalweg.errors import AmbiguousCommit, Gap
 from thalweg.message import Batch, Message, Position
 
 from .connection import ignore_failure
@@ -73,6 +73,8 @@ class Partition:
 
     def ready(self, after: Position | None) -> Cursor | None:
         """What `take` would take from, if that does not have to be opened first."""
+        if after is not None and self._dropped(after):
+            return None
         generation, offset = self._place(after)
         stream = self.generations.streams.get(generation)
         return None if stream is None else self._shelf.ready(stream, offset)

@@ -186,7 +186,7 @@ class Chunk:
             )
         place = 0
         for _ in range(count):
-            (length,) = _LENGTH.unpack_from(inner, place)
+            length = int.from_bytes(inner[place : place + 4], "big")
             found.append(inner[place + 4 : place + 4 + length])
             place += 4 + length
-        return at + size
+        return at + int(size)

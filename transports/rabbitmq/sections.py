@@ -36,7 +36,7 @@ def encode(message: Message, id: str | None = None) -> bytes:
     value, key = message.value, message.key
     if not message.headers and value is not None and key is not None and len(key) < 128 and key.isascii():
         stamp = _LONG.pack(message.timestamp or time.time_ns() // 1_000_000)
-        size = bytes((len(key) + 41, 4, *_KEY_NAME, 0xA1, len(key)))
+        size = bytes((len(key) + 42, 4, *_KEY_NAME, 0xA1, len(key)))
         plain = b"%b%b%b%b%b" % (_PLAIN, size, key, _TIME_NAME, stamp)
     else:
         plain = _APPLICATION + _table(to_headers(message))

@@ -14,7 +14,18 @@ from .connection import Connection, Refused
 from .names import Names
 from .registry import Topic
 
-__all__ = ["MANY", "bind", "create_log", "create_queue", "create_stream", "delete_queue", "ensure_exchange", "ensure_queue", "exists", "group_queue"]
+__all__ = [
+    "MANY",
+    "bind",
+    "create_log",
+    "create_queue",
+    "create_stream",
+    "delete_queue",
+    "ensure_exchange",
+    "ensure_queue",
+    "exists",
+    "group_queue",
+]
 
 MANY = 1_000_000_000
 """As x-delivery-limit: how often is the runtime's to decide; RabbitMQ 4 drops a message after 20."""
