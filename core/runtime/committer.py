@@ -126,9 +126,9 @@ class Committer:
                 if self._current(task, cut, journal):
                     if isinstance(result, Exception):
                         raise result
-                    await task.committed(cut, result)
+                    task.committed(cut, result)
                 elif isinstance(result, Written):
-                    await task.worker.answer(cut.answers)
+                    task.worker.answer(cut.answers)
             except Exception as error:
                 task.failed(error)
 

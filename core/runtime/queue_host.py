@@ -397,7 +397,7 @@ class QueueRunner:
                 answers = [answer for event in done for answer in event.answers]
                 del self._done[: len(done)]
                 if answers:
-                    await self._worker.answer(answers)
+                    self._worker.answer(answers)
             self._settled.set()
 
     async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:

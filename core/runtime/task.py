@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.errors import BrokerError, EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
@@ -97,6 +97,7 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._truncating: asyncio.Task[None] | None = None
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
@@ -439,7 +440,7 @@ class Task:
         """Whether this is a cut of the task as it is now: it may have started over since."""
         return self._fold.marker is not None and self._fold.marker.token == cut.token
 
-    async def committed(self, cut: Cut, written: Written) -> None:
+    def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
         self.in_flight = False
         self.commits += 1
@@ -456,16 +457,27 @@ class Task:
         self._committing = {}
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
-            await self.worker.answer(cut.answers)
+            self.worker.answer(cut.answers)
         self._snapshotter.grew(cut.size)
         before = self._snapshotter.committed(written.first)
-        if before is not None:
-            journal = await self.worker.log(self.journal[0])
-            await journal.truncate(self.index, before)
+        if before is not None and self._truncating is None:  # else the next snapshot's will do for both
+            self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
         if self.checking:
             self.checking = False
         for agent in self.agents:
             self.idle(agent)
+
+    async def _truncate(self, before: Position) -> None:
+        """Nobody waits for it: what lies there longer than it must costs room, nothing else."""
+        try:
+            journal = await self.worker.log(self.journal[0])
+            await journal.truncate(self.index, before)
+        except BrokerError as error:
+            log.warning(
+                "task %s/%d: its journal was not truncated, and will be after the next snapshot: %s", *self.key, error
+            )
+        finally:
+            self._truncating = None
 
     # --- closing ---------------------------------------------------------------------------------------------
 
@@ -505,6 +517,8 @@ class Task:
             agent.stop()
             agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
+        if self._truncating is not None:
+            tasks.append(self._truncating)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -55,7 +55,7 @@ class Worker:
         settings: Settings,
         groups: Mapping[str, Group],
         partitioner: str,
-        answer: Callable[[Sequence[Answer]], Coroutine[Any, Any, None]],
+        answer: Callable[[Sequence[Answer]], None],
         dead_letters: Callable[[str, bytes | None], Destination],
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
     ) -> None:
