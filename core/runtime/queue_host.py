@@ -170,7 +170,9 @@ class QueueRunner:
                 deliveries = await channel.get(self._wanted, WAIT)
                 backoff = 0.1
             except BrokerError as error:
-                log.warning("reading %s failed, again in %.1f s: %s", self._input.topic.name, backoff, error)
+                self._worker.complaints.warn(
+                    "reading", "reading %s failed, again in %.1f s: %s", self._input.topic.name, backoff, error
+                )
                 await self.clock.sleep(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF)
                 continue
@@ -187,7 +189,9 @@ class QueueRunner:
                 try:
                     await channel.extend(list(self._held.values()), LEASE)
                 except BrokerError as error:
-                    log.warning("agent %s: leases were not renewed: %s", self.plan.name, error)
+                    self._worker.complaints.warn(
+                        "leases", "agent %s: leases were not renewed: %s", self.plan.name, error
+                    )
 
     async def next(self, lane: Lane, until: float | None = None) -> Part | None:
         while True:
@@ -388,7 +392,9 @@ class QueueRunner:
                     await channel.commit(deliveries)
                     backoff = 0.1
                 except BrokerError as error:
-                    log.warning("agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error)
+                    self._worker.complaints.warn(
+                        "settling", "agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error
+                    )
                     await self.clock.sleep(backoff)
                     backoff = min(backoff * 2, LONGEST_BACKOFF)
                     continue

@@ -20,6 +20,7 @@ from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
 
+from .complaints import Complaints
 from .outgoing import Outgoing
 from .sender import Sender
 from .task import Answer, Failure
@@ -47,7 +48,7 @@ class Replies:
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
-        self._clock = clock
+        self._clock, self._complaints = clock, Complaints(clock)
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -151,7 +152,7 @@ class Replies:
                     lost = True
                     continue
                 except BrokerError as error:
-                    log.warning("reading answers failed, again in 1 s: %s", error)
+                    self._complaints.warn("answers", "reading answers failed, again in 1 s: %s", error)
                     await self._clock.sleep(1)
                     continue
                 for batch in batches.values():

@@ -98,6 +98,7 @@ class Task:
         self._store: Store | None = None
         self._closing = False
         self._truncating: asyncio.Task[None] | None = None
+        self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
@@ -114,7 +115,7 @@ class Task:
         self.answers: list[Answer] = []
         self.has_work = False
         self._calm_at: float | None = None
-        self.in_flight = False
+        self.land()
         self.held_up: asyncio.Future[None] | None = None
         """A commit waits for open events to finish: done when it has been cut."""
         self.deliveries: Deliveries | None = None
@@ -153,7 +154,12 @@ class Task:
             for table in agent.plan.tables & self.tables.keys():
                 self._share_turns(agent, table)
         self.deliveries = Deliveries(
-            marker.journal, marker.epoch, self.settings.clock, self.worker.send_now, self._delivered
+            marker.journal,
+            marker.epoch,
+            self.settings.clock,
+            self.worker.send_now,
+            self._delivered,
+            self.worker.complaints,
         )
         self.deliveries.restore(store)
         await self._restore(store)
@@ -337,13 +343,30 @@ class Task:
         self.worker.fetch_more(input_)
 
     async def flush(self) -> None:
-        """Return when what is in `rows` now has been committed."""
+        """Return when what is in `rows` now has been committed, or the task has failed."""
         self.has_work = True
         rows = self.rows
+        await self.landed()
         await self.worker.committer.flush()
         while self.rows is rows and self.held_up is not None:  # an open event holds the commit up: it was not cut
             await self.let_commit()
             await self.worker.committer.flush()
+        await self.landed()
+
+    @property
+    def in_flight(self) -> bool:
+        """A commit of this task is under way."""
+        return self._landing is not None
+
+    async def landed(self) -> None:
+        """Return when no commit is under way."""
+        while self._landing is not None:
+            await asyncio.wait([self._landing])
+
+    def land(self) -> None:
+        if self._landing is not None:
+            self._landing.set_result(None)
+            self._landing = None
 
     def read_row(self, key: bytes) -> bytes | None:
         """A row of the task's own, as committed."""
@@ -431,7 +454,7 @@ class Task:
         for table in self.tables.values():
             table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
-        self.in_flight = True
+        self._landing = asyncio.get_running_loop().create_future()
         size = sum(len(record.value or b"") for record in records)
         number = self._fold.number + len(records)
         return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
@@ -442,7 +465,7 @@ class Task:
 
     def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
-        self.in_flight = False
+        self.land()
         self.commits += 1
         self._fold.number = cut.number
         marker = self._fold.marker
@@ -538,6 +561,7 @@ class Task:
 
     def close(self) -> None:
         self._closing = True
+        self.land()
         self.worker.writer.forget(self.journal)
         self.close_store()
 

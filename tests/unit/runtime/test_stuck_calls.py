@@ -87,3 +87,35 @@ async def test_a_truncation_that_takes_for_ever_or_fails_holds_up_no_commit(
         await t.crash()
         await t.settle()
         assert dict(sums.items()) == dict.fromkeys(KEYS, 100)
+
+
+async def test_outputs_sent_ahead_hold_up_only_the_tasks_that_send_them(broker: str) -> None:
+    app = App("ahead", partitions=4, guarantee="at_least_once")
+    source = app.topic("source", key=str, value=int)
+    target = app.topic("target", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+
+    @app.agent(source)
+    async def add(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            sums[event.key] += event.value
+            if event.key == "a":
+                await target.send(event.value, key="a")
+
+    async with app.test(broker=f"{broker}&commit_messages=1" if "?" in broker else f"{broker}?commit_messages=1") as t:
+        hold = t._broker.broker.faults.hold("append", topic="target")
+        for key in KEYS:
+            await source.send(1, key=key)
+        await t.advance(2)
+        assert hold.reached.is_set()
+        committed = [task.commits for (group, _), task in t._worker.tasks.items() if group == "4"]
+        for key in KEYS:
+            await source.send(1, key=key)
+        await t.advance(2)
+        now = [task.commits for (group, _), task in t._worker.tasks.items() if group == "4"]
+        assert sum(after > before for before, after in zip(committed, now, strict=True)) >= 2
+        assert t.sent(target) == []
+        hold.release()
+        await t.settle()
+        assert dict(sums.items()) == dict.fromkeys(KEYS, 2)
+        assert [event.value for event in t.sent(target)] == [1, 1]
