@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from thalweg.clock import boot_clock
@@ -63,7 +63,6 @@ class KafkaChannel:
         self._storing: asyncio.Task[None] | None = None
         self._closed = False
         self._left: asyncio.Task[None] | None = None
-        self.on_close: Callable[[KafkaChannel], object] = lambda _: None
 
     async def put(self, messages: Sequence[Message]) -> None:
         """By key, as everywhere; those without one all to one partition, another one at each call."""
@@ -82,6 +81,7 @@ class KafkaChannel:
         self._check_open()
         if self._life is None:
             self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kafka {self._group}")
+            self._life.add_done_callback(self._died)
         deadline = time.monotonic() + timeout
         looked = False
         while limit > 0 and not self._closed:
@@ -134,7 +134,6 @@ class KafkaChannel:
             await self._member.close()
         self._drop_lines()
         await self._log.close()
-        self.on_close(self)
 
     # --- lending -----------------------------------------------------------------------------------------------
 
@@ -277,6 +276,12 @@ class KafkaChannel:
                 pause = _FIRST_PAUSE
             await member.close()
 
+    def _died(self, life: asyncio.Task[None]) -> None:
+        if not life.cancelled() and (error := life.exception()) is not None:
+            log.error("%s", error, exc_info=error)
+            self._problem = BrokerError(f"this channel of {self._topic.name!r} has failed: {error!r}")
+            self._wake()
+
     async def _follow(self, member: Member) -> None:
         """Do what the member's share says."""
         if member.lost is not None or member.share is None:
@@ -290,7 +295,7 @@ class KafkaChannel:
             stored = await self._committed(member, added)
             for number in added & member.share if member.lost is None else ():
                 progress = Progress.decode(*stored[number]) if number in stored else None
-                self._lines[number] = Line(number, progress, self.is_queue)
+                self._lines[number] = Line(self, number, progress, self.is_queue)
         self._let_go()
         self._look_anew()
 
@@ -413,10 +418,10 @@ class KafkaQueue(KafkaChannel):
         group: str,
         lease: float,
         session: float,
-        bury: Callable[[Message], object] | None,
+        dead_letters: KafkaQueue | None,
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
-        self._bury = bury
+        self._dead_letters = dead_letters
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
         entries = self._entries_of(deliveries)
@@ -454,9 +459,9 @@ class KafkaQueue(KafkaChannel):
         """
         (entry,) = self._entries_of([delivery])
         record = delivery.record
-        if self._bury is not None and entry.state is State.LENT and entry.line.has(entry):
+        if self._dead_letters is not None and entry.state is State.LENT and entry.line.has(entry):
             about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
-            await self._bury(Message(record.value, record.key, (*record.headers, *about), record.timestamp))
+            await self._dead_letters.put([Message(record.value, record.key, (*record.headers, *about), record.timestamp)])
         await self.commit([delivery])
 
     def _outgoing(self, message: Message) -> Message:

@@ -50,8 +50,8 @@ class Line:
     on_loan: how many entries are lent or being finished. leaving: it is to be given up, and lends no more.
     """
 
-    def __init__(self, number: int, stored: Progress | None, is_queue: bool) -> None:
-        self.number, self.is_queue = number, is_queue
+    def __init__(self, channel: object, number: int, stored: Progress | None, is_queue: bool) -> None:
+        self.channel, self.number, self.is_queue = channel, number, is_queue
         self.on_loan = 0
         self.leaving = False
         self._base = None if stored is None else stored.first

@@ -72,7 +72,7 @@ class Member:
         self.lost: BrokerError | None = None
         self._cluster, self._changed = cluster, changed
         number = next(_numbers)
-        self._lane, self._waiting_lane = f"member {number}", f"member {number} joining"
+        self._lane, self._waiting_lane = f"member {number}.", f"member {number}.joining"
         self._id = ""
         self._generation = -1
         self._heard: float | None = None
@@ -286,8 +286,7 @@ class Member:
             with contextlib.suppress(BrokerError, TimeoutError):  # then it is missed when its session ends
                 async with asyncio.timeout(_GOODBYE):
                     await self._ask(LeaveGroupRequest(self.group, self._id), "its members")
-        await self._cluster.drop(self._lane)
-        await self._cluster.drop(self._waiting_lane)
+        self._cluster.hang_up(self._lane)
 
     # --- asking ------------------------------------------------------------------------------------------------
 

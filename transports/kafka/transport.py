@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+import weakref
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.url import Url
 
+from .appending import Appender
+from .channel import KafkaChannel, KafkaQueue
 from .connection import Cluster, Endpoint
+from .group import TaskGroups
+from .log import KafkaLog
 from .names import check_prefix
 from .topics import OVERHEAD, Topic, Topics, broker_settings
 
@@ -53,7 +59,11 @@ class KafkaOptions(msgspec.Struct, frozen=True):
 
 
 class KafkaTransport:
-    """Satisfies Transport. Topic options are Kafka's own topic settings, by name."""
+    """Satisfies Transport, Logs and Grouped. Topic options are Kafka's own topic settings, by name.
+
+    Beside those, a queue takes "dead_letter", the name of the queue to which `reject` moves its messages (known to those
+    who declare it so), and "partitions", as many of which members can work at once.
+    """
 
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
@@ -62,6 +72,8 @@ class KafkaTransport:
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
+        self._shortest_session = 0.0
+        self._dead_letters: dict[str, str] = {}
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -71,7 +83,9 @@ class KafkaTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset()
+        return frozenset(
+            {Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
+        )
 
     @property
     def limits(self) -> Limits:
@@ -98,6 +112,10 @@ class KafkaTransport:
         except BaseException:
             await self._cluster.close()
             raise
+        self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
+        self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
+        self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
+        self._task_groups = TaskGroups(self._cluster, self._options.prefix, self._shortest_session)
         self._opened = True
         self._closing = None
 
@@ -109,6 +127,9 @@ class KafkaTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        await asyncio.gather(self._task_groups.close(), *(channel.close() for channel in list(self._channels)))
+        await self._appender.close()
+        await asyncio.gather(*(log.close() for log in list(self._logs)))
         await self._cluster.close()
 
     async def _meet(self) -> None:
@@ -120,6 +141,13 @@ class KafkaTransport:
         self._message_bytes = min(options.message_bytes or limit, limit)
         self._topics = Topics(cluster, options.prefix, options.replication, options.message_bytes, self._warnings)
         self._topics.default_replication = int(settings.get("default.replication.factor", 1))
+        shortest = int(settings.get("group.min.session.timeout.ms", 0)) / 1000
+        self._shortest_session = shortest
+        if options.lease < shortest:
+            self._warnings.append(
+                f"lease={options.lease:g} is below group.min.session.timeout.ms: a member that hangs keeps what it has "
+                f"for {shortest:g} s; lower that setting of the brokers if this is too long"
+            )
         if len(cluster.brokers) == 1:
             self._warnings.append(
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
@@ -133,16 +161,43 @@ class KafkaTransport:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
-        return [topic.info for topic in await self._topics.declare(topics)]
+        buried = {spec.name: spec.options["dead_letter"] for spec in topics if spec.queue and "dead_letter" in spec.options}
+        declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
+        self._dead_letters.update(buried)
+        return [topic.info for topic in declared[: len(topics)]]
 
     async def topics(self) -> Sequence[TopicInfo]:
         self._use()
         return await self._topics.all()
 
-    async def channel(self, topic: str, group: str) -> Channel:
+    async def channel(self, topic: str, group: str) -> KafkaChannel | KafkaQueue:
         self._use()
-        await self._topics.get(topic)
-        raise NotImplementedError
+        found = await self._topics.get(topic)
+        lease = self._options.lease
+        how = self._cluster, self.open_log(found), found, f"{found.kafka}/{group}", lease, max(lease, self._shortest_session)
+        if not found.queue:
+            channel = KafkaChannel(*how)
+        elif (name := self._dead_letters.get(topic)) is None:
+            channel = KafkaQueue(*how, None)
+        else:
+            channel = KafkaQueue(*how, await self.channel(name, ""))
+        self._channels.add(channel)
+        return channel
+
+    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+        self._use()
+        return self._task_groups.tasks(group, n, me, lease)
+
+    def holds(self, group: str, me: str) -> bool:
+        return self._opened and self._task_groups.holds(group, me)
+
+    async def log(self, topic: str) -> Log:
+        return self.open_log(await self._log_topic(topic))
+
+    def open_log(self, topic: Topic) -> KafkaLog:
+        log = KafkaLog(self._use(), self._appender, topic)
+        self._logs.add(log)
+        return log
 
     async def _log_topic(self, name: str) -> Topic:
         self._use()

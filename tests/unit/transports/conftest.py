@@ -20,6 +20,8 @@ from thalweg.transports.redis.connection import Connection
 from thalweg.transports.sqlite import SqliteOptions, SqliteTransport
 from thalweg.url import Url
 
+from .rabbit_rig import RabbitRig
+
 
 class Rig(Protocol):
     """What a contract test needs of a broker. A new transport is tested by adding its rig to `RIGS`."""
@@ -192,7 +194,7 @@ async def rig(
     request: pytest.FixtureRequest, watchdog: None, broker_missing: Callable[[str, str], NoReturn]
 ) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
-    if isinstance(rig, RedisRig):
+    if isinstance(rig, RedisRig | RabbitRig):
         await rig.check(broker_missing)
     yield rig
     await rig.close()
