@@ -418,7 +418,7 @@ class KafkaQueue(KafkaChannel):
         group: str,
         lease: float,
         session: float,
-        dead_letters: KafkaQueue | None,
+        dead_letters: KafkaChannel | None,
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
@@ -461,7 +461,9 @@ class KafkaQueue(KafkaChannel):
         record = delivery.record
         if self._dead_letters is not None and entry.state is State.LENT and entry.line.has(entry):
             about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
-            await self._dead_letters.put([Message(record.value, record.key, (*record.headers, *about), record.timestamp)])
+            await self._dead_letters.put(
+                [Message(record.value, record.key, (*record.headers, *about), record.timestamp)]
+            )
         await self.commit([delivery])
 
     def _outgoing(self, message: Message) -> Message:

@@ -261,7 +261,9 @@ class Cluster:
             return connection
         attempt = self._attempts.get(place)
         if attempt is None:
-            self._attempts[place] = attempt = asyncio.get_running_loop().create_task(self._connect(address, lane, patience))
+            self._attempts[place] = attempt = asyncio.get_running_loop().create_task(
+                self._connect(address, lane, patience)
+            )
             attempt.add_done_callback(
                 lambda done: done.cancelled() or done.exception()
             )  # who was cancelled does not ask

@@ -217,7 +217,11 @@ class Line:
             if self._stored.end <= self._next:
                 self._stored = None
             else:
-                runs.extend((max(start, self._next), stop, *rest) for start, stop, *rest in self._stored.runs if stop > self._next)
+                runs.extend(
+                    (max(start, self._next), stop, finished, attempts)
+                    for start, stop, finished, attempts in self._stored.runs
+                    if stop > self._next
+                )
                 due.update((place, when) for place, when in self._stored.due.items() if place >= self._next)
         end = runs[-1][1] if runs else self._next
         if runs and runs[-1][2:] == (False, 0):

@@ -59,7 +59,7 @@ class Member:
 
     share: what the group has given this member, None until it has joined. held: what it may be working on, as whoever
     uses it says; a number that is in `held` and no more in `share` is to be given up, by taking it out of `held` and
-    telling so by `gave_up`. Until then nobody else gets it. lost: why it is a member no more; then all may be another's.
+    telling so by `gave_up`: until then nobody else gets it. lost: why it is no member any more; all may be another's.
     changed: called when share or lost changes.
     """
 
@@ -219,7 +219,7 @@ class Member:
             round(self.session * 1000),
             round(self.session * 1000),
             self._id,
-            None,  # type: ignore[arg-type]
+            None,
             "consumer",
             [(_STRATEGY, ConsumerProtocolMemberMetadata(0, [self.topic], about).encode())],
         )
@@ -235,7 +235,7 @@ class Member:
         if answer.leader_id == answer.member_id:
             shares = self._share_out(answer.members)
         answer = await self._ask(
-            SyncGroupRequest(self.group, self._generation, self._id, None, shares),  # type: ignore[arg-type]
+            SyncGroupRequest(self.group, self._generation, self._id, None, shares),
             "its shares",
             waits=True,
         )

@@ -35,7 +35,7 @@ class Progress(msgspec.Struct, frozen=True):
     """
 
     first: Position
-    runs: Sequence[Run] = ()
+    runs: Sequence[Run] = []
     due: Mapping[Position, int] = {}
 
     @property

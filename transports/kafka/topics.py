@@ -39,7 +39,9 @@ def queue_partitions(spec: TopicSpec) -> int | None:
     if text is None:
         return None
     if not text.isdecimal() or not 0 < int(text) < 10_000:
-        raise ConfigurationError(f"queue {spec.name!r}: options={{'partitions': {text!r}}}; expected a number like '16'")
+        raise ConfigurationError(
+            f"queue {spec.name!r}: options={{'partitions': {text!r}}}; expected a number like '16'"
+        )
     return int(text)
 
 

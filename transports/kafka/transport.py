@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from thalweg.capabilities import Log
-from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
+from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.url import Url
 
@@ -61,8 +61,8 @@ class KafkaOptions(msgspec.Struct, frozen=True):
 class KafkaTransport:
     """Satisfies Transport, Logs and Grouped. Topic options are Kafka's own topic settings, by name.
 
-    Beside those, a queue takes "dead_letter", the name of the queue to which `reject` moves its messages (known to those
-    who declare it so), and "partitions", as many of which members can work at once.
+    Beside those, a queue takes "dead_letter", the name of the queue to which `reject` moves its messages (known to
+    those who declare it so), and "partitions": as many members can work at once.
     """
 
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
@@ -161,7 +161,9 @@ class KafkaTransport:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
-        buried = {spec.name: spec.options["dead_letter"] for spec in topics if spec.queue and "dead_letter" in spec.options}
+        buried = {
+            spec.name: spec.options["dead_letter"] for spec in topics if spec.queue and "dead_letter" in spec.options
+        }
         declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
         self._dead_letters.update(buried)
         return [topic.info for topic in declared[: len(topics)]]
@@ -174,7 +176,14 @@ class KafkaTransport:
         self._use()
         found = await self._topics.get(topic)
         lease = self._options.lease
-        how = self._cluster, self.open_log(found), found, f"{found.kafka}/{group}", lease, max(lease, self._shortest_session)
+        how = (
+            self._cluster,
+            self.open_log(found),
+            found,
+            f"{found.kafka}/{group}",
+            lease,
+            max(lease, self._shortest_session),
+        )
         if not found.queue:
             channel = KafkaChannel(*how)
         elif (name := self._dead_letters.get(topic)) is None:
