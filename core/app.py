@@ -176,6 +176,7 @@ class App:
         key_of: Callable[[V], str | None] | None = ...,
         timestamp_of: Callable[[V], float | datetime] | None = ...,
         options: Mapping[str, str] | None = ...,
+        declare: bool = ...,
     ) -> Topic[str, V]: ...
     @overload
     def topic(
@@ -193,6 +194,7 @@ class App:
         key_of: Callable[[V], K | None] | None = ...,
         timestamp_of: Callable[[V], float | datetime] | None = ...,
         options: Mapping[str, str] | None = ...,
+        declare: bool = ...,
     ) -> Topic[K, V]: ...
     def topic(
         self,
@@ -209,6 +211,7 @@ class App:
         key_of: Callable[[Any], Any] | None = None,
         timestamp_of: Callable[[Any], float | datetime] | None = None,
         options: Mapping[str, str] | None = None,
+        declare: bool = True,
     ) -> Topic[Any, Any]:
         """Declare a topic: a log of partitions. Declaring it again with the same types gives the same topic, with
         others is an error.
@@ -218,6 +221,8 @@ class App:
         partitions: of a topic that must be created; one that exists keeps its own, and None takes it as it is.
         start: where an agent that has no position yet begins. retention: seconds. key_of: makes `key=` unnecessary on
         sends. timestamp_of: event time, in seconds since the epoch or as datetime.
+        options: settings of the broker's own, by its names for them. declare: False where the topic is another
+        program's: it must exist (else BrokerError at the start), and is used as it is.
         """
         if start not in ("earliest", "latest") and not isinstance(start, datetime):
             raise ConfigurationError(f"topic {name!r}: start={start!r}; expected 'earliest', 'latest' or a datetime")
@@ -229,6 +234,7 @@ class App:
             compact,
             False,
             dict(options or {}),
+            declare,
         )
         begin = start.timestamp() if isinstance(start, datetime) else start
         plan = self._declare(spec, key, value, codec, partitioner, begin, key_of, timestamp_of)
@@ -244,6 +250,7 @@ class App:
         retention: float | timedelta | None = ...,
         key_of: Callable[[V], str | None] | None = ...,
         options: Mapping[str, str] | None = ...,
+        declare: bool = ...,
     ) -> Queue[str, V]: ...
     @overload
     def queue(
@@ -256,6 +263,7 @@ class App:
         retention: float | timedelta | None = ...,
         key_of: Callable[[V], K | None] | None = ...,
         options: Mapping[str, str] | None = ...,
+        declare: bool = ...,
     ) -> Queue[K, V]: ...
     def queue(
         self,
@@ -267,13 +275,14 @@ class App:
         retention: float | timedelta | None = None,
         key_of: Callable[[Any], Any] | None = None,
         options: Mapping[str, str] | None = None,
+        declare: bool = True,
     ) -> Queue[Any, Any]:
         """Declare a work queue: competing consumers, individual acknowledgement, at least once.
 
-        retention: seconds. The others as for `topic`.
+        retention: seconds. The others as for `topic`: `queue("jobs", declare=False)` is a queue that exists.
         """
         keep = None if retention is None else seconds(retention, "retention")
-        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}))
+        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare)
         return Queue(
             self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
         )

@@ -8,7 +8,7 @@ in a sentence, never downgraded in silence.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -43,9 +43,13 @@ class Bounds(msgspec.Struct, frozen=True):
 class Log(Protocol):
     """One topic as a totally ordered, durable, replayable list per partition."""
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         """Append to each partition, in order; returns where each record lies, once all are durable.
 
+        positions: False from a caller who does not ask where they lie; a driver whose broker does not tell (learning it
+        costs reading back what was written) may then answer with empty sequences.
         Atomic per call where the broker allows it. Raises `MessageTooLarge` (nothing written), `AmbiguousCommit`
         (nobody knows) or `BrokerError`.
         """
@@ -140,10 +144,27 @@ class Peers(Protocol):
 
 @runtime_checkable
 class Grouped(Protocol):
-    """Capability.GROUPED: instead of Locks and Peers, where the broker assigns (Kafka)."""
+    """Capability.GROUPED: instead of Locks and Peers, where the members of a group share tasks out (Kafka)."""
 
-    def tasks(self, group: str, n: int) -> AsyncIterator[frozenset[int]]:
-        """Join `group`, whose tasks are 0..n-1; yields what this member owns at each change."""
+    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+        """Join `group`, whose tasks are 0 to n-1, as `me` while the iterator is open; yields what this member owns.
+
+        The first set comes as soon as there is one, be it empty, the next at each change. Asking for the next says
+        that what is in the last set no more has been given up (drained, committed, released): until then no other
+        member gets it. What stays in the set is never interrupted.
+
+        A member that dies or hangs loses all within `lease` seconds (or what the broker's settings allow). One that
+        closes the iterator, or is cancelled while it waits for the next set, leaves at once. Raises `BrokerError` when
+        the membership is lost: what was owned may be another's by now.
+        """
+        ...
+
+    def holds(self, group: str, me: str) -> bool:
+        """Whether the set last yielded is certainly still this member's, by the machine's own clock.
+
+        It reads the clock at each call: a process that was stopped does not believe, in the moment it goes on, that
+        it still owns what it owned.
+        """
         ...
 
 

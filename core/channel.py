@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from .errors import BrokerError
 from .message import Delivery, Message
 
 __all__ = ["Capability", "Channel", "Limits", "TopicInfo", "TopicSpec", "Transport"]
@@ -45,6 +46,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
     retention: seconds after which records may be dropped; None keeps them for ever.
     compact: the broker may drop a record once a newer one of the same key exists.
     options: the broker's own settings, passed through by name.
+    declare: False for a topic that belongs to others: it must exist, and is neither created nor altered.
+    truncated: `Log.truncate` will be used, and must free space; without it, it may keep everything.
     """
 
     name: str
@@ -54,6 +57,16 @@ class TopicSpec(msgspec.Struct, frozen=True):
     compact: bool = False
     queue: bool = False
     options: Mapping[str, str] = {}
+    declare: bool = True
+    truncated: bool = False
+
+    def absent(self, broker: str) -> BrokerError:
+        """What a driver raises if `declare` is False and the broker (as an error names it) has no such topic."""
+        kind = "queue" if self.queue else "topic"
+        return BrokerError(
+            f"{kind} {self.name!r} is declared with declare=False, and {broker} has no such one: create it there, "
+            "or leave declare=False out, and the program creates it"
+        )
 
 
 class TopicInfo(msgspec.Struct, frozen=True):
@@ -89,7 +102,8 @@ class Channel(Protocol):
     async def commit(self, deliveries: Sequence[Delivery]) -> None:
         """These are done: they never come back. Returns when the broker has taken it. Twice is harmless.
 
-        What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `BrokerError`.
+        What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `StaleDelivery`
+        if some had gone back already, once the others are committed, and `BrokerError`.
         """
         ...
 
@@ -139,7 +153,8 @@ class Transport(Protocol):
         """Create what is missing, durable; leave what exists as it is, and report it, in the order asked.
 
         Raises `TopicMismatch` where an existing topic has another partition count than a spec that names one, or is
-        a queue where a log is wanted, or a log where a queue is.
+        a queue where a log is wanted, or a log where a queue is; and `spec.absent(…)`, creating nothing at all, where
+        one does not exist whose spec says `declare=False`.
         """
         ...
 

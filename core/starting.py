@@ -229,9 +229,10 @@ async def _declare(app: App, transport: Transport) -> None:
     else:
         internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
         for group in groups_of(app, transport).values():
-            internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions))
+            internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
-        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log) for plan in plans
+        TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log, truncated=has_log)
+        for plan in plans
     )
     await transport.declare(internal)
     if has_log:

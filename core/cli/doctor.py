@@ -47,7 +47,7 @@ _GIVES = {
     Capability.LOG: "tables, replay, keyed order",
     Capability.LOCKS: "one owner a task, leaders",
     Capability.PEERS: "work shared among workers",
-    Capability.GROUPED: "work shared by the broker",
+    Capability.GROUPED: "work shared among workers by the broker's groups, one owner a task, leaders",
     Capability.FENCING: "outputs commit with the state",
     Capability.WORK_QUEUE: "queues with leases and retries",
     Capability.PRIORITY: "send(priority=) on queues",
@@ -97,7 +97,7 @@ def _offers(app: App, transport: Transport) -> Iterator[Finding]:
     for capability in Capability:
         if capability in transport.capabilities:
             yield Finding(Verdict.OK, f"can {capability.value}", _GIVES[capability])
-        elif not (capability is Capability.GROUPED and Capability.PEERS in transport.capabilities):
+        elif capability not in _made_up_for(transport):
             yield Finding(Verdict.NOTE, f"no {capability.value}", f"not offered: {_GIVES[capability]}")
     limit = transport.limits.message_bytes
     yield Finding(Verdict.NOTE, "largest message", "no limit known" if limit is None else f"{limit:,} bytes")
@@ -105,6 +105,14 @@ def _offers(app: App, transport: Transport) -> Iterator[Finding]:
         yield Finding(Verdict.NOTE, "largest commit", f"{transport.limits.commit_messages:,} messages")
     for text in transport.warnings:
         yield Finding(Verdict.WARNING, "broker", text)
+
+
+def _made_up_for(transport: Transport) -> frozenset[Capability]:
+    """What a program does not miss here: groups are instead of locks and peers, and they instead of groups."""
+    instead = frozenset({Capability.LOCKS, Capability.PEERS})
+    if Capability.GROUPED in transport.capabilities:
+        return instead
+    return frozenset({Capability.GROUPED}) if instead <= transport.capabilities else frozenset()
 
 
 def _needs(app: App, transport: Transport) -> Iterator[Finding]:
@@ -128,7 +136,9 @@ def _topics(app: App, existing: Mapping[str, TopicInfo]) -> Iterator[Finding]:
     for plan in app.topics.values():
         spec, found = plan.spec, existing.get(plan.name)
         kind = "queue" if spec.queue else "topic"
-        if found is None:
+        if found is None and not spec.declare:
+            yield Finding(Verdict.PROBLEM, f"{kind} {plan.name}", str(spec.absent("the broker")))
+        elif found is None:
             partitions = "" if spec.queue else f" with {plan.partitions} partitions"
             yield Finding(Verdict.NOTE, f"{kind} {plan.name}", f"will be created{partitions}")
         elif found.queue != spec.queue:

@@ -17,7 +17,7 @@ from thalweg.errors import BrokerError
 from .settings import Settings
 from .task import TaskKey
 
-__all__ = ["Ownership", "share"]
+__all__ = ["RETRY", "Closings", "Ownership", "share"]
 
 log = logging.getLogger("thalweg")
 
@@ -29,6 +29,28 @@ def share(tasks: Sequence[TaskKey], members: Collection[str], me: str) -> list[T
     """The tasks of one member: every n-th, in order."""
     ranked = sorted(members)
     return [task for number, task in enumerate(tasks) if ranked[number % len(ranked)] == me] if me in members else []
+
+
+class Closings:
+    """Whoever waits may be cancelled; a task that is half closed must not be left so."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def to_its_end(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(closing, name="thalweg closing")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        await asyncio.shield(task)
+
+    async def wait(self) -> None:
+        await asyncio.gather(*self._running)
+
+    async def cancel(self) -> None:
+        running = list(self._running)
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 class Ownership:
@@ -49,7 +71,7 @@ class Ownership:
         self._open, self._close = open_task, close_task
         self._held: dict[TaskKey, Held | None] = {}
         self._watchers: set[asyncio.Task[None]] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closings = Closings()
         self._wanted: frozenset[TaskKey] = frozenset()
         self._changed = asyncio.Event()
         self.settled = asyncio.Event()
@@ -115,18 +137,11 @@ class Ownership:
         if self._held.get(key) is held:
             log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
             del self._held[key]
-            await self._to_its_end(self._close(key, False))
+            await self._closings.to_its_end(self._close(key, False))
             self._changed.set()
 
     async def _give_up(self, key: TaskKey) -> None:
-        await self._to_its_end(self._hand_over(key, self._held.pop(key)))
-
-    async def _to_its_end(self, closing: Coroutine[Any, Any, None]) -> None:
-        """Whoever waits may be cancelled; a task that is half closed must not be left so."""
-        task = asyncio.get_running_loop().create_task(closing, name="thalweg closing")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        await asyncio.shield(task)
+        await self._closings.to_its_end(self._hand_over(key, self._held.pop(key)))
 
     async def _hand_over(self, key: TaskKey, held: Held | None) -> None:
         await self._close(key, True)
@@ -145,13 +160,13 @@ class Ownership:
 
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once."""
-        await asyncio.gather(*(self._give_up(key) for key in list(self._held)), *self._closing)
+        await asyncio.gather(*(self._give_up(key) for key in list(self._held)), self._closings.wait())
         await self.abandon()
 
     async def abandon(self) -> None:
         """Hold nothing any more, and tell nobody: locks end with their leases."""
         self._held.clear()
-        left = [*self._watchers, *self._closing]
-        for one in left:
-            one.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, self._closings.cancel(), return_exceptions=True)

@@ -49,7 +49,7 @@ class _TopicSender:
             return
         self._busy = True
         try:
-            await self._log.append(records)
+            await self._log.append(records, positions=False)
         finally:
             if self._pending:
                 self._flushing = asyncio.get_running_loop().create_task(self._flush())
@@ -65,7 +65,7 @@ class _TopicSender:
                     together.setdefault(partition, []).extend(messages)
             error: BaseException | None = None
             try:
-                await self._log.append(together)
+                await self._log.append(together, positions=False)
             except BaseException as caught:
                 error = caught
             for _, sent in pending:

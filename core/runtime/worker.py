@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from thalweg.capabilities import Fencing, Log, Logs
+from thalweg.capabilities import Fencing, Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, StoreError
 from thalweg.journal.origin import HEADER_BYTES
@@ -20,6 +20,7 @@ from thalweg.store import Store, Stores
 
 from .agent_task import AgentTask
 from .committer import Committer
+from .membership import Membership
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
@@ -61,6 +62,7 @@ class Worker:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
+        self.commit_messages = transport.limits.commit_messages
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
@@ -78,14 +80,18 @@ class Worker:
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
-        keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
-        self.ownership = Ownership(
-            transport, app_id, self.me, keys, settings, open_task=self._open_task, close_task=self._close_task
-        )
+        self.ownership = self._make_ownership()
+
+    def _make_ownership(self) -> Ownership | Membership:
+        keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
+        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, self._open_task, self._close_task)
+        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
+            return Membership(transport, *how)
+        return Ownership(transport, *how)
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
-            return FencedWriter(self.transport)
+            return FencedWriter(self.transport, self.commit_messages)
         return ReadBackWriter(self._new_log)
 
     # --- start and stop ----------------------------------------------------------------------------------------
@@ -263,12 +269,12 @@ class Worker:
         return task
 
     def joins_commits(self, destination: Destination) -> bool:
-        """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
+        """Whether outputs to this destination may be part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
 
     def room(self, destination: Destination) -> int | None:
         """The largest message, in bytes, that an event may send there: an outbox adds a header of its own."""
-        if self.message_bytes is None or self.joins_commits(destination):
+        if self.message_bytes is None or (self.joins_commits(destination) and self.commit_messages is None):
             return self.message_bytes
         return self.message_bytes - HEADER_BYTES
 

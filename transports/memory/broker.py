@@ -16,6 +16,7 @@ from .locks import MemoryLock, PeerGroup
 from .partition import Partition
 from .queues import Queue
 from .session import Session
+from .tasks import TaskGroup
 
 __all__ = ["LogTopic", "MemoryBroker"]
 
@@ -58,6 +59,7 @@ class MemoryBroker:
         self._topics: dict[str, LogTopic | Queue] = {}
         self._locks: dict[str, MemoryLock] = {}
         self._peers: dict[str, PeerGroup] = {}
+        self.task_groups: dict[str, TaskGroup] = {}
         self._lock_numbers = itertools.count(1)
 
     @classmethod
@@ -96,6 +98,8 @@ class MemoryBroker:
             raise ConfigurationError(f"topic {spec.name!r}: partitions={count}; expected 1 or more")
         topic = self._topics.get(spec.name)
         if topic is None:
+            if not spec.declare:
+                raise spec.absent("this memory broker")
             return
         info = topic.info
         if info.queue != spec.queue:
@@ -148,6 +152,9 @@ class MemoryBroker:
 
     def peers(self, group: str) -> PeerGroup:
         return self._peers.setdefault(group, PeerGroup())
+
+    def task_group(self, name: str, n: int) -> TaskGroup:
+        return self.task_groups.setdefault(name, TaskGroup(name, n))
 
     # --- faults of the broker itself -----------------------------------------------------------------------
 

@@ -25,7 +25,9 @@ class MemoryLog:
         self._closed = False
         self._turn = 0
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         if self._faults.armed:
             await self._faults.before("append", self._topic.name, self._session)
         self._check()
@@ -33,12 +35,12 @@ class MemoryLog:
         prepared: list[tuple[Partition, Prepared]] = []
         for number, messages in records.items():  # all checks come first: an append is whole or not at all
             prepared.append((topic.partition(number), prepare(messages, self._limit, topic.name, clock)))
-        positions: dict[int, Sequence[Position]] = {}
+        found: dict[int, Sequence[Position]] = {}
         for partition, ready in prepared:
-            positions[partition.number] = partition.append(ready)
+            found[partition.number] = partition.append(ready)
         if self._faults.armed:
             await self._faults.after("append", self._topic.name, self._session)
-        return positions
+        return found
 
     async def read(
         self, after: Mapping[int, Position | None], limit: int, max_bytes: int, timeout: float

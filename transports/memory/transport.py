@@ -21,6 +21,7 @@ from .log import MemoryLog
 from .partition import MemoryClaim, Partition, Prepared, prepare
 from .queues import QueueChannel
 from .session import Session
+from .tasks import shares
 
 __all__ = ["MemoryOptions", "MemoryTransport"]
 
@@ -28,6 +29,7 @@ __all__ = ["MemoryOptions", "MemoryTransport"]
 class MemoryOptions(msgspec.Struct, frozen=True):
     """Query options of `memory://`. Each capability can be switched off, to run a program as on a lesser broker.
 
+    grouped: tasks are shared out by groups instead of locks and peers, as on Kafka.
     message_bytes: largest message taken. commit_messages: most messages in one fenced commit (default: any number).
     lease: seconds until what was lent comes back: counted for a queue from delivery, for a log from a member's death.
     """
@@ -38,6 +40,7 @@ class MemoryOptions(msgspec.Struct, frozen=True):
     log: bool = True
     locks: bool = True
     peers: bool = True
+    grouped: bool = False
     fencing: bool = True
     work_queue: bool = True
     priority: bool = True
@@ -50,6 +53,7 @@ class MemoryOptions(msgspec.Struct, frozen=True):
             Capability.LOG: self.log,
             Capability.LOCKS: self.locks,
             Capability.PEERS: self.peers,
+            Capability.GROUPED: self.grouped,
             Capability.FENCING: self.fencing and self.log,
             Capability.WORK_QUEUE: self.work_queue,
             Capability.PRIORITY: self.priority,
@@ -223,6 +227,13 @@ class MemoryTransport:
         finally:
             session.give_up(member)
 
+    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+        return shares(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease)
+
+    def holds(self, group: str, me: str) -> bool:
+        found = self.broker.task_groups.get(group)
+        return self.session is not None and found is not None and found.has(self.session, me)
+
     # --- as if the process or the network died -----------------------------------------------------------------
 
     def kill(self) -> None:
@@ -244,7 +255,12 @@ class MemoryTransport:
         if capability is not None and capability not in self.capabilities:
             raise MissingCapability(
                 f"{self.description} was opened without the capability {capability.value!r}; "
-                f"leave out {capability.value}=false from its URL"
+                + (
+                    f"leave out {capability}=false from"
+                    if capability is not Capability.GROUPED
+                    else "add grouped=true to"
+                )
+                + " its URL"
             )
         if self.session is None:
             raise BrokerError(f"{self.description}: the transport is not open; await open() first")

@@ -14,7 +14,8 @@ from thalweg.message import Batch, Message, Position
 from . import scripts
 from .connection import Connection
 from .waker import Waker, Watch
-from .wire import HIGH, before, decode, encode, entry_id, pack, positions
+from .wire import HIGH, before, decode, encode, entry_id, pack
+from .wire import positions as positions_of
 
 __all__ = ["RedisLog", "Topic"]
 
@@ -77,7 +78,9 @@ class RedisLog:
         self._retire_at = 0.0
         self._closed = False
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         self._check_open()
         await self._retire()
         topic, keys, arguments = self._topic, list[bytes](), list[bytes | int]()
@@ -92,7 +95,7 @@ class RedisLog:
         ids = await self._connection.write(scripts.APPEND, keys, *arguments)
         found: dict[int, Sequence[Position]] = {partition: [] for partition in records}
         for index, (partition, messages) in enumerate(written.items()):
-            found[partition] = positions(ids[2 * index], ids[2 * index + 1], len(messages))
+            found[partition] = positions_of(ids[2 * index], ids[2 * index + 1], len(messages))
         return found
 
     async def read(

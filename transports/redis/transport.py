@@ -212,6 +212,8 @@ class RedisTransport:
         for spec, text in zip(specs, found, strict=True):
             topics[spec.name] = topic = None if text is None else self._read_topic(spec.name, text)
             if topic is None:
+                if not spec.declare:
+                    raise spec.absent(f"Redis at {self._endpoint.place}")
                 continue
             kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
             if kind != wanted:

@@ -29,7 +29,9 @@ class SqliteLog:
         self._retire_at = 0.0
         self._closed = False
 
-    async def append(self, records_of: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records_of: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         self._check_open()
         topic = self._topic
         ready = {p: records.prepare(messages, self._message_bytes, topic.name) for p, messages in records_of.items()}

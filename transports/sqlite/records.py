@@ -63,6 +63,8 @@ def declare(transaction: Transaction, specs: Sequence[TopicSpec]) -> list[Topic]
 def _declare(transaction: Transaction, spec: TopicSpec) -> Topic:
     topic = find_topic(transaction, spec.name)
     if topic is None:
+        if not spec.declare:
+            raise spec.absent("the file")
         return _create(transaction, spec)
     if topic.queue != spec.queue:
         kinds = {True: "a queue", False: "a topic (a log)"}

@@ -62,6 +62,17 @@ async def test_topics_that_exist_otherwise_are_problems(shell: Shell) -> None:
     assert "2 problems" in done.stderr
 
 
+async def test_what_belongs_to_others_and_is_not_there_is_a_problem(shell: Shell) -> None:
+    program = "from thalweg import App\napp = App('x', broker='sqlite:///bank.db')\n"
+    shell.write("other.py", program + "app.topic('t', declare=False)\napp.queue('q', declare=False)\n")
+    await existing(shell.folder / "bank.db", TopicSpec("q", queue=True))
+    done = shell.run("-A", "other:app", "--json", "doctor")
+    assert done.returncode == 1
+    found = problems([json.loads(line) for line in done.stdout.splitlines()])
+    assert found.keys() == {"topic t"}
+    assert "declare=False" in found["topic t"]
+
+
 def test_what_the_broker_lacks_is_a_problem(shell: Shell) -> None:
     code, said = examine(shell, "--broker", "memory://?log=false")
     assert code == 1

@@ -43,7 +43,9 @@ class Slow:
     async def bounds(self, partition: int) -> Bounds:
         return await self._log.bounds(partition)
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         raise AssertionError("only read")
 
     async def find(self, partition: int, timestamp: int) -> Position | None:

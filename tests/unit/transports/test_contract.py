@@ -112,6 +112,17 @@ async def test_a_topic_that_exists_otherwise_is_a_mismatch_and_stays_as_it_is(ri
     assert set(await transport.topics()) == set(declared)
 
 
+@pytest.mark.parametrize("queue", [False, True])
+async def test_what_belongs_to_others_must_exist_and_is_not_created(rig, queue):
+    transport = await rig.open()
+    theirs = TopicSpec("theirs", queue=queue, declare=False)
+    with pytest.raises(BrokerError, match=r"'theirs'.*declare=False"):
+        await transport.declare([TopicSpec("ours"), theirs])
+    assert await transport.topics() == []
+    created = await transport.declare([TopicSpec("theirs", queue=queue)])
+    assert await transport.declare([theirs]) == created
+
+
 async def test_a_topic_that_was_not_declared_is_an_error(rig):
     transport = await rig.open()
     with pytest.raises(BrokerError, match="'nowhere'"):
