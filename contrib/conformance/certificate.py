@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -70,7 +70,7 @@ def to_json(certificates: Sequence[Certificate], properties: Mapping[str, Proper
     """The document that docs/conformance.md describes."""
     document = {
         "schema": SCHEMA,
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "certificates": [
             {
                 "target": certificate.target,

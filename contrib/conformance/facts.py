@@ -37,11 +37,20 @@ def versions(driver: type) -> dict[str, str]:
             needed = {_plain(re.split(r"[^\w.-]", text)[0]) for text in requires(owner) or ()}
         except PackageNotFoundError:
             continue
-        for module in {name.partition(".")[0] for name in sys.modules}:
+        for module in _used_by(driver.__module__.rpartition(".")[0] or driver.__module__):
             for home in homes.get(module, []):
                 if _plain(home) in needed - _OURS:
                     found[home] = version(home)
     return dict(sorted(found.items()))
+
+
+def _used_by(package: str) -> set[str]:
+    """Top-level modules that what is in this package comes from."""
+    modules = [vars(m) for name, m in list(sys.modules.items()) if name == package or name.startswith(package + ".")]
+    values = [value for names in modules for value in names.values()]
+    return {
+        str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).partition(".")[0] for value in values
+    }
 
 
 _OURS = {"cronsim", "msgspec", "pytest", "pytest-asyncio", "rich", "sortedcontainers", "stevedore", "typer",

@@ -11,7 +11,6 @@ from thalweg.url import Url
 
 from .certificate import Certificate, Outcome, lines_of, to_json
 from .properties import Mode, Profile
-from .puppet import Nursery
 from .rig import Rig, rig_for
 from .suite import NOTE, TRANSPORT, Settings, Suite, Target
 
@@ -64,7 +63,6 @@ class Conformance:
         certificate.note(note["property"], _outcome(report, note))
 
     def pytest_sessionfinish(self) -> None:
-        Nursery.close_all()
         file = self._config.getoption("thalweg_certificate")
         if file and not hasattr(self._config, "workerinput"):
             Path(file).write_bytes(to_json(list(self._certificates.values()), TRANSPORT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 from thalweg.capabilities import Bounds, Claim, Commit
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
@@ -27,7 +28,7 @@ __all__ = ["Nursery", "Puppet"]
 class Nursery:
     """The process that puppets of one URL are forked from; lives as long as this process does."""
 
-    _all: dict[tuple[int, str], Nursery] = {}
+    _all: ClassVar[dict[tuple[int, str], Nursery]] = {}
 
     def __init__(self, url: str) -> None:
         self._control, theirs = socket.socketpair()
@@ -42,6 +43,7 @@ class Nursery:
     def of(cls, url: str) -> Nursery:
         key = (os.getpid(), url)
         if key not in cls._all:
+            atexit.register(cls.close_all)
             cls._all[key] = Nursery(url)
         return cls._all[key]
 
@@ -181,6 +183,12 @@ class Puppet:
         async for owned in self._iterate(await self.call(0, "tasks", group, n, me, lease)):
             yield owned
 
+    def holds(self, group: str, me: str) -> bool:
+        raise NotImplementedError("an answer needs a moment to come from another process; await still_holds()")
+
+    async def still_holds(self, group: str, me: str) -> bool:
+        return bool(await self.call(0, "holds", group, me))
+
     async def _iterate(self, remote: Remote) -> AsyncGenerator[Any, None]:
         try:
             while True:
@@ -225,9 +233,11 @@ class PuppetLog:
     def __init__(self, puppet: Puppet, remote: Remote) -> None:
         self._puppet, self._number = puppet, remote.number
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
-        positions: Mapping[int, Sequence[Position]] = await self._puppet.call(self._number, "append", records)
-        return positions
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
+        found: Mapping[int, Sequence[Position]] = await self._puppet.call(self._number, "append", records, positions)
+        return found
 
     async def read(
         self, after: Mapping[int, Position | None], limit: int, max_bytes: int, timeout: float

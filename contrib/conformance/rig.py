@@ -1,4 +1,4 @@
-"""What a property needs of the world around a transport: open it, here or in another process, crash it, let time pass."""
+"""What a property needs of the world around a transport: to open it, here or elsewhere, crash it, let time pass."""
 
 from __future__ import annotations
 

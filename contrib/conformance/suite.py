@@ -1,9 +1,8 @@
-"""Properties as pytest items: each runs in an event loop of its own, and notes in its report what a certificate needs."""
+"""Properties as pytest items: each runs in an event loop of its own, and notes what a certificate needs."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,10 +32,8 @@ class Settings:
         chosen = config.getoption("thalweg_profile")
         self.profiles = frozenset(Profile(name) for name in chosen.split(",")) if chosen else frozenset(Profile)
         self.patience: float | None = config.getoption("thalweg_patience")
-        self.waivers: Mapping[str, str] = dict(
-            (name.strip(), reason.strip())
-            for name, _, reason in (text.partition(":") for text in config.getoption("thalweg_waive"))
-        )
+        waivers = [text.partition(":") for text in config.getoption("thalweg_waive")]
+        self.waivers: Mapping[str, str] = {name.strip(): reason.strip() for name, _, reason in waivers}
 
     @property
     def mode(self) -> Mode:
@@ -69,7 +66,11 @@ class Suite(pytest.Collector):
             if prop.profile in settings.profiles and prop.modes & settings.modes:
                 for case in prop.cases:
                     yield Case.from_parent(
-                        self, name=f"{prop.name}[{case}]" if case else prop.name, prop=prop, case=case, settings=settings
+                        self,
+                        name=f"{prop.name}[{case}]" if case else prop.name,
+                        prop=prop,
+                        case=case,
+                        settings=settings,
                     )
 
 

@@ -1,4 +1,4 @@
-"""One run of one property: names of its own, transports that are closed afterwards, and ways to wait for what must come.
+"""One run of one property: names of its own, transports that are closed in the end, ways to wait for what must come.
 
 Brokers deliver when they see fit: a `get` that comes back empty proves nothing. What must come is awaited until the
 rig's patience ends; what must not come is proved by a sentinel that was sent after it and overtook it.
@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mappi
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
+import msgspec
 from thalweg.capabilities import Fencing, Grouped, Locks, Log, Logs, Peers, WorkQueue
 from thalweg.channel import Channel, TopicInfo, TopicSpec, Transport
 from thalweg.errors import ThalwegError
@@ -66,15 +67,7 @@ class Trial:
         return await transport.declare(named)
 
     def spec(self, spec: TopicSpec) -> TopicSpec:
-        return TopicSpec(
-            self.name(spec.name),
-            spec.partitions,
-            spec.default_partitions,
-            spec.retention,
-            spec.compact,
-            spec.queue,
-            spec.options,
-        )
+        return msgspec.structs.replace(spec, name=self.name(spec.name))
 
     async def log(self, partitions: int = 1, name: str = "t") -> tuple[Transport, Log]:
         transport = await self.open()

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+pytest.register_assert_rewrite("thalweg.contrib.conformance")
+
 _ASKED = ("thalweg_transport", "thalweg_store", "thalweg_certificate")
 
 
 class Hooks:
     @pytest.hookspec(firstresult=True)
-    def pytest_thalweg_rig(self, url: str, config: pytest.Config) -> Rig | None:  # type: ignore[empty-body]
+    def pytest_thalweg_rig(self, url: str, config: pytest.Config) -> Rig | None:
         """The rig (`thalweg.contrib.conformance.Rig`) for this URL of `--thalweg-transport`; None: the usual one.
 
         Called anew for each property.
@@ -55,7 +57,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.thalweg_seed is None:
         config.option.thalweg_seed = random.SystemRandom().randrange(1_000_000)
     if any(config.getoption(name) for name in _ASKED):
-        pytest.register_assert_rewrite("thalweg.contrib.conformance")
         from thalweg.contrib.conformance.plugin import Conformance
 
         config.pluginmanager.register(Conformance(config), "thalweg-conformance")

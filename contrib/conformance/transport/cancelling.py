@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from thalweg.channel import Channel, TopicSpec
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import Trial, numbered, values
 from thalweg.message import Message
 
-from ..properties import Profile, prop
-from ..trial import Trial, numbered, values
 from .messages import TOPICS
 
 

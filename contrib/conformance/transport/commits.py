@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from thalweg.channel import TopicSpec
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import Trial, numbered, values
 from thalweg.errors import BrokerError
 
-from ..properties import Profile, prop
-from ..trial import Trial, numbered, values
 from .messages import TOPICS
 
 

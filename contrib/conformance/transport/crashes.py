@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from thalweg.channel import TopicSpec
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import Trial, numbered, values
 
-from ..properties import Profile, prop
-from ..trial import Trial, numbered, values
 from .messages import TOPICS
 
 

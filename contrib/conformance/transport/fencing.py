@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from thalweg.capabilities import Commit, Fencing, Log
 from thalweg.channel import Capability, TopicSpec, Transport
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import LONG, Trial, fences, numbered, values
 from thalweg.errors import BrokerError, Fenced, MessageTooLarge
 from thalweg.message import Message
 
-from ..properties import Profile, prop
-from ..trial import LONG, Trial, fences, numbered, values
 from .messages import QUEUE
 
 JOURNAL, OUT = TopicSpec("j", partitions=2), TopicSpec("out", partitions=2)
@@ -37,9 +37,7 @@ async def rivals(trial: Trial, elsewhere: bool = False) -> Rivals:
     """elsewhere: the first may be crashed and stopped."""
     transports = [await trial.open_elsewhere() if elsewhere else await trial.open(), await trial.open()]
     await trial.declare(transports[1], JOURNAL, OUT, QUEUE)
-    return Rivals(
-        trial, transports, await trial.reader(transports[1], "j"), await trial.reader(transports[1], "out")
-    )
+    return Rivals(trial, transports, await trial.reader(transports[1], "j"), await trial.reader(transports[1], "out"))
 
 
 @prop(Profile.FENCED, Capability.FENCING)

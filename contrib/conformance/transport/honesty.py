@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 import pytest
 from thalweg.capabilities import Fencing, Grouped, Locks, Logs, Peers, WorkQueue
 from thalweg.channel import Capability, TopicSpec, Transport
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import Trial, numbered
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, QueueMessage
 
-from ..properties import Profile, prop
-from ..trial import Trial, numbered
 from .messages import LOG, QUEUE
 
 __all__ = ["refuses"]
@@ -89,7 +89,7 @@ async def _grouped(trial: Trial, transport: Transport) -> None:
     if isinstance(transport, Grouped):
 
         async def join() -> None:
-            await anext(aiter(transport.tasks(trial.name("g"), 1)))
+            await anext(transport.tasks(trial.name("g"), 1, "me", trial.rig.lease))
 
         await _raises(join(), "tasks")
 

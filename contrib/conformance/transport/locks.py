@@ -6,10 +6,9 @@ import asyncio
 
 from thalweg.capabilities import Held
 from thalweg.channel import Capability, Transport
-
-from ..properties import Profile, prop
-from ..puppet import PuppetHeld
-from ..trial import Trial, locks
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.puppet import PuppetHeld
+from thalweg.contrib.conformance.trial import Trial, locks
 
 
 async def take(trial: Trial, transport: Transport, name: str = "x") -> Held | None:

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from thalweg.capabilities import Bounds, Log
 from thalweg.channel import Capability, TopicSpec
+from thalweg.contrib.conformance.properties import Profile, cases, prop
+from thalweg.contrib.conformance.trial import LONG, Trial, numbered, values
 from thalweg.errors import BrokerError, Gap, MessageTooLarge
 from thalweg.message import Message
 
-from ..properties import Profile, cases, prop
-from ..trial import LONG, Trial, logs, numbered, values
 from .messages import BIG, ODD
 
 # --- data --------------------------------------------------------------------------------------------------
@@ -299,9 +299,14 @@ async def truncate_twice_or_below_the_start_is_harmless(trial: Trial) -> None:
 @prop(
     Profile.REPLAY,
     Capability.LOG,
-    cases={f"from {time}": (time, n) for time, n in [(1, 0), (1000, 0), (1001, 1), (2000, 1), (3000, 1), (3001, 4), (4000, 4), (4001, 5)]},
+    cases={
+        f"from {time}": (time, n)
+        for time, n in [(1, 0), (1000, 0), (1001, 1), (2000, 1), (3000, 1), (3001, 4), (4000, 4), (4001, 5)]
+    },
 )
-async def find_leads_to_the_earliest_record_of_a_time_even_if_times_go_back(trial: Trial, timestamp: int, follows: int) -> None:
+async def find_leads_to_the_earliest_record_of_a_time_even_if_times_go_back(
+    trial: Trial, timestamp: int, follows: int
+) -> None:
     _, log = await trial.log()
     times = [1000, 3000, 2000, 3000, 4000]
     await log.append({0: [Message(b"%d" % n, timestamp=time) for n, time in enumerate(times)]})
@@ -315,5 +320,3 @@ async def find_leads_to_the_earliest_record_of_a_time_even_if_times_go_back(tria
 async def find_in_an_empty_partition_means_from_the_beginning(trial: Trial) -> None:
     _, log = await trial.log()
     assert await log.find(0, 1000) is None
-
-

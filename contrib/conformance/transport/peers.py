@@ -6,10 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from thalweg.channel import Capability, Transport
+from thalweg.contrib.conformance.properties import Profile, prop
+from thalweg.contrib.conformance.trial import Trial, peers
 from thalweg.errors import BrokerError
-
-from ..properties import Profile, prop
-from ..trial import Trial, peers
 
 
 def join(trial: Trial, transport: Transport, me: str) -> AsyncGenerator[frozenset[str], None]:
@@ -41,10 +40,10 @@ async def groups_of_members_are_separate(trial: Trial) -> None:
     async with (
         aclosing(peers(a).peers(trial.name("one"), "a", trial.rig.lease)) as one,
         aclosing(peers(b).peers(trial.name("other"), "b", trial.rig.lease)) as other,
+        trial.patience("the members of a new group"),
     ):
-        async with trial.patience("the members of a new group"):
-            assert await anext(one) == {"a"}
-            assert await anext(other) == {"b"}
+        assert await anext(one) == {"a"}
+        assert await anext(other) == {"b"}
 
 
 @prop(Profile.PEERS, Capability.PEERS)

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from thalweg.channel import Capability, TopicInfo, TopicSpec, Transport
+from thalweg.contrib.conformance.properties import Profile, cases, prop
+from thalweg.contrib.conformance.trial import Trial, logs, numbered, values
 from thalweg.errors import BrokerError, TopicMismatch
 
-from ..properties import Profile, cases, prop
-from ..trial import Trial, logs, numbered, values
 from .messages import QUEUE, TOPICS
 
 NAMES = {
@@ -84,6 +84,18 @@ async def a_topic_of_the_other_kind_is_a_mismatch_and_stays_as_it_is(trial: Tria
     with pytest.raises(TopicMismatch, match=spec.name):
         await trial.declare(transport, spec)
     assert set(await transport.topics()) >= set(declared)
+
+
+@prop(Profile.CORE, cases=TOPICS)
+async def what_belongs_to_others_must_exist_and_is_not_created(trial: Trial, topic: TopicSpec) -> None:
+    transport = await trial.open()
+    theirs = TopicSpec("theirs", queue=topic.queue, declare=False)
+    with pytest.raises(BrokerError, match=f"{trial.name('theirs')}.*declare=False"):
+        await trial.declare(transport, TopicSpec("ours"), theirs)
+    names = {info.name for info in await transport.topics()}
+    assert not names & {trial.name("ours"), trial.name("theirs")}
+    created = await trial.declare(transport, TopicSpec("theirs", queue=topic.queue))
+    assert list(await trial.declare(transport, theirs)) == list(created)
 
 
 @prop(Profile.REPLAY, Capability.LOG)
