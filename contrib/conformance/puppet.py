@@ -80,7 +80,7 @@ class Puppet:
         self._pid, self._writer = pid, writer
         self._calls = count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._dead = ""
+        self._dead, self._hangs = "", False
         self._listening = asyncio.create_task(self._listen(reader))
         self.capabilities: frozenset[Capability] = frozenset()
         self.limits = Limits()
@@ -95,17 +95,19 @@ class Puppet:
             self._writer.close()
 
     def hang(self) -> None:
+        self._hangs = True
         os.kill(self._pid, signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._hangs = False
         os.kill(self._pid, signal.SIGCONT)
 
     async def close(self) -> None:
         """Close the transport and end its process."""
-        if not self._dead:
+        if not self._dead and not self._hangs:
             with contextlib.suppress(BrokerError):
                 await self.call(0, "close")
-            self.crash()
+        self.crash()
         with contextlib.suppress(asyncio.CancelledError):
             await self._listening
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Sequence
 
+import pytest
 from missing import missing
 from thalweg.contrib.conformance import Rig, transport
 from thalweg.errors import BrokerError
@@ -61,5 +62,7 @@ async def delete_all(transport: RabbitTransport) -> None:
             await connection.ask(channel.exchange_delete(name))
     await connection.close()
 
+
+pytestmark = pytest.mark.skip("the driver has no topics yet")
 
 rabbitmq = transport("amqp://", RabbitRig)
