@@ -83,8 +83,8 @@ class Rig:
         """The URL by which a client reaches the broker through a proxy that listens at this address."""
         raise Unavailable("this rig cannot put a proxy before its broker (Rig.through)")
 
-    async def clean(self, topics: Sequence[str]) -> None:
-        """Called after each property with the names of what it declared; may delete them from the broker."""
+    async def clean(self, names: Sequence[str]) -> None:
+        """Called after each property with the names it used, of topics, groups and locks; may delete them."""
 
     async def close(self) -> None:
         """Called after each property, last."""

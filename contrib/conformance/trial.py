@@ -41,13 +41,15 @@ class Trial:
         self._suffix = secrets.token_hex(5)
         self._open: list[Transport] = []
         self._tasks: list[asyncio.Task[Any]] = []
-        self._declared: list[str] = []
+        self._names: dict[str, None] = {}
 
     # --- opening -------------------------------------------------------------------------------------------
 
     def name(self, name: str) -> str:
         """A name that nothing else on the broker has."""
-        return f"{name}-{self._suffix}"
+        unique = f"{name}-{self._suffix}"
+        self._names[unique] = None
+        return unique
 
     async def open(self) -> Transport:
         return self._kept(await self.rig.open())
@@ -63,7 +65,6 @@ class Trial:
     async def declare(self, transport: Transport, *specs: TopicSpec) -> Sequence[TopicInfo]:
         """Each under its name in this trial; the answer names them as they are on the broker."""
         named = [self.spec(spec) for spec in specs]
-        self._declared += [spec.name for spec in named]
         return await transport.declare(named)
 
     def spec(self, spec: TopicSpec) -> TopicSpec:
@@ -241,7 +242,7 @@ class Trial:
             with suppress(ThalwegError):
                 await transport.close()
         try:
-            await self.rig.clean(self._declared)
+            await self.rig.clean(list(self._names))
         finally:
             await self.rig.close()
 

@@ -32,19 +32,19 @@ class RabbitRig(Rig):
         except BrokerError as error:
             missing("rabbitmq", str(error))
 
-    async def clean(self, topics: Sequence[str]) -> None:
+    async def clean(self, names: Sequence[str]) -> None:
         last = RabbitTransport.from_url(Url(self.url))
         await last.open()
-        await delete_all(last)
+        await delete_all(last, names)
         await last.close()
 
 
-async def delete_all(transport: RabbitTransport) -> None:
+async def delete_all(transport: RabbitTransport, used: Sequence[str]) -> None:
     """What the transport's prefix names. AMQP cannot list it, but the registry knows."""
     names, registry = transport._names, transport._registry
     await registry.sync()
-    queues = [names.own("topics")]
-    exchanges = [names.own("delayed")]
+    queues = [names.own("topics"), names.own("numbers"), *(names.own("members", name) for name in used)]
+    exchanges = [names.own("delayed"), names.own("members")]
     for topic in registry.topics.values():
         base = names.topic(topic.name)
         exchanges.append(base)

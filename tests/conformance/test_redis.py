@@ -30,7 +30,7 @@ class RedisRig(Rig):
         except BrokerError as error:
             missing("redis", str(error))
 
-    async def clean(self, topics: Sequence[str]) -> None:
+    async def clean(self, names: Sequence[str]) -> None:
         connection = Connection(RedisTransport.from_url(Url(self.url))._endpoint)
         cursor: bytes = b"0"
         while True:

@@ -186,13 +186,18 @@ class Cluster:
 
     async def leader(self, topic: str, partition: int) -> int:
         """The broker that leads a partition. Raises Unreachable while none does."""
-        node = self._leaders.get((topic, partition), -1)
-        if node not in self.brokers:
+        node = self.known_leader(topic, partition)
+        if node is None:
             await self.metadata([topic])
-            node = self._leaders.get((topic, partition), -1)
-        if node not in self.brokers:
+            node = self.known_leader(topic, partition)
+        if node is None:
             raise Unreachable(self.endpoint.explain(f"topic {topic!r} partition {partition} has no leader now"))
         return node
+
+    def known_leader(self, topic: str, partition: int) -> int | None:
+        """As the metadata last said; None: it must be asked."""
+        node = self._leaders.get((topic, partition), -1)
+        return node if node in self.brokers else None
 
     def forget_leaders(self, topics: Iterable[str]) -> None:
         """Ask again before they are used."""
@@ -217,6 +222,14 @@ class Cluster:
 
     def forget_coordinator(self, kind: int, key: str) -> None:
         self._coordinators.pop((kind, key), None)
+
+    def hang_up(self, lane: str) -> None:
+        """Close the connections whose lane begins so."""
+        for place in [place for place in self._connections if place[1].startswith(lane)]:
+            self._connections.pop(place).close(reason=CloseReason.SHUTDOWN)
+        for place, attempt in self._attempts.items():
+            if place[1].startswith(lane):
+                attempt.cancel()
 
     async def _ask(self, address: Address, request: Any, lane: str) -> Answer:
         connection = await self._connection(address, lane)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import weakref
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.url import Url
 
+from .appending import Appender
 from .connection import Cluster, Endpoint
+from .log import KafkaLog
 from .names import check_prefix
 from .topics import OVERHEAD, Topic, Topics, broker_settings
 
@@ -53,7 +57,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
 
 
 class KafkaTransport:
-    """Satisfies Transport. Topic options are Kafka's own topic settings, by name."""
+    """Satisfies Transport and Logs. Topic options are Kafka's own topic settings, by name."""
 
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
@@ -71,7 +75,7 @@ class KafkaTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset()
+        return frozenset({Capability.LOG})
 
     @property
     def limits(self) -> Limits:
@@ -98,6 +102,8 @@ class KafkaTransport:
         except BaseException:
             await self._cluster.close()
             raise
+        self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
+        self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
         self._opened = True
         self._closing = None
 
@@ -109,6 +115,8 @@ class KafkaTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        await self._appender.close()
+        await asyncio.gather(*(log.close() for log in list(self._logs)))
         await self._cluster.close()
 
     async def _meet(self) -> None:
@@ -143,6 +151,14 @@ class KafkaTransport:
         self._use()
         await self._topics.get(topic)
         raise NotImplementedError
+
+    async def log(self, topic: str) -> Log:
+        return self.open_log(await self._log_topic(topic))
+
+    def open_log(self, topic: Topic) -> KafkaLog:
+        log = KafkaLog(self._use(), self._appender, topic)
+        self._logs.add(log)
+        return log
 
     async def _log_topic(self, name: str) -> Topic:
         self._use()
