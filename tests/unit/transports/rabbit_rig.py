@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ class RabbitRig:
         own = f"prefix={prefix}&message_bytes={self.message_bytes}&lease={self.lease}&heartbeat=20{options}"
         self._url = Url(f"{SERVER}{'&' if '?' in SERVER else '?'}{own}")
         self._transports: list[RabbitTransport] = []
+        self._closing = threading.Event()
 
     async def check(self, missing: Callable[[str, str], NoReturn]) -> None:
         try:
@@ -41,16 +43,18 @@ class RabbitRig:
         return transport
 
     async def crash(self, transport: Transport) -> None:
-        """Its connections are gone, and it makes no others."""
+        """Its connections are gone; its locks and memberships are as those of a process that was stopped."""
         assert isinstance(transport, RabbitTransport)
-        for connection in (transport._connection, transport._reading):
-            connection._open = False
-            connection.drop()
+        await cut(transport._connection)
+        await cut(transport._reading)
+        if transport._keeping is not None:
+            transport._keeping[0]._loop.call_soon_threadsafe(self._closing.wait)
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
+        self._closing.set()
         for transport in self._transports:
             await transport.close()
         last = await self.open()
@@ -58,17 +62,23 @@ class RabbitRig:
         await last.close()
 
 
+async def cut(connection: Connection) -> None:
+    connection._open = False
+    connection.drop()
+
+
 async def delete_all(transport: RabbitTransport) -> None:
     """What the transport's prefix names. AMQP cannot list it, but the registry knows."""
     names, registry = transport._names, transport._registry
     await registry.sync()
-    queues = [names.own("topics")]
-    exchanges = [names.own("delayed")]
+    queues = [names.own("topics"), names.own("numbers")]
+    exchanges = [names.own("delayed"), names.own("members")]
     for topic in registry.topics.values():
         base = names.topic(topic.name)
         exchanges.append(base)
         queues += [base, *(names.topic(topic.name, group) for group in registry._groups.get(topic.name, [])[1:])]
         queues += [names.topic(topic.name, number) for number in range(topic.partitions)]
+    queues += [names.own("members", group) for group in ("g", "h")]
     for digit in range(28):
         queues.append(names.own("delay", digit))
         exchanges.append(names.own("delay", digit))
