@@ -137,6 +137,13 @@ class Topics:
             self._known[name] = topic
         return topic
 
+    async def log(self, name: str) -> Topic:
+        """Raises BrokerError if it does not exist, or is a queue."""
+        topic = await self.get(name)
+        if topic.queue:
+            raise BrokerError(f"{name!r} is a queue: it is no log, and is written by its channels' put")
+        return topic
+
     async def _look(self, names: Sequence[str]) -> dict[str, Topic]:
         """Those that exist, with their settings."""
         places = {kafka_name(self._prefix, name, queue): (name, queue) for name in names for queue in (False, True)}

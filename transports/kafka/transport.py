@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
-from thalweg.capabilities import Log
+from thalweg.capabilities import Claim, Commit, Log
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
+from thalweg.message import Message, Position
 from thalweg.url import Url
 
 from .appending import Appender
 from .channel import KafkaChannel, KafkaQueue
 from .connection import Cluster, Endpoint
+from .fencing import Fencer
 from .group import TaskGroups
 from .log import KafkaLog
 from .names import check_prefix
 from .topics import OVERHEAD, Topic, Topics, broker_settings
 
 __all__ = ["KafkaOptions", "KafkaTransport"]
+
+
+_TRANSACTION_TIMEOUT = 10.0
+"""Seconds after which the broker aborts what a process that died left open: until then nobody reads past it."""
 
 
 class KafkaOptions(msgspec.Struct, frozen=True):
@@ -58,11 +64,15 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     tls_verify: bool = True
 
 
-class KafkaTransport:
-    """Satisfies Transport, Logs and Grouped. Topic options are Kafka's own topic settings, by name.
+_OFFERED = frozenset({Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY})
 
-    Beside those, a queue takes "dead_letter", the name of the queue to which `reject` moves its messages (known to
-    those who declare it so), and "partitions": as many members can work at once.
+
+class KafkaTransport:
+    """Satisfies Transport, Logs, Grouped and, unless the cluster denies transactions, Fencing.
+
+    Topic options are Kafka's own topic settings, by name. Beside those, a queue takes "dead_letter", the name of the
+    queue to which `reject` moves its messages (known to those who declare it so), and "partitions": as many members can
+    work at once.
     """
 
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
@@ -72,7 +82,7 @@ class KafkaTransport:
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
-        self._shortest_session = 0.0
+        self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
@@ -83,9 +93,7 @@ class KafkaTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset(
-            {Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
-        )
+        return self._capabilities
 
     @property
     def limits(self) -> Limits:
@@ -105,6 +113,9 @@ class KafkaTransport:
         if self._closing is not None:
             await asyncio.wait([self._closing])
         self._cluster = Cluster(self._endpoint)
+        self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
+        self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
+        self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
         self._warnings = []
         try:
             await self._cluster.open()
@@ -112,9 +123,6 @@ class KafkaTransport:
         except BaseException:
             await self._cluster.close()
             raise
-        self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
-        self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
-        self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
         self._task_groups = TaskGroups(self._cluster, self._options.prefix, self._shortest_session)
         self._opened = True
         self._closing = None
@@ -128,6 +136,8 @@ class KafkaTransport:
 
     async def _close(self) -> None:
         await asyncio.gather(self._task_groups.close(), *(channel.close() for channel in list(self._channels)))
+        if self._fencer is not None:
+            await self._fencer.close()
         await self._appender.close()
         await asyncio.gather(*(log.close() for log in list(self._logs)))
         await self._cluster.close()
@@ -141,12 +151,13 @@ class KafkaTransport:
         self._message_bytes = min(options.message_bytes or limit, limit)
         self._topics = Topics(cluster, options.prefix, options.replication, options.message_bytes, self._warnings)
         self._topics.default_replication = int(settings.get("default.replication.factor", 1))
-        shortest = int(settings.get("group.min.session.timeout.ms", 0)) / 1000
-        self._shortest_session = shortest
-        if options.lease < shortest:
+        await self._meet_transactions(settings)
+        self._capabilities = _OFFERED | ({Capability.FENCING} if self._fencer else set())
+        self._shortest_session = int(settings.get("group.min.session.timeout.ms", 0)) / 1000
+        if options.lease < self._shortest_session:
             self._warnings.append(
                 f"lease={options.lease:g} is below group.min.session.timeout.ms: a member that hangs keeps what it has "
-                f"for {shortest:g} s; lower that setting of the brokers if this is too long"
+                f"for {self._shortest_session:g} s; lower that setting of the brokers if this is too long"
             )
         if len(cluster.brokers) == 1:
             self._warnings.append(
@@ -159,6 +170,25 @@ class KafkaTransport:
                 "the leader, and they are lost; set it to false"
             )
 
+    async def _meet_transactions(self, settings: Mapping[str, str]) -> None:
+        options = self._options
+        self._fencer: Fencer | None = None
+        if not options.fencing:
+            return
+        most = int(settings.get("transaction.max.timeout.ms", 900_000)) / 1000
+        timeout = min(_TRANSACTION_TIMEOUT, most)
+        fencer = Fencer(self._cluster, self._topics, options.prefix, options.compression, timeout)
+        try:
+            await fencer.begin(options.timeout / 2)
+        except BrokerError as error:
+            self._warnings.append(
+                f"no transactions, so journals are read back and outputs go through an outbox: {error}; they need the "
+                f"right to write as a transactional id that begins with {options.prefix + 'thalweg-'!r}, and as many "
+                "brokers as transaction.state.log.replication.factor says"
+            )
+        else:
+            self._fencer = fencer
+
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
         buried = {
@@ -168,28 +198,28 @@ class KafkaTransport:
         self._dead_letters.update(buried)
         return [topic.info for topic in declared[: len(topics)]]
 
+    async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
+        fencer = self._use_fencer()
+        return await fencer.claim(await self._topics.log(topic), partition, marker)
+
+    async def commit(self, commits: Mapping[Claim, Commit]) -> Mapping[Claim, Sequence[Position]]:
+        return await self._use_fencer().commit(commits)
+
     async def topics(self) -> Sequence[TopicInfo]:
         self._use()
         return await self._topics.all()
 
-    async def channel(self, topic: str, group: str) -> KafkaChannel | KafkaQueue:
+    async def channel(self, topic: str, group: str) -> KafkaChannel:
         self._use()
         found = await self._topics.get(topic)
         lease = self._options.lease
-        how = (
-            self._cluster,
-            self.open_log(found),
-            found,
-            f"{found.kafka}/{group}",
-            lease,
-            max(lease, self._shortest_session),
-        )
+        session = max(lease, self._shortest_session)
+        how = self._cluster, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
         if not found.queue:
             channel = KafkaChannel(*how)
-        elif (name := self._dead_letters.get(topic)) is None:
-            channel = KafkaQueue(*how, None)
         else:
-            channel = KafkaQueue(*how, await self.channel(name, ""))
+            dead_letters = self._dead_letters.get(topic)
+            channel = KafkaQueue(*how, None if dead_letters is None else await self.channel(dead_letters, ""))
         self._channels.add(channel)
         return channel
 
@@ -201,19 +231,19 @@ class KafkaTransport:
         return self._opened and self._task_groups.holds(group, me)
 
     async def log(self, topic: str) -> Log:
-        return self.open_log(await self._log_topic(topic))
+        self._use()
+        return self.open_log(await self._topics.log(topic))
 
     def open_log(self, topic: Topic) -> KafkaLog:
         log = KafkaLog(self._use(), self._appender, topic)
         self._logs.add(log)
         return log
 
-    async def _log_topic(self, name: str) -> Topic:
+    def _use_fencer(self) -> Fencer:
         self._use()
-        topic = await self._topics.get(name)
-        if topic.queue:
-            raise BrokerError(f"{name!r} is a queue: it is no log, and is written by its channels' put")
-        return topic
+        if self._fencer is None:
+            raise MissingCapability(f"{self.description} offers no fencing here: see the warnings, or ?fencing=")
+        return self._fencer
 
     def _use(self) -> Cluster:
         if not self._opened:

@@ -1,4 +1,4 @@
-"""One partition of a group: whatever is lent, finished, retried and taken over, nothing is lost and nothing comes back."""
+"""One partition of a group: whatever is lent, finished, retried and taken over, nothing is lost or comes back."""
 
 from __future__ import annotations
 
