@@ -130,6 +130,6 @@ def _calls(commits: Mapping[JournalKey, Commit], most: int) -> Iterator[Mapping[
         ahead = max(0, len(commit.records) + outputs - most)
         for start in range(0, ahead, most):
             yield {journal: Commit(commit.records[start : min(start + most, ahead)])}
-        call[journal] = Commit(commit.records[ahead:], commit.outputs) if ahead else commit
+        call[journal] = Commit(commit.records[ahead:], commit.outputs, commit.release) if ahead else commit
         size += len(commit.records) - ahead + outputs
     yield call

@@ -557,7 +557,9 @@ class Task:
 
     def release(self) -> Cut:
         """The last commit: says that this owner left in good order."""
-        return self._build({}, {}, [], {}, {}, [Release(b"", 0)])
+        cut = self._build({}, {}, [], {}, {}, [Release(b"", 0)])
+        cut.commit.release = True
+        return cut
 
     def close(self) -> None:
         self._closing = True

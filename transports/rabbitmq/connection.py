@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import aiormq
 import msgspec
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.connection import TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -35,7 +36,7 @@ from yarl import URL
 
 from .wire import Properties
 
-__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish"]
+__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish", "ignore_failure"]
 
 T = TypeVar("T")
 
@@ -91,6 +92,22 @@ class Endpoint(msgspec.Struct, frozen=True):
         return BrokerError(message)
 
 
+class _Socket(TransportFactory):
+    """Makes the socket, and can tear it down: aiormq itself says goodbye, which a server that hangs does not answer."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
+        return reader, self._writer
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
 class Connection:
     """Calls may overlap; a cancelled one disturbs none. purpose: shown in the server's list of connections."""
 
@@ -102,6 +119,7 @@ class Connection:
         self._publisher: aiormq.Channel | None = None
         self._making_publisher = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
+        self._socket: _Socket | None = None
         self._pause = 0.0
         self._failed_at = 0.0
         self._open = True
@@ -164,9 +182,9 @@ class Connection:
 
     def drop(self) -> None:
         """Give the present connection up: it does not answer."""
-        link, self._link, self._publisher = self._link, None, None
-        if link is not None:
-            self._later(link.close(ConnectionError("no answer")))
+        self._link = self._publisher = None
+        if self._socket is not None:
+            self._socket.abort()
 
     async def close(self) -> None:
         self._open = False
@@ -218,7 +236,8 @@ class Connection:
             path="/",
             query={"heartbeat": str(endpoint.heartbeat), "name": f"thalweg {self._purpose}"},
         )
-        link = aiormq.Connection(url, context=endpoint.tls)
+        self._socket = _Socket(endpoint.tls)
+        link = aiormq.Connection(url, transport_factory=self._socket)
         link.vhost = endpoint.vhost
         return link
 
@@ -280,11 +299,6 @@ class Connection:
         error = self.endpoint.explain(problems[0], f"writing to {what}: ")
         return AmbiguousCommit(f"{error} (whether it was written is unknown)")
 
-    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(_quietly(work))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
 
 async def finish(
     work: Coroutine[Any, Any, T],
@@ -299,7 +313,7 @@ async def finish(
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        task.add_done_callback(_ignore_failure)
+        task.add_done_callback(ignore_failure)
         if undo is not None:
             later = loop.create_task(_after(task, undo))
             background.add(later)
@@ -329,13 +343,7 @@ async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, 
         await undo(task.result())
 
 
-async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(5.0):
-            await work
-
-
-def _ignore_failure(task: asyncio.Task[Any]) -> None:
+def ignore_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
 

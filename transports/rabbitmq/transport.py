@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,10 +13,16 @@ from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 from thalweg.url import Url
 
-from .connection import Connection, Endpoint
+from .connection import Connection, Endpoint, Refused
+from .delays import Delays
+from .keeper import Keeper
+from .locks import Lock, Locks
 from .names import Names
+from .peers import Peers
 from .registry import Registry, Topic
-from .topology import create_log
+from .tail import Tail
+from .topology import create_log, create_queue, exists, group_queue
+from .work_queue import Place, RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
 
@@ -48,13 +55,27 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     tls_verify: bool = True
 
 
+_NUMBERS = {"x-max-length-bytes": 1_000_000, "x-stream-max-segment-size-bytes": 500_000}
+"""The offset of an entry is a number larger than all before; the entry itself may go."""
+
+_QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
+_EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
+
+
 class RabbitTransport:
-    """Satisfies Transport."""
+    """Satisfies Transport, Locks and Peers; channels of queues are `WorkQueue`s.
+
+    Options of a queue: `type`, quorum or classic; `dead_letter`, the queue to which its rejected messages go; and all
+    arguments of RabbitMQ that begin with `x-`. With `declare=False`: `queue`, where messages are read (else the name
+    itself), and `exchange` and `routing_key`, where they are put (else straight to the queue).
+    """
 
     def __init__(self, url: Url, options: RabbitOptions | None = None) -> None:
         self._options = options or RabbitOptions()
         self._endpoint = _endpoint(url, self._options)
         self._names = Names(self._options.prefix)
+        self._existing: dict[str, Topic] = {}
+        self._open_channels: list[RabbitQueue] = []
         self._version = ""
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
@@ -65,7 +86,10 @@ class RabbitTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset()
+        found = {Capability.LOCKS, Capability.PEERS, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
+        if self._options.queues == "classic":
+            found.add(Capability.PRIORITY)
+        return frozenset(found)
 
     @property
     def limits(self) -> Limits:
@@ -84,13 +108,21 @@ class RabbitTransport:
             return
         if self._closing is not None:
             await asyncio.wait([self._closing])
-        self._connection = Connection(self._endpoint, "main")
+        self._connection = Connection(self._endpoint, "writing")
+        # Apart, as an alarm of the server stops a connection that writes, and reading is what may end the alarm.
+        self._reading = Connection(self._endpoint, "reading")
         self._registry = Registry(self._connection, self._names)
+        self._delays = Delays(self._connection, self._names)
+        self._numbers = Tail(
+            self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
+        )
+        self._keeping: tuple[Keeper, Locks, Peers] | None = None
         try:
             link = await self._connection.link()
             properties = getattr(link, "server_properties", {})
             self._version = f"{properties.get('product', 'RabbitMQ')} {properties.get('version', '')}".strip()
-            await self._registry.read()
+            with contextlib.suppress(Refused):  # whoever needs it will hear why
+                await self._registry.read()
         except BaseException:
             await self._close()
             raise
@@ -105,7 +137,15 @@ class RabbitTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._open_channels))
+        self._open_channels.clear()
+        if self._keeping is not None:
+            keeper, locks, peers = self._keeping
+            await asyncio.gather(locks.close(), peers.close())
+            await keeper.close()
         await self._registry.close()
+        await self._numbers.close()
+        await self._reading.close()
         await self._connection.close()
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
@@ -114,18 +154,55 @@ class RabbitTransport:
             self._check(spec, self._registry.topics.get(spec.name))
         found: list[TopicInfo] = []
         for spec in topics:
-            partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
-            kind = self._options.queues if spec.queue else "stream"
-            wanted = Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options))
-            topic = await self._registry.declare(wanted)
+            topic = await self._find_existing(spec) if not spec.declare else await self._create(spec)
             self._check(spec, topic)
-            if not topic.queue:
-                await create_log(self._connection, self._names, topic)
             found.append(TopicInfo(topic.name, topic.partitions, topic.queue))
         return found
 
+    async def _create(self, spec: TopicSpec) -> Topic:
+        partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
+        kind = spec.options.get("type", self._options.queues) if spec.queue else "stream"
+        topic = await self._registry.declare(
+            Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options))
+        )
+        self._check(spec, topic)
+        if not topic.queue:
+            await create_log(self._connection, self._names, topic)
+            return topic
+        if letters := topic.options.get("dead_letter"):
+            await self.declare([TopicSpec(letters, queue=True)])
+        await create_queue(self._connection, self._names, topic)
+        return topic
+
+    async def _find_existing(self, spec: TopicSpec) -> Topic:
+        """What others have made: nothing is created. A topic of this driver's, or any queue or exchange."""
+        own = None
+        with contextlib.suppress(Refused):
+            own = await self._registry.find(spec.name)
+        if own is not None:
+            return own
+        if not spec.queue:
+            raise spec.absent(self._place)
+        topic = Topic(spec.name, 1, True, "existing", None, dict(spec.options))
+        queue, exchange = topic.options.get("queue", spec.name), topic.options.get("exchange", "")
+        if exchange and not await exists(self._connection, exchange=exchange):
+            raise spec.absent(f"{self._place} (exchange {exchange!r})")
+        if ("queue" in topic.options or not exchange) and not await exists(self._connection, queue=queue):
+            raise spec.absent(f"{self._place} (queue {queue!r})")
+        self._existing[spec.name] = topic
+        return topic
+
     def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
         self._names.topic(spec.name, "a group, or the number of a partition")
+        allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
+        unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
+        if unknown:
+            raise ConfigurationError(
+                f"{spec.name!r}: amqp:// has no option {min(unknown)!r} for it; it has: "
+                f"{', '.join(sorted(allowed)) or 'none'}, and what RabbitMQ calls x-…"
+            )
+        if spec.options.get("type", "quorum") not in ("quorum", "classic"):
+            raise ConfigurationError(f"{spec.name!r}: option type={spec.options['type']!r}; expected quorum or classic")
         if topic is None:
             return
         kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
@@ -144,14 +221,55 @@ class RabbitTransport:
         return [TopicInfo(topic.name, topic.partitions, topic.queue) for topic in found]
 
     async def channel(self, topic: str, group: str) -> Channel:
-        await self._topic(topic)
-        raise NotImplementedError
+        found = await self._topic(topic)
+        place = await self._place_of(found, group)
+        options = self._options
+        channel = RabbitQueue(
+            self._connection, self._reading, self._delays, place, options.lease, options.message_bytes
+        )
+        self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
+        return channel
+
+    async def _place_of(self, topic: Topic, group: str) -> Place:
+        names, name = self._names, topic.name
+        if topic.kind == "existing":
+            queue, exchange = topic.options.get("queue", name), topic.options.get("exchange", "")
+            key = topic.options.get("routing_key", "" if exchange else queue)
+            return Place(name, "existing", exchange, key, queue, "", names.address(queue))
+        groups = await self._registry.groups(name, group)
+        queue = await group_queue(self._connection, names, topic, None if groups[0] == group else group)
+        exchange, letters = names.topic(name), topic.options.get("dead_letter", "")
+        return Place(
+            name,
+            topic.kind,
+            exchange,
+            "",
+            queue,
+            names.address(f"exchange {exchange}"),
+            names.address(queue),
+            names.topic(letters) if letters else "",
+        )
+
+    async def try_lock(self, name: str, lease: float) -> Lock | None:
+        return await self._keep()[1].try_lock(name, lease)
+
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
+        return self._keep()[2].peers(group, me, lease)
+
+    def _keep(self) -> tuple[Keeper, Locks, Peers]:
+        """Made when first asked for: most programs with queues need no thread."""
+        self._use()
+        if self._keeping is None:
+            keeper = Keeper(self._endpoint)
+            locks = Locks(keeper, self._names, lambda: self._numbers.append(b""))
+            self._keeping = keeper, locks, Peers(keeper, self._names)
+        return self._keeping
 
     async def _topic(self, name: str) -> Topic:
         self._use()
-        topic = await self._registry.find(name)
+        topic = self._existing.get(name) or await self._registry.find(name)
         if topic is None:
-            raise BrokerError(f"RabbitMQ at {self._endpoint.place} has no topic or queue {name!r}; declare it first")
+            raise BrokerError(f"{self._place} has no topic or queue {name!r}; declare it first")
         return topic
 
     async def _log_topic(self, name: str) -> Topic:
@@ -160,10 +278,18 @@ class RabbitTransport:
             raise BrokerError(f"{name!r} is a queue: it is no log, and is written by its channels' put")
         return topic
 
+    @property
+    def _place(self) -> str:
+        return f"RabbitMQ at {self._endpoint.place}"
+
     def _use(self) -> Connection:
         if not self._opened:
-            raise BrokerError(f"RabbitMQ at {self._endpoint.place}: the transport is not open; call open() first")
+            raise BrokerError(f"{self._place}: the transport is not open; call open() first")
         return self._connection
+
+
+def _nothing(offset: int, body: bytes) -> None:
+    """Nobody reads it."""
 
 
 def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:

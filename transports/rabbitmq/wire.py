@@ -3,7 +3,8 @@
 The body is the value. In the headers: `thalweg-key` is the key, `thalweg-tombstone` says that there is no value,
 `timestamp_in_ms` is the time (the property `timestamp` has whole seconds only). All other headers are the message's:
 text where the bytes are UTF-8, else binary. AMQP has no order of headers, and keeps `x-` names for itself, so where
-that would lose something, `thalweg-headers` holds them all, as msgpack `[[name, value], …]`.
+that would lose something, `thalweg-headers` holds them all, as msgpack `[[name, value], …]`. On queues,
+`thalweg-attempts` counts the deliveries before a delayed retry, and `thalweg-expires` is when it ends, in milliseconds.
 
 A foreign message needs none of this: no header, no key; numbers and the like are read as their text.
 """
@@ -21,14 +22,26 @@ from pamqp.commands import Basic
 from thalweg.errors import MessageTooLarge
 from thalweg.message import Headers, Message
 
-__all__ = ["HEADER_BYTES", "Properties", "Value", "check", "from_amqp", "from_headers", "to_amqp", "to_headers"]
+__all__ = [
+    "ATTEMPTS",
+    "EXPIRES",
+    "HEADER_BYTES",
+    "Properties",
+    "Value",
+    "check",
+    "from_amqp",
+    "from_headers",
+    "to_amqp",
+    "to_headers",
+]
 
 Properties: TypeAlias = Basic.Properties
 Value: TypeAlias = str | bytes | int | bool
 """What a header of ours holds; bytes only where they are no UTF-8."""
 
 KEY, TOMBSTONE, HEADERS, TIME = "thalweg-key", "thalweg-tombstone", "thalweg-headers", "timestamp_in_ms"
-OURS = frozenset({KEY, TOMBSTONE, HEADERS, TIME})
+ATTEMPTS, EXPIRES = "thalweg-attempts", "thalweg-expires"
+OURS = frozenset({KEY, TOMBSTONE, HEADERS, TIME, ATTEMPTS, EXPIRES})
 HEADER_BYTES = 120_000
 """All properties of a message must fit into one frame, by default of 131,072 bytes."""
 
@@ -76,9 +89,9 @@ def from_headers(body: bytes, headers: Mapping[str, object], timestamp: int) -> 
     """timestamp: milliseconds, for a message that tells none."""
     key = headers.get(KEY)
     told = headers.get(TIME)
-    packed = headers.get(HEADERS)
-    if isinstance(packed, (bytes, bytearray)):
-        found = msgspec.msgpack.decode(packed, type=Headers)
+    found = _unpacked(headers[HEADERS]) if HEADERS in headers else None
+    if found is not None:
+        pass
     elif len(headers) - (key is not None) - (told is not None):
         found = tuple(
             (name, _bytes(value)) for name, value in headers.items() if name not in OURS and not name.startswith("x-")
@@ -99,6 +112,15 @@ def from_amqp(message: DeliveredMessage, timestamp: int) -> Message:
     if properties.timestamp is not None:
         timestamp = round(properties.timestamp.timestamp() * 1000)
     return from_headers(message.body, properties.headers or {}, timestamp)
+
+
+def _unpacked(packed: object) -> Headers | None:
+    if isinstance(packed, (bytes, bytearray, str)):
+        try:
+            return msgspec.msgpack.decode(_bytes(packed), type=Headers)
+        except msgspec.DecodeError:  # a foreign program's
+            return None
+    return None
 
 
 def _plain(headers: Headers) -> dict[str, Value]:
