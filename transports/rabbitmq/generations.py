@@ -116,6 +116,11 @@ class Generations:
         else:
             self.gone = max(self.gone, entry.generation)
 
+    @property
+    def everything(self) -> set[str]:
+        """All streams that there may be."""
+        return {*self.streams.values(), *(name for names in self.candidates.values() for name in names)}
+
     def may_be_sealed(self, generation: int) -> bool:
         return generation + 1 in self.candidates
 
