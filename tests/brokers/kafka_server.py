@@ -49,9 +49,8 @@ class Server:
             f"listeners={','.join(listeners)},CONTROLLER://127.0.0.1:{self.controller_port}",
             f"advertised.listeners={','.join(listeners)}",
             "controller.listener.names=CONTROLLER",
-            "listener.security.protocol.map=" + ",".join(
-                ("CONTROLLER:PLAINTEXT", "PLAINTEXT:PLAINTEXT", "SASL_PLAINTEXT:SASL_PLAINTEXT", "SSL:SSL")
-            ),
+            "listener.security.protocol.map="
+            + ",".join(("CONTROLLER:PLAINTEXT", "PLAINTEXT:PLAINTEXT", "SASL_PLAINTEXT:SASL_PLAINTEXT", "SSL:SSL")),
             "inter.broker.listener.name=PLAINTEXT",
             "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
             f"listener.name.sasl_plaintext.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required {users};",
@@ -116,4 +115,6 @@ class Server:
 
 def check_installed(missing: Callable[[str, str], NoReturn]) -> None:
     if shutil.which("java") is None or not JARS.is_dir():
-        missing("kafka", f"tests that stop the broker start one of their own, and need Java and {JARS} (scripts/brokers)")
+        missing(
+            "kafka", f"tests that stop the broker start one of their own, and need Java and {JARS} (scripts/brokers)"
+        )
