@@ -16,6 +16,7 @@ from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused
 from .delays import Delays
+from .group_channel import GroupChannel, Means
 from .keeper import Keeper
 from .locks import Lock, Locks
 from .logs import Logs, LogSettings
@@ -79,7 +80,7 @@ class RabbitTransport:
         self._endpoint = _endpoint(url, self._options)
         self._names = Names(self._options.prefix)
         self._existing: dict[str, Topic] = {}
-        self._open_channels: list[RabbitQueue] = []
+        self._open_channels: list[RabbitQueue | GroupChannel] = []
         self._version = ""
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
@@ -235,6 +236,12 @@ class RabbitTransport:
 
     async def channel(self, topic: str, group: str) -> Channel:
         found = await self._topic(topic)
+        channel: RabbitQueue | GroupChannel
+        if not found.queue:
+            means = Means(self._connection, self._names, self.try_lock, self.peers, self._options.lease)
+            channel = GroupChannel(means, self._logs.log(found), topic, found.partitions, group)
+            self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
+            return channel
         place = await self._place_of(found, group)
         options = self._options
         channel = RabbitQueue(
