@@ -20,6 +20,8 @@ from thalweg.transports.redis.connection import Connection
 from thalweg.transports.sqlite import SqliteOptions, SqliteTransport
 from thalweg.url import Url
 
+from unit.transports.nats_rig import NatsRig
+
 
 class Rig(Protocol):
     """What a contract test needs of a broker. A new transport is tested by adding its rig to `RIGS`."""
@@ -170,6 +172,8 @@ RIGS: dict[str, Callable[[], Rig]] = {
     "memory with gaps between positions": lambda: MemoryRig(position_step=7),
     "sqlite": SqliteRig,
     "redis": RedisRig,
+    "nats": NatsRig,
+    "nats without fencing": lambda: NatsRig("&fencing=false"),
 }
 
 
@@ -192,7 +196,7 @@ async def rig(
     request: pytest.FixtureRequest, watchdog: None, broker_missing: Callable[[str, str], NoReturn]
 ) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
-    if isinstance(rig, RedisRig):
+    if isinstance(rig, RedisRig | NatsRig):
         await rig.check(broker_missing)
     yield rig
     await rig.close()
