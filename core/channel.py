@@ -102,7 +102,8 @@ class Channel(Protocol):
     async def commit(self, deliveries: Sequence[Delivery]) -> None:
         """These are done: they never come back. Returns when the broker has taken it. Twice is harmless.
 
-        What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `BrokerError`.
+        What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `StaleDelivery`
+        if some had gone back already, once the others are committed, and `BrokerError`.
         """
         ...
 

@@ -10,7 +10,14 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
 
-__all__ = ["Clock", "RealClock", "Timer", "VirtualClock"]
+__all__ = ["Clock", "RealClock", "Timer", "VirtualClock", "boot_clock"]
+
+_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
+
+
+def boot_clock() -> float:
+    """Seconds since the machine started, sleep included: what leases are measured by."""
+    return time.clock_gettime(_BOOT)
 
 
 class Timer(Protocol):

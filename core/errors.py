@@ -20,6 +20,7 @@ __all__ = [
     "NotRunning",
     "OutsideEvent",
     "ProcessDied",
+    "StaleDelivery",
     "StaleRead",
     "StoreError",
     "ThalwegError",
@@ -138,6 +139,13 @@ class BrokerError(ThalwegError):
 
 class AmbiguousCommit(BrokerError):
     """The broker did not say whether the write happened. Only reading the log back can tell."""
+
+
+class StaleDelivery(BrokerError):
+    """Some deliveries had gone back to their group before this call, and come again.
+
+    `commit` raises it when it has committed the others.
+    """
 
 
 class Fenced(BrokerError):

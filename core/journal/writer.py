@@ -5,7 +5,7 @@ Both take the commits of many tasks in one call, and answer for each task by its
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -49,12 +49,18 @@ class JournalWriter(Protocol):
 
 
 class FencedWriter:
-    """Capability.FENCING: one atomic call for all tasks and all outputs."""
+    """Capability.FENCING: one atomic call for all tasks and all outputs, or as few as `most` messages a call allow.
+
+    A commit above it by itself is written in steps: journal records do not count before their last one is there (chunks
+    of an entry), or may stand alone (parts of a snapshot), so only the last step must hold all the outputs.
+    """
 
     atomic_outputs = True
 
-    def __init__(self, fencing: Fencing) -> None:
+    def __init__(self, fencing: Fencing, most: int | None = None) -> None:
+        """`most`: `Limits.commit_messages`. No commit may have `most` outputs or more."""
         self._fencing = fencing
+        self._most = most
         self._claims: dict[JournalKey, Claim] = {}
 
     async def claim(self, journal: JournalKey, marker: Message) -> None:
@@ -63,7 +69,18 @@ class FencedWriter:
     async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
         results: dict[JournalKey, Written | BrokerError] = {}
         claims = {journal: self._claims[journal] for journal in commits}  # one claimed anew meanwhile gets another
-        left = dict(commits)
+        for call in [commits] if self._most is None else _calls(commits, self._most):
+            await self._call(call, claims, results)
+        return results
+
+    async def _call(
+        self,
+        commits: Mapping[JournalKey, Commit],
+        claims: Mapping[JournalKey, Claim],
+        results: dict[JournalKey, Written | BrokerError],
+    ) -> None:
+        """Write these, except those of which an earlier step has failed."""
+        left = {j: commit for j, commit in commits.items() if not isinstance(results.get(j), BrokerError)}
         while left:
             try:
                 positions = await self._fencing.commit({claims[journal]: commit for journal, commit in left.items()})
@@ -77,13 +94,30 @@ class FencedWriter:
                 break
             else:
                 for journal, commit in left.items():
-                    where = positions[claims[journal]]
-                    results[journal] = Written(where[0], where[-1], commit.records[-1].value or b"")
+                    where, before = positions[claims[journal]], results.get(journal)
+                    first = before.first if isinstance(before, Written) else where[0]
+                    results[journal] = Written(first, where[-1], commit.records[-1].value or b"")
                 break
-        return results
 
     def forget(self, journal: JournalKey) -> None:
         self._claims.pop(journal, None)
+
+
+def _calls(commits: Mapping[JournalKey, Commit], most: int) -> Iterator[Mapping[JournalKey, Commit]]:
+    """The same commits in calls of at most `most` messages each, in their order."""
+    call: dict[JournalKey, Commit] = {}
+    size = 0
+    for journal, commit in commits.items():
+        outputs = sum(map(len, commit.outputs.values()))
+        if size + len(commit.records) + outputs > most:
+            yield call
+            call, size = {}, 0
+        ahead = max(0, len(commit.records) + outputs - most)
+        for start in range(0, ahead, most):
+            yield {journal: Commit(commit.records[start : min(start + most, ahead)])}
+        call[journal] = Commit(commit.records[ahead:], commit.outputs) if ahead else commit
+        size += len(commit.records) - ahead + outputs
+    yield call
 
 
 class ReadBackWriter:

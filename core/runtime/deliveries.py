@@ -1,4 +1,5 @@
-"""Outputs that cannot join the commit: to queues always, to logs where the broker has no fencing (design rule 4).
+"""Outputs that cannot join the commit: to queues always, to logs where the broker has no fencing (design rule 4), or
+where its commits hold fewer messages than these.
 
 They lie in the journal until their destination has confirmed them; after an error, or by the next owner, they are sent
 again under their own ids, and a Thalweg consumer of a log drops the copies.
@@ -72,6 +73,27 @@ class Deliveries:
             rows.update(dict.fromkeys(self._confirmed.pop(destination, ())))
             rows[outbox_key(*destination)] = encode(self._outboxes[destination].row)
         return counts
+
+    def may_join(self, destination: Destination) -> bool:
+        """Whether nothing is ahead of an output to this destination, so that it may be part of the commit itself."""
+        outbox = self._outboxes.get(destination)
+        return outbox is None or outbox.clear
+
+    def join(
+        self, outputs: Mapping[Destination, list[Message]], rows: dict[bytes, bytes | None]
+    ) -> Mapping[Destination, list[Message]]:
+        """The outputs as they are to be written with the commit being built.
+
+        Where others were sent before, they carry on their numbers: a late copy of those is known by it.
+        """
+        if outputs.keys().isdisjoint(self._outboxes):
+            return outputs
+        joining = dict(outputs)
+        for destination in outputs.keys() & self._outboxes.keys():
+            outbox = self._outboxes[destination]
+            joining[destination] = outbox.direct(outputs[destination])
+            rows[outbox_key(*destination)] = encode(outbox.row)
+        return joining
 
     def committed(self, counts: Mapping[Destination, int]) -> None:
         for destination, count in counts.items():

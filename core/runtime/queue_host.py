@@ -13,7 +13,7 @@ from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError, ConfigurationError
+from thalweg.errors import BrokerError, ConfigurationError, StaleDelivery
 from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -185,9 +185,19 @@ class QueueRunner:
             await self.clock.sleep(LEASE / 3)
             if self._held:
                 try:
-                    await channel.extend(list(self._held.values()), LEASE)
+                    await self._extend(channel, list(self._held.values()))
                 except BrokerError as error:
                     log.warning("agent %s: leases were not renewed: %s", self.plan.name, error)
+
+    async def _extend(self, channel: WorkQueue, deliveries: Sequence[Delivery]) -> None:
+        try:
+            await channel.extend(deliveries, LEASE)
+        except StaleDelivery:
+            if len(deliveries) == 1:
+                self._held.pop(id(deliveries[0]), None)  # it comes again, here or elsewhere
+                return
+            for delivery in deliveries:
+                await self._extend(channel, [delivery])
 
     async def next(self, lane: Lane, until: float | None = None) -> Part | None:
         while True:
@@ -363,6 +373,9 @@ class QueueRunner:
                 await channel.retry(delivery, delay)
                 self._held.pop(id(delivery), None)
                 return
+            except StaleDelivery:
+                self._held.pop(id(delivery), None)  # it comes again as it is
+                return
             except BrokerError as error:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
@@ -387,6 +400,8 @@ class QueueRunner:
                     deliveries = [delivery for event in done for delivery in event.deliveries]
                     await channel.commit(deliveries)
                     backoff = 0.1
+                except StaleDelivery as error:
+                    log.warning("agent %s: handled, and will be again: %s", self.plan.name, error)
                 except BrokerError as error:
                     log.warning("agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error)
                     await self.clock.sleep(backoff)

@@ -391,19 +391,34 @@ class Task:
             return None
         self._committing, self.carried_out = self.carried_out, {}
         self.rows, self.outputs, self.answers = {}, defaultdict(list), []
-        joining = {to: messages for to, messages in outputs.items() if self.worker.joins_commits(to)}
+        joining = self._joining(outputs, self.deliveries)
         others = {to: messages for to, messages in outputs.items() if to not in joining}
         ahead = {} if self.settings.exactly_once else others
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
+        joining = self.deliveries.join(joining, rows)
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 
+    def _joining(
+        self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
+    ) -> Mapping[Destination, list[Message]]:
+        """Those that are part of the commit: none where the broker cannot take so many in one (design rule 4)."""
+        joining = {
+            to: messages
+            for to, messages in outputs.items()
+            if self.worker.joins_commits(to) and deliveries.may_join(to)
+        }
+        most = self.worker.commit_messages
+        if most is not None and sum(map(len, joining.values())) >= most:  # the journal record itself is one
+            return {}
+        return joining
+
     def _build(
         self,
         rows: dict[bytes, bytes | None],
-        outputs: dict[Destination, list[Message]],
+        outputs: Mapping[Destination, list[Message]],
         answers: list[Answer],
         outboxed: dict[Destination, int],
         ahead: dict[Destination, list[Message]],

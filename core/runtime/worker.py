@@ -62,6 +62,7 @@ class Worker:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = transport.limits.message_bytes
+        self.commit_messages = transport.limits.commit_messages
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
@@ -90,7 +91,7 @@ class Worker:
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
-            return FencedWriter(self.transport)
+            return FencedWriter(self.transport, self.commit_messages)
         return ReadBackWriter(self._new_log)
 
     # --- start and stop ----------------------------------------------------------------------------------------
@@ -268,12 +269,12 @@ class Worker:
         return task
 
     def joins_commits(self, destination: Destination) -> bool:
-        """Whether outputs to this destination are part of the commit itself; else they go through an outbox."""
+        """Whether outputs to this destination may be part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
 
     def room(self, destination: Destination) -> int | None:
         """The largest message, in bytes, that an event may send there: an outbox adds a header of its own."""
-        if self.message_bytes is None or self.joins_commits(destination):
+        if self.message_bytes is None or (self.joins_commits(destination) and self.commit_messages is None):
             return self.message_bytes
         return self.message_bytes - HEADER_BYTES
 

@@ -21,6 +21,14 @@ from thalweg.transports.memory.faults import Call
 FIRST = int(os.environ.get("FIRST_SEED", "0"))
 SEEDS = int(os.environ.get("SEEDS", "100"))
 FOR_EVER = 10_000.0
+BROKERS = (
+    "memory://",
+    "memory://?fencing=false",
+    "memory://?commit_messages=1",
+    "memory://?commit_messages=3",
+    "memory://?message_bytes=500&commit_messages=2",
+    "memory://?message_bytes=500&fencing=false",
+)
 WRITES = frozenset({"append", "commit", "claim"})
 
 
@@ -161,7 +169,7 @@ async def simulate(seed: int) -> None:
     chance = random.Random(seed)
     program = Program(chance)
     chaos = Chaos(chance)
-    broker = chance.choice(["memory://", "memory://?fencing=false"])
+    broker = chance.choice(BROKERS)
     async with program.app.test(errors="policy", broker=broker) as t:
         t._broker.broker.faults.intercept(chaos)
         for number in range(chance.randrange(5, 40)):

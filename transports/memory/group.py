@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
-from thalweg.errors import BrokerError, MissingCapability
+from thalweg.errors import BrokerError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, Position, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
@@ -264,7 +264,7 @@ class LogChannel:
         if self._faults.armed:
             await self._faults.after("ack", self._group.topic, self.session)
         if stale:
-            raise BrokerError(
+            raise StaleDelivery(
                 f"{len(stale)} of {len(loans)} deliveries of {self._group.topic!r} had gone back to the group before "
                 "they were committed, and will come again; the others are committed"
             )

@@ -9,7 +9,7 @@ from math import inf
 
 from thalweg.channel import Capability, TopicInfo
 from thalweg.clock import Clock
-from thalweg.errors import BrokerError, MissingCapability
+from thalweg.errors import BrokerError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, QueueMessage
 
 from .faults import Faults
@@ -314,8 +314,8 @@ class QueueChannel:
             loans.append(loan)
         return loans
 
-    def _stale(self, stale: int, total: int, outcome: str) -> BrokerError:
-        return BrokerError(
+    def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
+        return StaleDelivery(
             f"{stale} of {total} deliveries of {self._queue.name!r} had ended or gone back before they were {outcome}"
         )
 

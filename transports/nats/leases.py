@@ -15,11 +15,11 @@ import asyncio
 import contextlib
 import secrets
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from thalweg.clock import boot_clock
 from thalweg.errors import AmbiguousCommit, BrokerError
 
 from .connection import ApiError, Connection, Endpoint
@@ -28,18 +28,12 @@ from .publish import raw
 from .records import header_value, name_of, stamp_of, token
 from .wire import Wire, WireLost, pub
 
-__all__ = ["Lease", "Leases", "boot_clock"]
+__all__ = ["Lease", "Leases"]
 
 T = TypeVar("T")
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
 _STUCK = 60.0  # seconds without a sign of life from the event loop
 _FORGOTTEN = 7 * 86400  # seconds after which the server drops a lease that nobody renews
-
-
-def boot_clock() -> float:
-    """Seconds since the machine started, sleep included."""
-    return time.clock_gettime(_CLOCK)
 
 
 class _Note(msgspec.Struct):

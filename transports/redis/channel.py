@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability
+from thalweg.clock import boot_clock
+from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, Position, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from . import scripts
 from .connection import Connection
-from .leases import Lease, Leases, boot_clock
+from .leases import Lease, Leases
 from .log import Topic
 from .waker import Waker, Watch
 from .wire import decode, encode, pack
@@ -263,8 +264,8 @@ class RedisChannel:
             loans.append(loan)
         return loans
 
-    def _stale(self, stale: int, total: int, outcome: str) -> BrokerError:
-        return BrokerError(
+    def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
+        return StaleDelivery(
             f"{stale} of {total} deliveries of {self._topic.name!r} had gone back to the group, as their lease had "
             f"ended; {outcome}"
         )

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import secrets
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
 
 from . import scripts
@@ -22,17 +22,11 @@ from .connection import Connection, Endpoint
 from .waker import Waker
 from .wire import pack
 
-__all__ = ["Keeper", "Lease", "Leases", "boot_clock"]
+__all__ = ["Keeper", "Lease", "Leases"]
 
 T = TypeVar("T")
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
 _STUCK = 60.0  # seconds without a sign of life from the event loop
-
-
-def boot_clock() -> float:
-    """Seconds since the machine started, sleep included."""
-    return time.clock_gettime(_CLOCK)
 
 
 class Lease:

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
-from thalweg.errors import BrokerError, MissingCapability
+from thalweg.clock import boot_clock
+from thalweg.errors import BrokerError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from . import records
 from .database import Database, Transaction
 from .doorbell import Doorbell
-from .leases import Lease, Leases, boot_clock
+from .leases import Lease, Leases
 
 __all__ = ["SqliteChannel", "SqliteQueue"]
 
@@ -362,8 +363,8 @@ class SqliteChannel:
             loans.append(loan)
         return loans
 
-    def _stale(self, stale: Sequence[_Loan], total: int, outcome: str) -> BrokerError:
-        return BrokerError(
+    def _stale(self, stale: Sequence[_Loan], total: int, outcome: str) -> StaleDelivery:
+        return StaleDelivery(
             f"{len(stale)} of {total} deliveries of {self._topic.name!r} had gone back to the group, as their lease "
             f"had ended (the first: partition {stale[0].partition}, position {stale[0].position}); {outcome}"
         )

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
+
+from thalweg.clock import boot_clock
 
 from .database import Database, Transaction
 from .doorbell import LEASES, Doorbell
 
-__all__ = ["Lease", "Leases", "boot_clock"]
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
+__all__ = ["Lease", "Leases"]
 
 
 # A lease that ends later than it could if it were renewed now is of the time before a reboot.
 _OVER = "expires <= :now OR expires > :now + seconds"
-
-
-def boot_clock() -> float:
-    """Seconds since the machine started, sleep included."""
-    return time.clock_gettime(_CLOCK)
 
 
 class Lease:

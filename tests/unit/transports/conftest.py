@@ -20,7 +20,8 @@ from thalweg.transports.redis.connection import Connection
 from thalweg.transports.sqlite import SqliteOptions, SqliteTransport
 from thalweg.url import Url
 
-from unit.transports.nats_rig import NatsRig
+from .nats_rig import NatsRig
+from .rabbit_rig import RabbitRig
 
 
 class Rig(Protocol):
@@ -196,7 +197,7 @@ async def rig(
     request: pytest.FixtureRequest, watchdog: None, broker_missing: Callable[[str, str], NoReturn]
 ) -> AsyncIterator[Rig]:
     rig = RIGS[request.param]()
-    if isinstance(rig, RedisRig | NatsRig):
+    if isinstance(rig, NatsRig | RabbitRig | RedisRig):
         await rig.check(broker_missing)
     yield rig
     await rig.close()

@@ -1,0 +1,372 @@
+"""One AMQP connection that comes back: it connects when first used, and again when used after a loss.
+
+On aiormq, the protocol layer of aio-pika: aio-pika's own objects around each message would cost more than the rest, and
+its `connect_robust` goes on behind the back of whoever must know that what was held by a connection is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import aiormq
+import msgspec
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.url import Url
+from yarl import URL
+
+from .wire import Properties
+
+__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish", "ignore_failure"]
+
+T = TypeVar("T")
+
+_WINDOW = 1000  # messages published and not yet confirmed
+_LONGEST_PAUSE = 2.0  # seconds between two attempts to connect
+
+
+class ConnectionLost(BrokerError):
+    """No answer came: what was asked may or may not have been done."""
+
+
+class Refused(BrokerError):
+    """The server answered that it does not do it. reason: its own exception."""
+
+    def __init__(self, message: str, reason: BaseException) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Outgoing(msgspec.Struct, gc=False):
+    """A message on its way. An empty exchange: the routing key is the name of a queue."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where the server is and how to enter. timeout: seconds to connect, and for an answer. heartbeat: seconds."""
+
+    url: Url
+    addresses: Sequence[tuple[str, int]]
+    vhost: str
+    tls: ssl.SSLContext | None
+    timeout: float
+    heartbeat: int
+
+    @property
+    def place(self) -> str:
+        where = ",".join(f"{host}:{port}" for host, port in self.addresses)
+        return where if self.vhost == "/" else f"{where}/{self.vhost}"
+
+    def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
+        """What the server, the client or the operating system said, with a remedy and without secrets."""
+        said = self.url.redact(str(error) or type(error).__name__)
+        said, remedy = _remedy(error, said, self)
+        message = f"RabbitMQ at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}"
+        if isinstance(
+            error, (ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed)
+        ):
+            return Refused(message, error)
+        return BrokerError(message)
+
+
+class _Socket(TransportFactory):
+    """Makes the socket, and can tear it down: aiormq itself says goodbye, which a server that hangs does not answer."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
+        return reader, self._writer
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class Connection:
+    """Calls may overlap; a cancelled one disturbs none. purpose: shown in the server's list of connections."""
+
+    def __init__(self, endpoint: Endpoint, purpose: str) -> None:
+        self.endpoint = endpoint
+        self._purpose = purpose
+        self._link: AbstractConnection | None = None
+        self._connecting: asyncio.Task[AbstractConnection] | None = None
+        self._publisher: aiormq.Channel | None = None
+        self._making_publisher = asyncio.Lock()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._socket: _Socket | None = None
+        self._pause = 0.0
+        self._failed_at = 0.0
+        self._open = True
+
+    # --- connecting ------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        return self._link is not None and self._link.is_opened
+
+    async def link(self) -> AbstractConnection:
+        """The connection, alive as far as one knows. Raises `BrokerError`."""
+        link = self._link
+        if link is not None and link.is_opened:
+            return link
+        if not self._open:
+            raise BrokerError(f"RabbitMQ at {self.endpoint.place}: the transport is not open; call open() first")
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._attempt())
+            self._connecting.add_done_callback(self._connected)
+        attempt = self._connecting
+        await asyncio.wait([attempt])
+        if attempt.cancelled():
+            raise BrokerError(f"RabbitMQ at {self.endpoint.place}: the transport was closed")
+        return attempt.result()
+
+    async def channel(self, confirms: bool = False) -> AbstractChannel:
+        """A new channel; close it when done. With confirms, `basic_publish` returns when the server has the message."""
+
+        async def open_one() -> AbstractChannel:
+            link = await self.link()
+            return await self.ask(link.channel(publisher_confirms=confirms, on_return_raises=confirms))
+
+        return await finish(open_one(), self._background, undo=_close)
+
+    async def ask(self, call: Coroutine[Any, Any, T], what: str = "") -> T:
+        """The answer. Raises `Refused`, `ConnectionLost` or `BrokerError`. Do not cancel: use `finish`."""
+        try:
+            async with asyncio.timeout(self.endpoint.timeout):
+                return await call
+        except TimeoutError:
+            self.drop()
+            raise ConnectionLost(
+                str(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s", what))
+            ) from None
+        except (ConnectionError, ChannelInvalidStateError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
+                raise
+            raise ConnectionLost(str(self.endpoint.explain(error, f"{what}the connection was lost: "))) from None
+        except (AMQPError, RuntimeError) as error:
+            raise self.endpoint.explain(error, what) from None
+
+    async def publish(self, messages: Sequence[Outgoing], what: str) -> None:
+        """Write all, in order, persistent and mandatory; returns once the server has confirmed every one.
+
+        Raises `AmbiguousCommit` where nobody knows, `BrokerError` where the server refused one: the others may have
+        been written. what: whose messages, for the error. Cancelled, it goes on to the end.
+        """
+        await finish(self._publish(messages, what), self._background)
+
+    def drop(self) -> None:
+        """Give the present connection up: it does not answer."""
+        self._link = self._publisher = None
+        if self._socket is not None:
+            self._socket.abort()
+
+    async def close(self) -> None:
+        self._open = False
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        link, self._link = self._link, None
+        if link is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(2.0):
+                    await link.close()
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+
+    async def _attempt(self) -> AbstractConnection:
+        """One round of the hosts; soon after a failure, not before a pause."""
+        endpoint = self.endpoint
+        wait = self._failed_at + self._pause - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        problem: BrokerError | None = None
+        try:
+            async with asyncio.timeout(endpoint.timeout):
+                for host, port in endpoint.addresses:
+                    link = self._make(host, port)
+                    try:
+                        await link.connect()
+                        return link
+                    except (OSError, AMQPError, RuntimeError) as error:
+                        problem = endpoint.explain(
+                            error, "it cannot be reached: " if isinstance(error, OSError) else ""
+                        )
+        except TimeoutError:
+            problem = endpoint.explain(f"no answer within {endpoint.timeout:g} s", "it cannot be reached: ")
+        self._failed_at, self._pause = time.monotonic(), min(_LONGEST_PAUSE, max(0.1, self._pause * 2))
+        assert problem is not None
+        raise problem
+
+    def _make(self, host: str, port: int) -> aiormq.Connection:
+        endpoint = self.endpoint
+        url = URL.build(
+            scheme="amqps" if endpoint.tls else "amqp",
+            host=host,
+            port=port,
+            user=endpoint.url.username or "guest",
+            password=endpoint.url.password or "guest",
+            path="/",
+            query={"heartbeat": str(endpoint.heartbeat), "name": f"thalweg {self._purpose}"},
+        )
+        self._socket = _Socket(endpoint.tls)
+        link = aiormq.Connection(url, transport_factory=self._socket)
+        link.vhost = endpoint.vhost
+        return link
+
+    def _connected(self, attempt: asyncio.Task[AbstractConnection]) -> None:
+        self._connecting = None
+        if not attempt.cancelled() and attempt.exception() is None:
+            self._link, self._pause = attempt.result(), 0.0
+
+    # --- publishing ------------------------------------------------------------------------------------------
+
+    async def _publish(self, messages: Sequence[Outgoing], what: str) -> None:
+        channel = await self._publishing()
+        for start in range(0, len(messages), _WINDOW):
+            part = messages[start : start + _WINDOW]
+            loop = asyncio.get_running_loop()
+            tasks = [loop.create_task(_publish(channel, message)) for message in part]  # in this order
+            _, late = await asyncio.wait(tasks, timeout=self.endpoint.timeout)
+            if late:
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late)
+                self.drop()
+                raise AmbiguousCommit(
+                    f"RabbitMQ at {self.endpoint.place} did not confirm {len(late)} of {len(part)} messages for {what} "
+                    f"within {self.endpoint.timeout:g} s (?timeout=): it hangs, or blocks all who write since an alarm "
+                    "of its memory or disk is on (see its log)"
+                )
+            outcomes = [None if task.cancelled() else task.exception() for task in tasks]
+            if any(task.cancelled() for task in tasks):
+                outcomes.append(ConnectionError("the connection was closed"))
+            problems = [outcome for outcome in outcomes if outcome is not None]
+            if problems:
+                raise self._complaint(problems, what)
+
+    async def _publishing(self) -> aiormq.Channel:
+        async with self._making_publisher:
+            if self._publisher is None or self._publisher.is_closed or not self.alive:
+                self._publisher = None
+                channel = await self.channel(confirms=True)
+                assert isinstance(channel, aiormq.Channel)
+                self._publisher = channel
+            return self._publisher
+
+    def _complaint(self, problems: Sequence[BaseException], what: str) -> BrokerError:
+        place = self.endpoint.place
+        for problem in problems:
+            if isinstance(problem, PublishError):
+                return BrokerError(
+                    f"RabbitMQ at {place}: a message for {what} could not be routed to any queue; it was not written. "
+                    "Declare the queue, or bind it to the exchange"
+                )
+            if isinstance(problem, DeliveryError):
+                return BrokerError(
+                    f"RabbitMQ at {place} refused a message for {what}: the queue is full (x-max-length with "
+                    "reject-publish) or has no leader at the moment"
+                )
+            if isinstance(problem, (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)):
+                return self.endpoint.explain(problem, f"writing to {what}: ")
+        error = self.endpoint.explain(problems[0], f"writing to {what}: ")
+        return AmbiguousCommit(f"{error} (whether it was written is unknown)")
+
+
+async def finish(
+    work: Coroutine[Any, Any, T],
+    background: set[asyncio.Task[Any]],
+    undo: Callable[[T], Coroutine[Any, Any, None]] | None = None,
+) -> T:
+    """Do it to the end; if the caller is cancelled meanwhile, undo it then. (A cancelled call breaks its channel.)"""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    background.add(task)
+    task.add_done_callback(background.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(ignore_failure)
+        if undo is not None:
+            later = loop.create_task(_after(task, undo))
+            background.add(later)
+            later.add_done_callback(background.discard)
+        raise
+
+
+async def _publish(channel: aiormq.Channel, message: Outgoing) -> None:
+    await channel.basic_publish(
+        message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        properties=message.properties,
+        mandatory=True,
+        wait=False,
+    )
+
+
+async def _close(channel: AbstractChannel) -> None:
+    with contextlib.suppress(Exception):
+        await channel.close()
+
+
+async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is None:
+        await undo(task.result())
+
+
+def ignore_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _cancelled_from_outside() -> bool:
+    """aiormq cancels what waits on a connection that is closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _remedy(error: BaseException | str, said: str, endpoint: Endpoint) -> tuple[str, str]:
+    if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
+        return said, "check user and password in the URL (guest may enter from the server's own machine only)"
+    if isinstance(error, InvalidFrameError) and "Connection.Close" in said:
+        return (
+            f"it refuses the virtual host {endpoint.vhost!r}",
+            "create it (rabbitmqctl add_vhost) or let the user in (rabbitmqctl set_permissions); the path of the URL "
+            "names it",
+        )
+    if isinstance(error, ChannelAccessRefused):
+        return said, "grant the user configure, write and read permissions on it (rabbitmqctl set_permissions)"
+    if isinstance(error, ChannelPreconditionFailed) and "larger than configured max size" in said:
+        return said, "raise max_message_size in the server's rabbitmq.conf, or lower ?message_bytes="
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return said, "name the authority's certificate by ?tls_ca="
+    return said, ""

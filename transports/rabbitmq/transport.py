@@ -1,0 +1,276 @@
+"""The transport: a server, its connections, and what programs ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
+from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.url import Url
+
+from .connection import Connection, Endpoint, Refused
+from .delays import Delays
+from .names import Names
+from .registry import Registry, Topic
+from .topology import create_log, create_queue, exists, group_queue
+from .work_queue import Place, RabbitQueue
+
+__all__ = ["RabbitOptions", "RabbitTransport"]
+
+
+class RabbitOptions(msgspec.Struct, frozen=True):
+    """Query options of the URL.
+
+    prefix: goes before the name of all that is made, so that several programs can share a virtual host.
+    timeout: seconds to connect, and to wait for an answer.
+    message_bytes: largest message (key, value and headers); the server's own max_message_size counts as well.
+    lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    heartbeat: seconds after which a dead network is noticed, and of silence after which the server gives up a client.
+    streams: how logs are read and written: amqp, rstream (the stream plug-in's own protocol), or auto, the faster one
+    that answers. stream_port: of the plug-in.
+    queues: what queues are made as: quorum (replicated), or classic, which alone have priorities.
+    tls_ca, tls_cert, tls_key: files, for amqps://. tls_verify=false accepts any certificate.
+    """
+
+    prefix: str = ""
+    timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    message_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 20)] = 16 << 20
+    lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
+    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 10
+    streams: Literal["auto", "amqp", "rstream"] = "auto"
+    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5552
+    queues: Literal["quorum", "classic"] = "quorum"
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_verify: bool = True
+
+
+_QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
+_EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
+
+
+class RabbitTransport:
+    """Satisfies Transport; channels of queues are `WorkQueue`s.
+
+    Options of a queue: `type`, quorum or classic; `dead_letter`, the queue to which its rejected messages go; and all
+    arguments of RabbitMQ that begin with `x-`. With `declare=False`: `queue`, where messages are read (else the name
+    itself), and `exchange` and `routing_key`, where they are put (else straight to the queue).
+    """
+
+    def __init__(self, url: Url, options: RabbitOptions | None = None) -> None:
+        self._options = options or RabbitOptions()
+        self._endpoint = _endpoint(url, self._options)
+        self._names = Names(self._options.prefix)
+        self._existing: dict[str, Topic] = {}
+        self._open_channels: list[RabbitQueue] = []
+        self._version = ""
+        self._opened = False
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_url(cls, url: Url) -> RabbitTransport:
+        return cls(url, url.options(RabbitOptions))
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        found = {Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
+        if self._options.queues == "classic":
+            found.add(Capability.PRIORITY)
+        return frozenset(found)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(message_bytes=self._options.message_bytes)
+
+    @property
+    def description(self) -> str:
+        return f"{self._version or 'RabbitMQ'}, {self._endpoint.place}"
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return []
+
+    async def open(self) -> None:
+        if self._opened:
+            return
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+        self._connection = Connection(self._endpoint, "writing")
+        # Apart, as an alarm of the server stops a connection that writes, and reading is what may end the alarm.
+        self._reading = Connection(self._endpoint, "reading")
+        self._registry = Registry(self._connection, self._names)
+        self._delays = Delays(self._connection, self._names)
+        try:
+            link = await self._connection.link()
+            properties = getattr(link, "server_properties", {})
+            self._version = f"{properties.get('product', 'RabbitMQ')} {properties.get('version', '')}".strip()
+            with contextlib.suppress(Refused):  # whoever needs it will hear why
+                await self._registry.read()
+        except BaseException:
+            await self._close()
+            raise
+        self._opened = True
+        self._closing = None
+
+    async def close(self) -> None:
+        if self._opened:
+            self._opened = False
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._open_channels))
+        self._open_channels.clear()
+        await self._registry.close()
+        await self._reading.close()
+        await self._connection.close()
+
+    async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
+        self._use()
+        for spec in topics:  # before anything is made
+            self._check(spec, self._registry.topics.get(spec.name))
+        found: list[TopicInfo] = []
+        for spec in topics:
+            topic = await self._find_existing(spec) if not spec.declare else await self._create(spec)
+            self._check(spec, topic)
+            found.append(TopicInfo(topic.name, topic.partitions, topic.queue))
+        return found
+
+    async def _create(self, spec: TopicSpec) -> Topic:
+        partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
+        kind = spec.options.get("type", self._options.queues) if spec.queue else "stream"
+        topic = await self._registry.declare(
+            Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options))
+        )
+        self._check(spec, topic)
+        if not topic.queue:
+            await create_log(self._connection, self._names, topic)
+            return topic
+        if letters := topic.options.get("dead_letter"):
+            await self.declare([TopicSpec(letters, queue=True)])
+        await create_queue(self._connection, self._names, topic)
+        return topic
+
+    async def _find_existing(self, spec: TopicSpec) -> Topic:
+        """What others have made: nothing is created. A topic of this driver's, or any queue or exchange."""
+        own = None
+        with contextlib.suppress(Refused):
+            own = await self._registry.find(spec.name)
+        if own is not None:
+            return own
+        if not spec.queue:
+            raise spec.absent(self._place)
+        topic = Topic(spec.name, 1, True, "existing", None, dict(spec.options))
+        queue, exchange = topic.options.get("queue", spec.name), topic.options.get("exchange", "")
+        if exchange and not await exists(self._connection, exchange=exchange):
+            raise spec.absent(f"{self._place} (exchange {exchange!r})")
+        if ("queue" in topic.options or not exchange) and not await exists(self._connection, queue=queue):
+            raise spec.absent(f"{self._place} (queue {queue!r})")
+        self._existing[spec.name] = topic
+        return topic
+
+    def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
+        self._names.topic(spec.name, "a group, or the number of a partition")
+        allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
+        unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
+        if unknown:
+            raise ConfigurationError(
+                f"{spec.name!r}: amqp:// has no option {min(unknown)!r} for it; it has: "
+                f"{', '.join(sorted(allowed)) or 'none'}, and what RabbitMQ calls x-…"
+            )
+        if spec.options.get("type", "quorum") not in ("quorum", "classic"):
+            raise ConfigurationError(f"{spec.name!r}: option type={spec.options['type']!r}; expected quorum or classic")
+        if topic is None:
+            return
+        kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
+        if kind != wanted:
+            raise TopicMismatch(f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}")
+        if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
+            raise TopicMismatch(
+                f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
+                f"with {spec.partitions}"
+            )
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        self._use()
+        await self._registry.sync()
+        found = sorted(self._registry.topics.values(), key=lambda topic: topic.name)
+        return [TopicInfo(topic.name, topic.partitions, topic.queue) for topic in found]
+
+    async def channel(self, topic: str, group: str) -> Channel:
+        found = await self._topic(topic)
+        place = await self._place_of(found, group)
+        options = self._options
+        channel = RabbitQueue(
+            self._connection, self._reading, self._delays, place, options.lease, options.message_bytes
+        )
+        self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
+        return channel
+
+    async def _place_of(self, topic: Topic, group: str) -> Place:
+        names, name = self._names, topic.name
+        if topic.kind == "existing":
+            queue, exchange = topic.options.get("queue", name), topic.options.get("exchange", "")
+            key = topic.options.get("routing_key", "" if exchange else queue)
+            return Place(name, "existing", exchange, key, queue, "", names.address(queue))
+        groups = await self._registry.groups(name, group)
+        queue = await group_queue(self._connection, names, topic, None if groups[0] == group else group)
+        exchange, letters = names.topic(name), topic.options.get("dead_letter", "")
+        return Place(
+            name,
+            topic.kind,
+            exchange,
+            "",
+            queue,
+            names.address(f"exchange {exchange}"),
+            names.address(queue),
+            names.topic(letters) if letters else "",
+        )
+
+    async def _topic(self, name: str) -> Topic:
+        self._use()
+        topic = self._existing.get(name) or await self._registry.find(name)
+        if topic is None:
+            raise BrokerError(f"{self._place} has no topic or queue {name!r}; declare it first")
+        return topic
+
+    async def _log_topic(self, name: str) -> Topic:
+        topic = await self._topic(name)
+        if topic.queue:
+            raise BrokerError(f"{name!r} is a queue: it is no log, and is written by its channels' put")
+        return topic
+
+    @property
+    def _place(self) -> str:
+        return f"RabbitMQ at {self._endpoint.place}"
+
+    def _use(self) -> Connection:
+        if not self._opened:
+            raise BrokerError(f"{self._place}: the transport is not open; call open() first")
+        return self._connection
+
+
+def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:
+    context: ssl.SSLContext | None = None
+    if url.scheme == "amqps":
+        try:
+            context = ssl.create_default_context(cafile=options.tls_ca)
+            if options.tls_cert is not None:
+                context.load_cert_chain(options.tls_cert, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
+        if not options.tls_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+    elif options.tls_ca or options.tls_cert:
+        raise ConfigurationError(f"{url}: TLS options need the scheme amqps://")
+    vhost = url.path.removeprefix("/") or "/"
+    addresses = url.addresses(5671 if context else 5672)
+    return Endpoint(url, addresses, vhost, context, options.timeout, options.heartbeat)
