@@ -105,13 +105,16 @@ class Connection:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.info = ServerInfo()
-        self.reconnected: list[Callable[[Wire], None]] = []
-        """Called with each new connection, before anyone uses it."""
         self._api = endpoint.api.encode()
         self._discovered: list[tuple[str, int]] = []
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[Wire] | None = None
         self._open = True
+
+    @property
+    def current(self) -> Wire | None:
+        """The connection, if there is one at the moment."""
+        return self._wire if self._wire is not None and self._wire.usable else None
 
     async def wire(self) -> Wire:
         """The connection as it is now. Raises `BrokerError` if there is none and none can be made."""
@@ -277,8 +280,6 @@ class Connection:
             raise
         self.info = info
         self._discovered = [_address(url) for url in wire.urls]
-        for callback in self.reconnected:
-            callback(wire)
         return wire
 
     def _introduction(self, info: ServerInfo) -> dict[str, object]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from thalweg.capabilities import Bounds
-from thalweg.errors import AmbiguousCommit, BrokerError, Gap
+from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Message, Position
 
 from .connection import ApiError, Connection
 from .feed import Feed, Part
 from .floors import NOT_FOUND, Floors, StoredMessage, StreamState
-from .publish import BATCH, Entry, check, publish, publish_one
+from .publish import Entry, check, publish_all
 from .records import header_value, stamp_of, token
 from .wire import WireLost
 
@@ -81,7 +81,6 @@ class NatsLog:
     async def append(
         self, records: Mapping[int, Sequence[Message]], positions: bool = True
     ) -> Mapping[int, Sequence[Position]]:
-        """One atomic batch for each 1,000 messages, the next once the last is stored: there can be no hole."""
         self._check_open()
         topic = self._topic
         entries: list[Entry] = []
@@ -90,20 +89,7 @@ class NatsLog:
             entries += [Entry(subject, message) for message in messages]
         check(self._connection, entries, self._message_bytes, topic.name)
         await self._retire()
-        step = BATCH if self._atomic else 1
-        written: list[Position] = []
-        for start in range(0, len(entries), step):
-            part = entries[start : start + step]
-            try:
-                written += (
-                    await publish(self._connection, part)
-                    if self._atomic
-                    else [await publish_one(self._connection, part[0])]
-                )
-            except BrokerError as error:
-                if not start:
-                    raise
-                raise AmbiguousCommit(f"only {start} of {len(entries)} records were written: {error}") from None
+        written = await publish_all(self._connection, entries, self._atomic)
         found: dict[int, Sequence[Position]] = {}
         start = 0
         for partition, messages in records.items():
@@ -127,11 +113,12 @@ class NatsLog:
                 remaining = deadline - time.monotonic()
                 if batches or remaining <= 0 or not after:
                     return batches
+                self._check_open()
                 feeds = self._feeds_of(after)
                 size = max(max_bytes, _LEAST)
                 try:
                     for feed in feeds:
-                        feed.wait(min(limit * len(after), _PULL), size, max(0.01, min(remaining, _WAIT)))
+                        feed.wait(_wanted(limit, len(after)), size, max(0.01, min(remaining, _WAIT)))
                 except WireLost:
                     continue  # made anew at the next turn
                 lost = {feed.wire.closed for feed in feeds}
@@ -152,15 +139,26 @@ class NatsLog:
     async def _read(self, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> dict[int, Batch]:
         await self._place(after)
         batches = self._take(after, limit, max_bytes)
-        if batches or not after:
+        if self._has_news(batches) or not after:
             return batches
         size = max(max_bytes, _LEAST)
         for feed in self._feeds_of(after):
             try:
-                await feed.fetch(min(limit * len(after), _PULL), size)
+                await feed.fetch(_wanted(limit, len(after)), size)
             except WireLost:
                 feed.dead = True
-        return self._take(after, limit, max_bytes)
+        batches = self._take(after, limit, max_bytes)
+        self._has_news(batches)
+        return batches
+
+    def _has_news(self, batches: Mapping[int, Batch]) -> bool:
+        """Whether something is among them that was not handed out before."""
+        news = False
+        for partition, batch in batches.items():
+            part, last = self._part(partition), batch.positions[-1]
+            if part is not None and part.shown < last:
+                part.shown, news = last, True
+        return news
 
     def _take(self, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> dict[int, Batch]:
         """Of what has come: by turns, who came first last time comes last."""
@@ -230,6 +228,9 @@ class NatsLog:
             feed = Feed(self._connection, wire, self._topic.stream, parts, self._wake)
             await feed.start()
             self._feeds.append(feed)
+            if self._closed:
+                self._drop(self._feeds)
+                self._check_open()
 
     def _drop(self, feeds: Sequence[Feed]) -> None:
         for feed in list(feeds):
@@ -345,3 +346,8 @@ def _neighbours(positions: Mapping[int, Position]) -> list[dict[int, Position]]:
             start = position
         groups[-1][partition] = position
     return groups
+
+
+def _wanted(limit: int, partitions: int) -> int:
+    """Messages to ask for, so that each partition's share is likely among them."""
+    return min(max(limit * partitions, _PULL // 10), _PULL)

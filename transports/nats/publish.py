@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from thalweg.errors import MessageTooLarge
+from thalweg.errors import AmbiguousCommit, BrokerError, MessageTooLarge
 from thalweg.message import Message, Position
 
 from .connection import Connection
 from .records import check_size, encode_header
 from .wire import hpub, pub
 
-__all__ = ["BATCH", "Entry", "publish", "publish_one", "raw"]
+__all__ = ["BATCH", "Entry", "check", "publish", "publish_all", "raw"]
 
 BATCH = 1000
 """Messages that an atomic batch may hold, by the server's rule."""
@@ -70,6 +70,24 @@ async def publish(connection: Connection, entries: Sequence[Entry]) -> range:
 
     written = await connection.write(entries[-1].subject, frames)
     return range(written.seq - last + 1, written.seq + 1)
+
+
+async def publish_all(connection: Connection, entries: Sequence[Entry], atomic: bool) -> list[Position]:
+    """Write any number, so that there can be no hole: an atomic batch for each 1,000, the next once the last is stored.
+
+    Where there are no atomic batches: one message, the next once it is stored. Raises as `Connection.write`, and
+    `AmbiguousCommit` if only a part was written.
+    """
+    written: list[Position] = []
+    step = BATCH if atomic else 1
+    for start in range(0, len(entries), step):
+        try:
+            written += await publish(connection, entries[start : start + step])
+        except BrokerError as error:
+            if not start:
+                raise
+            raise AmbiguousCommit(f"only the first {start} of {len(entries)} messages were written: {error}") from None
+    return written
 
 
 async def publish_one(connection: Connection, entry: Entry) -> Position:

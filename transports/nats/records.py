@@ -6,14 +6,27 @@ import re
 from urllib.parse import unquote, unquote_to_bytes
 
 from thalweg.errors import BrokerError, MessageTooLarge
-from thalweg.message import Headers, Message
+from thalweg.message import Message
 
-__all__ = ["KEY", "TIME", "TOMBSTONE", "decode", "encode_header", "name_of", "stamp_of", "token"]
+__all__ = [
+    "DELAY",
+    "EXPIRES",
+    "check_size",
+    "decode",
+    "encode_header",
+    "header_value",
+    "name_of",
+    "place_of",
+    "stamp_of",
+    "token",
+]
 
 KEY, TIME, TOMBSTONE = b"thalweg-key", b"thalweg-time", b"thalweg-tombstone"
+DELAY, EXPIRES = b"thalweg-delay", b"thalweg-expires"
+"""Of a queue's message: seconds since it was stored, before which it is not delivered; after which it is dropped."""
 
 _START = b"NATS/1.0\r\n"
-_OURS = {KEY.decode(), TIME.decode(), TOMBSTONE.decode(), "thalweg-due", "thalweg-expires"}
+_OURS = {KEY.decode(), TIME.decode(), TOMBSTONE.decode(), DELAY.decode(), EXPIRES.decode()}
 _PLAIN_VALUE = re.compile(rb"[!-$&-~](?:[ -$&-~]*[!-$&-~])?")
 _PLAIN_NAME = re.compile(r"[!-$&-9;-~]+")
 _LONGEST_NAME = 200  # bytes of a name in a subject or of a stream
@@ -72,9 +85,21 @@ def decode(header: bytes, payload: bytes, milliseconds: int) -> Message:
             timestamp = int(content) if content.isdigit() else 0
         elif name == TOMBSTONE:
             value = None
-        elif not name.startswith(b"Nats-") and name not in (b"thalweg-due", b"thalweg-expires") and line:
+        elif not name.startswith(b"Nats-") and name not in (DELAY, EXPIRES) and line:
             headers.append((_unescape_name(name), content))
     return Message(value, key, tuple(headers), timestamp or milliseconds)
+
+
+def place_of(reply: bytes) -> tuple[int, int, int, int]:
+    """Of a delivered message, what the subject for its acknowledgement says.
+
+    How often it was delivered, its sequence in the stream, the number of this delivery, and when it was stored
+    (nanoseconds since the epoch).
+    """
+    words = reply.split(b".")
+    if len(words) == 9:  # $JS.ACK.stream.consumer.delivered.sequence.number.stored.pending
+        return int(words[4]), int(words[5]), int(words[6]), int(words[7])
+    return int(words[6]), int(words[7]), int(words[8]), int(words[9])  # $JS.ACK.domain.account.stream…
 
 
 def header_value(header: bytes, name: bytes) -> bytes | None:
@@ -136,6 +161,3 @@ def _unescape_name(name: bytes) -> str:
     if b"%" not in name:
         return name.decode(errors="replace")
     return "" if name == b"%" else unquote_to_bytes(name).decode(errors="replace")
-
-
-_ = Headers

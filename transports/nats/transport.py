@@ -20,6 +20,7 @@ from .floors import WRONG_SEQUENCE, Floors, StoredMessage, StreamState, last_mes
 from .leases import Leases
 from .log import NatsLog, Topic
 from .publish import BATCH, Entry, check, publish, raw
+from .queue import UNCLAIMED, NatsQueue, consumer_config, queue_config
 from .records import name_of, token
 
 __all__ = ["NatsOptions", "NatsTransport"]
@@ -57,6 +58,17 @@ class NatsOptions(msgspec.Struct, frozen=True):
     tls_first: bool = False
     fencing: bool = True
 
+
+_CAPABILITIES = frozenset(
+    {
+        Capability.LOG,
+        Capability.LOCKS,
+        Capability.PEERS,
+        Capability.WORK_QUEUE,
+        Capability.DELAY,
+        Capability.EXPIRY,
+    }
+)
 
 _HEADER_ROOM = 4096
 """Bytes of the server's max_payload kept for what is not key, value or header."""
@@ -118,6 +130,7 @@ class NatsTransport:
         self._endpoint = _endpoint(url, self._options)
         self._prefix = self._options.prefix
         self._topics: dict[str, Topic] = {}
+        self._open_channels: list[NatsQueue] = []
         self._version = ""
         self._warnings: list[str] = []
         self._fencing = False
@@ -130,8 +143,7 @@ class NatsTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        able = {Capability.LOG, Capability.LOCKS, Capability.PEERS}
-        return frozenset(able | {Capability.FENCING} if self._fencing else able)
+        return _CAPABILITIES | {Capability.FENCING} if self._fencing else _CAPABILITIES
 
     @property
     def limits(self) -> Limits:
@@ -177,6 +189,8 @@ class NatsTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._open_channels))
+        self._open_channels.clear()
         await self._leases.close()
         await self._connection.close()
 
@@ -279,17 +293,22 @@ class NatsTransport:
             )
         partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
         declared = _Declared(partitions, spec.queue, spec.retention, dict(spec.options))
-        line = b"Nats-Expected-Last-Subject-Sequence: 0\r\n"
+        text, line = msgspec.json.encode(declared), b"Nats-Expected-Last-Subject-Sequence: 0\r\n"
+        if spec.queue:  # first, so that who finds the card finds the queue
+            topic = msgspec.structs.replace(self._read_topic(spec.name, text), retention=spec.retention)
+            await self._make(queue_config(topic, self._options.replicas, self._fencing))
+            request = {"stream_name": topic.stream, "config": consumer_config(UNCLAIMED, self._options.lease)}
+            await self._connection.api(f"CONSUMER.DURABLE.CREATE.{topic.stream}.{UNCLAIMED}", msgspec.Raw, request)
         try:
-            await raw(self._connection, self._card(spec.name).encode(), msgspec.json.encode(declared), line)
+            await raw(self._connection, self._card(spec.name).encode(), text, line)
         except ApiError as error:
             if error.code not in WRONG_SEQUENCE:  # somebody else was faster
                 raise
 
     async def _foreign(self, spec: TopicSpec) -> Topic:
         """A stream that belongs to others: its sequences are the positions of its one partition."""
-        if spec.declare or spec.queue:
-            raise ConfigurationError(f"{spec.name!r}: the option stream= is for topics with declare=False")
+        if spec.declare:
+            raise ConfigurationError(f"{spec.name!r}: the option stream= is for topics and queues with declare=False")
         stream, subject = spec.options["stream"], spec.options.get("subject", ">")
         partitions = spec.partitions or 1 if "{partition}" in subject else 1
         if spec.partitions not in (None, partitions):
@@ -299,7 +318,7 @@ class NatsTransport:
             )
         if await self._stream(stream) is None:
             raise spec.absent(f"NATS at {self._endpoint.place} (stream {stream!r})")
-        return Topic(spec.name, partitions, False, stream, subject, foreign=True)
+        return Topic(spec.name, partitions, spec.queue, stream, subject, foreign=True)
 
     async def _declared(self, specs: Sequence[TopicSpec]) -> dict[str, Topic | None]:
         """What exists of these. Raises `TopicMismatch`."""
@@ -386,8 +405,22 @@ class NatsTransport:
         return topic
 
     async def channel(self, topic: str, group: str) -> Channel:
-        await self._topic(topic)
-        raise MissingCapability("not yet")
+        found, options = await self._topic(topic), self._options
+        connection = self._use()
+        if not found.queue:
+            raise MissingCapability("not yet")
+        channel = NatsQueue(
+            connection, found, group, options.lease, self._message_bytes, self._fencing, self._queue_topic
+        )
+        await channel.join()
+        self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
+        return channel
+
+    async def _queue_topic(self, name: str) -> Topic:
+        topic = await self._topic(name)
+        if not topic.queue:
+            raise BrokerError(f"{name!r} is no queue: rejected messages cannot go there (option dead_letter)")
+        return topic
 
     async def log(self, topic: str) -> Log:
         found = await self._log_topic(topic)

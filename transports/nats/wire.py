@@ -208,6 +208,14 @@ class Wire(asyncio.Protocol):
         if self.usable:
             self.send(b"UNSUB %b\r\n" % number)
 
+    async def retire(self, number: bytes) -> None:
+        """Unsubscribe, and return once nothing more can come."""
+        self.send(b"UNSUB %b\r\n" % number)
+        try:
+            await self.ping()
+        finally:
+            self._handlers.pop(number, None)
+
     def ping(self) -> asyncio.Future[None]:
         """Done once the server has seen all that was sent before."""
         pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
