@@ -182,10 +182,14 @@ class Claim(Protocol):
 
 
 class Commit(msgspec.Struct, gc=False):
-    """What one task commits: journal records, and outputs by (topic, partition), all or none."""
+    """What one task commits: journal records, and outputs by (topic, partition), all or none.
+
+    release: the owner gives the journal back by this: its claim ends, and who claims next need not fence it.
+    """
 
     records: Sequence[Message]
     outputs: Mapping[tuple[str, int], Sequence[Message]] = {}
+    release: bool = False
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import NoReturn
 
 import pytest
+from missing import missing
 
 
 @pytest.hookimpl(wrapper=True)
@@ -25,13 +26,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.fixture(scope="session")
 def broker_missing() -> Callable[[str, str], NoReturn]:
     """Call it with a broker's name and the reason: skips, or fails where REQUIRE_BROKERS lists the broker or `all`."""
-
-    def missing(broker: str, reason: str) -> NoReturn:
-        required = os.environ.get("REQUIRE_BROKERS", "").replace(",", " ").split()
-        if "all" in required or broker in required:
-            pytest.fail(f"REQUIRE_BROKERS={' '.join(required)}, but {broker} is missing: {reason}", pytrace=False)
-        pytest.skip(f"{broker} is missing: {reason}")
-
     return missing
 
 

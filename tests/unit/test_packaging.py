@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,6 +38,8 @@ def sources() -> list[Path]:
 
 def dotted(folder: Path) -> str:
     """The package that a folder is installed as."""
+    if folder.name == "pytest_thalweg":
+        return folder.name
     top, *rest = folder.relative_to(ROOT).parts
     return ".".join([FOLDERS[top], *rest])
 
@@ -101,7 +104,8 @@ def test_the_installed_version_is_the_declared_one() -> None:
 )
 def test_an_entry_point_loads(group: str, name: str) -> None:
     [entry] = importlib.metadata.distribution("thalweg").entry_points.select(group=group, name=name)
-    assert callable(entry.load())
+    loaded = entry.load()
+    assert isinstance(loaded, ModuleType) if group == "pytest11" else callable(loaded)
 
 
 def test_nothing_is_said_to_be_missing_that_is_not_declared() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -15,8 +15,12 @@ from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused
 from .delays import Delays
+from .keeper import Keeper
+from .locks import Lock, Locks
 from .names import Names
+from .peers import Peers
 from .registry import Registry, Topic
+from .tail import Tail
 from .topology import create_log, create_queue, exists, group_queue
 from .work_queue import Place, RabbitQueue
 
@@ -51,12 +55,15 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     tls_verify: bool = True
 
 
+_NUMBERS = {"x-max-length-bytes": 1_000_000, "x-stream-max-segment-size-bytes": 500_000}
+"""The offset of an entry is a number larger than all before; the entry itself may go."""
+
 _QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
 _EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
 
 
 class RabbitTransport:
-    """Satisfies Transport; channels of queues are `WorkQueue`s.
+    """Satisfies Transport, Locks and Peers; channels of queues are `WorkQueue`s.
 
     Options of a queue: `type`, quorum or classic; `dead_letter`, the queue to which its rejected messages go; and all
     arguments of RabbitMQ that begin with `x-`. With `declare=False`: `queue`, where messages are read (else the name
@@ -79,7 +86,7 @@ class RabbitTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        found = {Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
+        found = {Capability.LOCKS, Capability.PEERS, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
         if self._options.queues == "classic":
             found.add(Capability.PRIORITY)
         return frozenset(found)
@@ -106,6 +113,10 @@ class RabbitTransport:
         self._reading = Connection(self._endpoint, "reading")
         self._registry = Registry(self._connection, self._names)
         self._delays = Delays(self._connection, self._names)
+        self._numbers = Tail(
+            self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
+        )
+        self._keeping: tuple[Keeper, Locks, Peers] | None = None
         try:
             link = await self._connection.link()
             properties = getattr(link, "server_properties", {})
@@ -128,7 +139,12 @@ class RabbitTransport:
     async def _close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._open_channels))
         self._open_channels.clear()
+        if self._keeping is not None:
+            keeper, locks, peers = self._keeping
+            await asyncio.gather(locks.close(), peers.close())
+            await keeper.close()
         await self._registry.close()
+        await self._numbers.close()
         await self._reading.close()
         await self._connection.close()
 
@@ -234,6 +250,21 @@ class RabbitTransport:
             names.topic(letters) if letters else "",
         )
 
+    async def try_lock(self, name: str, lease: float) -> Lock | None:
+        return await self._keep()[1].try_lock(name, lease)
+
+    def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
+        return self._keep()[2].peers(group, me, lease)
+
+    def _keep(self) -> tuple[Keeper, Locks, Peers]:
+        """Made when first asked for: most programs with queues need no thread."""
+        self._use()
+        if self._keeping is None:
+            keeper = Keeper(self._endpoint)
+            locks = Locks(keeper, self._names, lambda: self._numbers.append(b""))
+            self._keeping = keeper, locks, Peers(keeper, self._names)
+        return self._keeping
+
     async def _topic(self, name: str) -> Topic:
         self._use()
         topic = self._existing.get(name) or await self._registry.find(name)
@@ -255,6 +286,10 @@ class RabbitTransport:
         if not self._opened:
             raise BrokerError(f"{self._place}: the transport is not open; call open() first")
         return self._connection
+
+
+def _nothing(offset: int, body: bytes) -> None:
+    """Nobody reads it."""
 
 
 def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:

@@ -868,7 +868,7 @@ async def test_a_hundred_openings_and_closings_leave_nothing_behind(broker, cloc
 
     def count() -> int:
         gc.collect()
-        return sum(type(thing).__module__.startswith("thalweg.transports.memory") for thing in gc.get_objects())
+        return sum(str(type(thing).__module__).startswith("thalweg.transports.memory") for thing in gc.get_objects())
 
     async def use() -> None:
         transport = await opened(broker)

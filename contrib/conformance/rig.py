@@ -1,0 +1,190 @@
+"""What a property needs of the world around a transport: to open it, here or elsewhere, crash it, let time pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from thalweg.channel import Transport
+from thalweg.clock import Clock, VirtualClock
+from thalweg.errors import ConfigurationError
+from thalweg.registry import load_transport
+from thalweg.url import Url
+
+from .properties import Unavailable
+from .puppet import Nursery, Puppet
+
+__all__ = ["InProcess", "InProcessRig", "Rig", "rig_for", "with_option"]
+
+LEASE = 1.0
+"""Seconds; what a URL that names no lease is given, if its driver takes the option."""
+
+
+class Rig:
+    """A broker under test, for one property at a time. Override what your broker can do, or does differently.
+
+    lease: seconds after which what a dead or hung member held is another's. Used for locks and members too.
+    patience: seconds to wait for what must happen before it counts as missing; costs time in failing properties only.
+    """
+
+    lease = 30.0
+    patience = 30.0
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def prepare(self) -> None:
+        """Called before each property. May skip or fail it by pytest's means."""
+
+    async def open(self) -> Transport:
+        """One more transport on the same broker, in this process, open."""
+        transport = load_transport(self.url)
+        await transport.open()
+        return transport
+
+    async def open_elsewhere(self) -> Transport:
+        """One more transport on the same broker, open, that `crash` and `hang` can strike: in a process of its own."""
+        return await Nursery.of(self.url).open()
+
+    async def crash(self, transport: Transport) -> None:
+        """Kill the process of a transport from `open_elsewhere`, as kill -9 does."""
+        _puppet(transport).crash()
+
+    async def hang(self, transport: Transport) -> None:
+        """Stop it, as SIGSTOP does: it holds what it has and answers nothing."""
+        _puppet(transport).hang()
+
+    async def resume(self, transport: Transport) -> None:
+        """Let it go on after `hang`."""
+        _puppet(transport).resume()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def restart_broker(self) -> None:
+        """Kill the broker and start it again on the same data; returns when it answers."""
+        await self.stop_broker()
+        await self.start_broker()
+
+    async def stop_broker(self) -> None:
+        """Kill the broker."""
+        raise Unavailable("this rig cannot stop the broker (--thalweg-restart, or Rig.stop_broker and start_broker)")
+
+    async def start_broker(self) -> None:
+        """Start what `stop_broker` has stopped."""
+        raise Unavailable("this rig cannot start the broker (--thalweg-restart, or Rig.stop_broker and start_broker)")
+
+    def address(self) -> tuple[str, int]:
+        """Host and port of the broker, for the fault proxy to forward to."""
+        raise Unavailable("this rig does not say where its broker listens (Rig.address)")
+
+    def through(self, host: str, port: int) -> str:
+        """The URL by which a client reaches the broker through a proxy that listens at this address."""
+        raise Unavailable("this rig cannot put a proxy before its broker (Rig.through)")
+
+    async def clean(self, names: Sequence[str]) -> None:
+        """Called after each property with the names it used, of topics, groups and locks; may delete them."""
+
+    async def close(self) -> None:
+        """Called after each property, last."""
+
+
+@runtime_checkable
+class InProcess(Protocol):
+    """A transport whose broker lives in this process: its crash is a call, and its time is a clock it was given."""
+
+    def private(self, clock: Clock) -> Transport:
+        """A transport on a new broker of its own."""
+        ...
+
+    def again(self) -> Transport:
+        """Another transport on the same broker."""
+        ...
+
+    def kill(self) -> None: ...
+    def cut(self) -> None: ...
+    def heal(self) -> None: ...
+
+
+class InProcessRig(Rig):
+    """A new broker for each property, and a clock that moves only when a property lets time pass."""
+
+    patience = 5.0
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.clock = VirtualClock(1_577_836_800.0)
+        loaded = load_transport(url)
+        if not isinstance(loaded, InProcess):
+            raise ConfigurationError(f"{Url(url)}: its transport lacks what InProcess asks for")
+        self._first = loaded.private(self.clock)
+        self._opened = 0
+
+    async def open(self) -> Transport:
+        first = self._first
+        assert isinstance(first, InProcess)
+        transport = first if self._opened == 0 else first.again()
+        self._opened += 1
+        await transport.open()
+        return transport
+
+    async def open_elsewhere(self) -> Transport:
+        return await self.open()
+
+    async def crash(self, transport: Transport) -> None:
+        _in_process(transport).kill()
+
+    async def hang(self, transport: Transport) -> None:
+        _in_process(transport).cut()
+
+    async def resume(self, transport: Transport) -> None:
+        _in_process(transport).heal()
+
+    async def pass_time(self, seconds: float) -> None:
+        """Stops at each timer on the way, so that what it wakes sees its own time."""
+        end = self.clock.now() + seconds
+        await self._settle()
+        while (due := self.clock.next()) is not None and due <= end:
+            self.clock.move(due)
+            await self._settle()
+        self.clock.move(end)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+def rig_for(url: str) -> Rig:
+    """The rig for a URL that nobody has made one for."""
+    leased = with_option(url, "lease", str(LEASE))
+    rig = InProcessRig(leased) if isinstance(load_transport(leased), InProcess) else Rig(leased)
+    named = Url(leased).query.get("lease")
+    if named is not None:
+        rig.lease = float(named)
+    return rig
+
+
+def with_option(url: str, name: str, value: str) -> str:
+    """The URL with this option, unless it names it already or its driver does not know it."""
+    if name in Url(url).query:
+        return url
+    separator = "&" if "?" in url else "?" if "://" in url else "://?"
+    changed = f"{url}{separator}{name}={value}"
+    try:
+        load_transport(changed)
+    except ConfigurationError:
+        return url
+    return changed
+
+
+def _puppet(transport: Transport) -> Puppet:
+    if not isinstance(transport, Puppet):
+        raise TypeError("only a transport from open_elsewhere can be crashed or stopped")
+    return transport
+
+
+def _in_process(transport: Transport) -> InProcess:
+    assert isinstance(transport, InProcess)
+    return transport

@@ -1,0 +1,140 @@
+"""Properties as pytest items: each runs in an event loop of its own, and notes what a certificate needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from thalweg.channel import Transport
+
+from .facts import facts_of
+from .properties import Mode, Profile, Property, Unavailable, properties_of
+from .rig import Rig
+from .transport import MODULES, refuses
+from .trial import Trial
+
+__all__ = ["NOTE", "Case", "Settings", "Suite", "Target", "transport"]
+
+NOTE = "thalweg-conformance"
+"""The name of the user property of a report that belongs to a certificate."""
+
+TRANSPORT = properties_of(MODULES)
+
+
+class Settings:
+    """The options of the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.modes = frozenset(Mode(name) for name in config.getoption("thalweg_mode").split(","))
+        self.seed: int = config.getoption("thalweg_seed")
+        chosen = config.getoption("thalweg_profile")
+        self.profiles = frozenset(Profile(name) for name in chosen.split(",")) if chosen else frozenset(Profile)
+        self.patience: float | None = config.getoption("thalweg_patience")
+        waivers = [text.partition(":") for text in config.getoption("thalweg_waive")]
+        self.waivers: Mapping[str, str] = {name.strip(): reason.strip() for name, _, reason in waivers}
+
+    @property
+    def mode(self) -> Mode:
+        return max(self.modes, key=list(Mode).index)
+
+
+class Target:
+    """What is to be certified: a name to show, and a rig for each property."""
+
+    def __init__(self, name: str, rig: Callable[[], Rig]) -> None:
+        self.name, self.rig = name, rig
+        self.facts: dict[str, Any] = {}
+
+
+def transport(name: str, rig: Callable[[], Rig]) -> Target:
+    """A module-level variable of a test module with this value becomes the whole suite: one test for each property."""
+    return Target(name, rig)
+
+
+class Suite(pytest.Collector):
+    """All properties of one target."""
+
+    def __init__(self, *, target: Target, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.target = target
+
+    def collect(self) -> Iterator[Case]:
+        settings = Settings(self.config)
+        for prop in TRANSPORT.values():
+            if prop.profile in settings.profiles and prop.modes & settings.modes:
+                for case in prop.cases:
+                    yield Case.from_parent(
+                        self,
+                        name=f"{prop.name}[{case}]" if case else prop.name,
+                        prop=prop,
+                        case=case,
+                        settings=settings,
+                    )
+
+
+class Case(pytest.Item):
+    """One property with one set of arguments."""
+
+    def __init__(self, *, prop: Property, case: str, settings: Settings, **rest: Any) -> None:
+        super().__init__(**rest)
+        assert isinstance(self.parent, Suite)
+        self.prop, self.case, self.settings, self.target = prop, case, settings, self.parent.target
+        self.note: dict[str, Any] = {"target": self.target.name, "property": prop.name, "case": case}
+        self.user_properties.append((NOTE, self.note))
+
+    def reportinfo(self) -> tuple[str, int, str]:
+        return self.path.as_posix(), 0, f"{self.target.name}: {self.name}"
+
+    def runtest(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._watched())
+        except Unavailable as lack:
+            pytest.skip(str(lack))
+        except Exception as error:
+            reason = self.settings.waivers.get(self.name, self.settings.waivers.get(self.prop.name))
+            if reason is None:
+                raise
+            self.note["waived"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            pytest.xfail(reason)
+
+    async def _watched(self) -> None:
+        """A call that hangs fails its property instead of hanging the run."""
+        rig = self.target.rig()
+        if self.settings.patience is not None:
+            rig.patience = self.settings.patience
+        limit = asyncio.timeout(60 + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease))
+        try:
+            async with limit:
+                await self._run(rig)
+        except TimeoutError:
+            if limit.expired():
+                raise AssertionError("the property hangs") from None
+            raise
+
+    async def _run(self, rig: Rig) -> None:
+        trial = Trial(rig, self.settings.mode, f"{self.settings.seed} {self.name}")
+        try:
+            await rig.prepare()
+            first = None if self.target.facts else await self._meet(trial)
+            missing = [need for need in self.prop.needs if need not in self.target.facts["capabilities"]]
+            if missing:
+                self.note["undeclared"] = missing[0].value
+                await refuses(trial, first or await trial.open(), missing[0])
+            else:
+                await self.prop.run(trial, *self.prop.cases[self.case])
+        except BaseException:
+            try:
+                await trial.close()
+            except Exception as error:
+                self.add_report_section("call", "closing", f"{type(error).__name__}: {error}")
+            raise
+        await trial.close()
+
+    async def _meet(self, trial: Trial) -> Transport:
+        transport = await trial.open()
+        self.target.facts.update(facts_of(transport))
+        self.note["facts"] = self.target.facts
+        return transport
