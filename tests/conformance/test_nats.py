@@ -38,7 +38,9 @@ class NatsRig(Rig):
     async def clean(self, names: Sequence[str]) -> None:
         connection = Connection(NatsTransport.from_url(Url(self.url))._endpoint)
         found = (await connection.api("STREAM.NAMES", _Names)).streams or []
-        await connection.apis([(f"STREAM.DELETE.{name}", None) for name in found if name.startswith(PREFIX)], msgspec.Raw)
+        await connection.apis(
+            [(f"STREAM.DELETE.{name}", None) for name in found if name.startswith(PREFIX)], msgspec.Raw
+        )
         await connection.close()
 
 

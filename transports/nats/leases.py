@@ -268,9 +268,6 @@ class Leases:
     # --- peers -----------------------------------------------------------------------------------------------
 
     async def peers(self, group: str, me: str, seconds: float) -> AsyncGenerator[frozenset[str], None]:
-        base = f"{self._prefix}.lease.peer.{token(group)}."
-        bell = f"{self._prefix}.bell.{token(group)}".encode()
-        subject = f"{base}{token(me)}~{secrets.token_hex(8)}"
         place: Lease | None = None
         seen: frozenset[str] | None = None
         wire: Wire | None = None
@@ -279,12 +276,12 @@ class Leases:
         try:
             while True:
                 if wire is not (current := await self._connection.wire()):
-                    wire, number = current, current.subscribe(bell, lambda *_: rung.set())
+                    wire, number = current, current.subscribe(self._bell(group), lambda *_: rung.set())
                 if place is None or place.lost.is_set():
-                    place = await self.finish(self._enter(subject, seconds, bell), self.let_go)
+                    place = await self.join(group, me, seconds)
                     continue
                 rung.clear()
-                present, pause = await self._members(base, seconds)
+                present, pause = await self.members(group, seconds)
                 if present != seen:
                     seen = present
                     yield present
@@ -295,29 +292,37 @@ class Leases:
         finally:
             if wire is not None:
                 wire.unsubscribe(number)
-            if place is not None:
-                await self.let_go(place)
+            await self.let_go(place)
 
-    async def _enter(self, subject: str, seconds: float, bell: bytes) -> Lease | None:
+    async def join(self, group: str, me: str, seconds: float) -> Lease | None:
+        """A place among the members of a group."""
+        return await self.finish(self._join(group, me, seconds), self.let_go)
+
+    async def _join(self, group: str, me: str, seconds: float) -> Lease | None:
         await self._prepare()
-        found = await last_message(self._connection, self._stream, subject)
-        place = await self._hold(subject, seconds, found.seq if found is not None else 0)
-        await self._ring(bell)
+        place = await self._hold(f"{self._base(group)}{token(me)}~{secrets.token_hex(8)}", seconds, 0)
+        await self._ring(self._bell(group))
         return place
 
-    async def _members(self, base: str, seconds: float) -> tuple[frozenset[str], float]:
+    async def members(self, group: str, seconds: float) -> tuple[frozenset[str], float]:
         """Who is there, and after how many seconds to look again."""
+        base = self._base(group)
         found = await self._connection.collect(f"DIRECT.GET.{self._stream}", {"multi_last": [f"{base}*"]})
         now, present, pause = await self._moment(), set[str](), min(0.5, seconds / 4)
         for header, payload in found:
-            if not payload:
-                continue
-            left = _read_note(payload).ends(stamp_of((header_value(header, b"Nats-Time-Stamp") or b"").decode())) - now
+            stored = stamp_of((header_value(header, b"Nats-Time-Stamp") or b"").decode())
+            left = _read_note(payload).ends(stored) - now
             if left > 0:
                 member = (header_value(header, b"Nats-Subject") or b"").decode().removeprefix(base)
                 present.add(name_of(member.rpartition("~")[0]))
                 pause = min(pause, left / 1e9 + 0.002)
         return frozenset(present), pause
+
+    def _base(self, group: str) -> str:
+        return f"{self._prefix}.lease.peer.{token(group)}."
+
+    def _bell(self, group: str) -> bytes:
+        return f"{self._prefix}.bell.{token(group)}".encode()
 
     async def _ring(self, bell: bytes) -> None:
         with contextlib.suppress(BrokerError, WireLost):  # they look by themselves, later

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, MessageTooLarge, MissingCapability, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, Fenced, MissingCapability, TopicMismatch
 from thalweg.message import Message, Position
 from thalweg.url import Url
 
 from . import leases
 from .connection import ApiError, Connection, Endpoint
 from .floors import WRONG_SEQUENCE, Floors, StoredMessage, StreamState, last_message
+from .group import NatsChannel
 from .leases import Leases
 from .log import NatsLog, Topic
 from .publish import BATCH, Entry, check, publish, raw
@@ -130,7 +131,7 @@ class NatsTransport:
         self._endpoint = _endpoint(url, self._options)
         self._prefix = self._options.prefix
         self._topics: dict[str, Topic] = {}
-        self._open_channels: list[NatsQueue] = []
+        self._open_channels: list[NatsQueue | NatsChannel] = []
         self._version = ""
         self._warnings: list[str] = []
         self._fencing = False
@@ -407,12 +408,17 @@ class NatsTransport:
     async def channel(self, topic: str, group: str) -> Channel:
         found, options = await self._topic(topic), self._options
         connection = self._use()
-        if not found.queue:
-            raise MissingCapability("not yet")
-        channel = NatsQueue(
-            connection, found, group, options.lease, self._message_bytes, self._fencing, self._queue_topic
-        )
-        await channel.join()
+        channel: NatsQueue | NatsChannel
+        if found.queue:
+            channel = NatsQueue(
+                connection, found, group, options.lease, self._message_bytes, self._fencing, self._queue_topic
+            )
+            await channel.join()
+        else:
+            log = NatsLog(connection, found, self._floors, self._message_bytes, self._fencing)
+            channel = NatsChannel(
+                connection, self._leases, self._floors, log, found, group, options.lease, self._prefix
+            )
         self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
         return channel
 
@@ -476,7 +482,7 @@ class NatsTransport:
             else:
                 empty.append(claim)
         if len(entries) > BATCH:
-            raise MessageTooLarge(
+            raise BrokerError(
                 f"a commit of {len(entries)} messages: NATS takes at most {BATCH} in one atomic batch "
                 "(Limits.commit_messages); nothing was written"
             )
