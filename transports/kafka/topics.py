@@ -29,6 +29,22 @@ _DEFAULT_BYTES = 1048588
 _PAUSE = 0.05
 
 
+OF_QUEUES = ("dead_letter", "partitions")
+"""Options of queues that are ours, and not settings of the Kafka topic."""
+
+
+def queue_partitions(spec: TopicSpec) -> int | None:
+    """Raises ConfigurationError."""
+    text = spec.options.get("partitions")
+    if text is None:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 10_000:
+        raise ConfigurationError(
+            f"queue {spec.name!r}: options={{'partitions': {text!r}}}; expected a number like '16'"
+        )
+    return int(text)
+
+
 class Topic(msgspec.Struct, frozen=True):
     """A topic or queue. `kafka` is its name on the broker; message_bytes: the largest `Message.size` that it takes;
     batch_bytes: the largest batch of records."""
@@ -181,9 +197,9 @@ class Topics:
             config["cleanup.policy"] = "compact" if spec.retention is None else "compact,delete"
         if replication >= 3:
             config["min.insync.replicas"] = "2"
-        config.update(spec.options)
+        config.update((name, value) for name, value in spec.options.items() if not (spec.queue and name in OF_QUEUES))
         if spec.queue:
-            partitions = spec.partitions or max(spec.default_partitions, QUEUE_PARTITIONS)
+            partitions = spec.partitions or queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
         else:
             partitions = spec.partitions or spec.default_partitions
         return kafka_name(self._prefix, spec.name, spec.queue), partitions, replication, [], list(config.items())
