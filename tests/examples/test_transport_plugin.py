@@ -82,7 +82,7 @@ def test_the_suite_certifies_it(installed: Path, url: str, tmp_path: Path) -> No
     (certificate,) = json.loads((tmp_path / "certificate.json").read_text())["certificates"]
     verdicts = {profile: counts["verdict"] for profile, counts in certificate["profiles"].items()}
     assert {profile for profile, verdict in verdicts.items() if verdict == "held"} == {"Core", "Durable", "Ordered"}
-    assert {verdict for verdict in verdicts.values()} == {"held", "not offered"}
+    assert set(verdicts.values()) == {"held", "not offered"}
     assert {case["outcome"] for case in cases_of(certificate)} == {"passed", "undeclared"}
     assert certificate["versions"]["thalweg-pgqueue"] == "0.1.0"
     assert "asyncpg" in certificate["versions"]
