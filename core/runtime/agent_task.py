@@ -221,7 +221,10 @@ class AgentTask:
         error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
         decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
         if decision.action is Action.RETRY:
-            decision = Decision(Action.RETRY, decision.reason, max(decision.delay, DEATH_DELAY * 2**deaths))
+            delay = max(decision.delay, DEATH_DELAY * 2**deaths)
+            if self.task.settings.failures is not None:
+                delay = 0.0  # a test has killed it, and does not wait
+            decision = Decision(Action.RETRY, decision.reason, delay)
         return Verdict(decision, deaths, deaths=deaths)
 
     def restore_suspect(self, suspect: Suspect) -> None:
