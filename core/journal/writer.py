@@ -1,21 +1,20 @@
-"""How a worker's commits reach the broker: by the broker's own fencing, or by reading back what was appended.
+"""How a worker's commits reach the broker: by the broker's own fencing, or by reading back (`readback.py`).
 
 Both take the commits of many tasks in one call, and answer for each task by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
-from thalweg.capabilities import Claim, Commit, Fencing, Log
-from thalweg.errors import AmbiguousCommit, BrokerError, Fenced
+from thalweg.capabilities import Claim, Commit, Fencing
+from thalweg.errors import BrokerError, Fenced
 from thalweg.message import Message, Position
 
-from .records import Fold, Marker, decode_entry
-
-__all__ = ["FencedWriter", "JournalKey", "JournalWriter", "ReadBackWriter", "Written"]
+__all__ = ["FencedWriter", "JournalKey", "JournalWriter", "Outcome", "Written"]
 
 JournalKey = tuple[str, int]
 """The topic and partition of a journal."""
@@ -29,6 +28,9 @@ class Written(msgspec.Struct, frozen=True):
     data: bytes
 
 
+Outcome = Written | Exception
+
+
 class JournalWriter(Protocol):
     @property
     def atomic_outputs(self) -> bool:
@@ -39,12 +41,19 @@ class JournalWriter(Protocol):
         """Become the owner. Raises BrokerError; a failure leaves nothing owned."""
         ...
 
-    async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
-        """Write all; for each journal where it lies, or why the task must be closed. Raises nothing else."""
+    async def commit(self, commits: Mapping[JournalKey, Commit], done: Callable[[JournalKey, Outcome], None]) -> None:
+        """Write all, and tell of each journal, as soon as it is known, where it lies or why the task must be closed.
+
+        What it raises is the outcome of those not told of.
+        """
         ...
 
     def forget(self, journal: JournalKey) -> None:
         """This worker is no longer the owner."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything."""
         ...
 
 
@@ -62,16 +71,19 @@ class FencedWriter:
         self._fencing = fencing
         self._most = most
         self._claims: dict[JournalKey, Claim] = {}
+        self._turn = asyncio.Lock()
 
     async def claim(self, journal: JournalKey, marker: Message) -> None:
         self._claims[journal] = await self._fencing.claim(journal[0], journal[1], marker)
 
-    async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
+    async def commit(self, commits: Mapping[JournalKey, Commit], done: Callable[[JournalKey, Outcome], None]) -> None:
         results: dict[JournalKey, Written | BrokerError] = {}
         claims = {journal: self._claims[journal] for journal in commits}  # one claimed anew meanwhile gets another
-        for call in [commits] if self._most is None else _calls(commits, self._most):
-            await self._call(call, claims, results)
-        return results
+        async with self._turn:
+            for call in [commits] if self._most is None else _calls(commits, self._most):
+                await self._call(call, claims, results)
+        for journal, result in results.items():
+            done(journal, result)
 
     async def _call(
         self,
@@ -102,6 +114,9 @@ class FencedWriter:
     def forget(self, journal: JournalKey) -> None:
         self._claims.pop(journal, None)
 
+    async def close(self) -> None:
+        self._claims.clear()
+
 
 def _calls(commits: Mapping[JournalKey, Commit], most: int) -> Iterator[Mapping[JournalKey, Commit]]:
     """The same commits in calls of at most `most` messages each, in their order."""
@@ -118,97 +133,3 @@ def _calls(commits: Mapping[JournalKey, Commit], most: int) -> Iterator[Mapping[
         call[journal] = Commit(commit.records[ahead:], commit.outputs, commit.release) if ahead else commit
         size += len(commit.records) - ahead + outputs
     yield call
-
-
-class ReadBackWriter:
-    """For every other log: append, then count as committed only what is read back as it should be (design rule 1)."""
-
-    atomic_outputs = False
-
-    def __init__(self, open_log: Callable[[str], Awaitable[Log]], timeout: float = 30.0) -> None:
-        self._open_log = open_log
-        self._timeout = timeout
-        self._logs: dict[str, Log] = {}
-        self._tails: dict[JournalKey, _Tail] = {}
-
-    async def _log(self, topic: str) -> Log:
-        if topic not in self._logs:
-            self._logs[topic] = await self._open_log(topic)
-        return self._logs[topic]
-
-    async def claim(self, journal: JournalKey, marker: Message) -> None:
-        log = await self._log(journal[0])
-        tail = _Tail(journal, (await log.bounds(journal[1])).last)
-        await log.append({journal[1]: [marker]}, positions=False)
-        token = decode_entry(marker.value or b"").token
-        await self._read_back({journal: tail}, lambda tail: tail.token == token)
-        tail.fenced = False  # a marker before ours is the owner that we succeed
-        self._tails[journal] = tail
-
-    async def commit(self, commits: Mapping[JournalKey, Commit]) -> Mapping[JournalKey, Written | BrokerError]:
-        results: dict[JournalKey, Written | BrokerError] = {}
-        by_topic: dict[str, dict[JournalKey, _Tail]] = {}
-        for journal in commits:  # the tails as of now: one that is claimed anew meanwhile gets another
-            by_topic.setdefault(journal[0], {})[journal] = self._tails[journal]
-        for topic, tails in by_topic.items():
-            try:
-                for tail in tails.values():
-                    tail.first = None
-                records = {j[1]: commits[j].records for j in tails}
-                await (await self._log(topic)).append(records, positions=False)
-                wanted = {j: decode_entry(commits[j].records[-1].value or b"").number for j in tails}
-                await self._read_back(
-                    tails,
-                    lambda tail: tail.fenced or tail.fold.number >= wanted[tail.journal],  # noqa: B023 - called here
-                )
-            except BrokerError as error:
-                results.update(dict.fromkeys(tails, error))
-                continue
-            for journal, tail in tails.items():
-                if tail.fenced:
-                    lost = f"journal {journal[0]!r} partition {journal[1]} has a newer owner"
-                    results[journal] = Fenced(lost, frozenset([journal]))
-                else:
-                    data = commits[journal].records[-1].value or b""
-                    results[journal] = Written(tail.first or 0, tail.position or 0, data)
-        return results
-
-    async def _read_back(self, tails: Mapping[JournalKey, _Tail], done: Callable[[_Tail], bool]) -> None:
-        waiting = {journal[1]: tail for journal, tail in tails.items() if not done(tail)}
-        while waiting:
-            log = await self._log(next(iter(tails))[0])
-            batches = await log.read({p: tail.position for p, tail in waiting.items()}, 1000, 1 << 24, self._timeout)
-            if not batches:
-                raise AmbiguousCommit(f"an append was not seen in the log within {self._timeout:g} s")
-            for partition, batch in batches.items():
-                tail = waiting[partition]
-                for position, record in zip(batch.positions, batch.records, strict=True):
-                    tail.feed(position, record.value)
-                    if done(tail):
-                        del waiting[partition]
-                        break
-
-    def forget(self, journal: JournalKey) -> None:
-        self._tails.pop(journal, None)
-
-
-class _Tail:
-    """The end of one journal as it is read back."""
-
-    def __init__(self, journal: JournalKey, position: Position | None) -> None:
-        self.journal = journal
-        self.position = position
-        self.first: Position | None = None  # of the records of the commit under way
-        self.fold = Fold()
-        self.token = b""
-        self.fenced = False
-
-    def feed(self, position: Position, data: bytes | None) -> None:
-        self.position = position
-        number = self.fold.number
-        entry = self.fold.feed(data)
-        if self.first is None and self.fold.number != number:
-            self.first = position
-        if isinstance(entry, Marker):
-            self.fenced = bool(self.token)
-            self.token = entry.token

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from thalweg.clock import Clock, Timer
 from thalweg.errors import EncodeError
-from thalweg.journal.writer import JournalKey, JournalWriter, Written
+from thalweg.journal.writer import JournalKey, JournalWriter, Outcome, Written
 
 if TYPE_CHECKING:
     from .task import Cut, Task
@@ -22,6 +22,9 @@ log = logging.getLogger("thalweg")
 OPEN_EVENT = 0.01
 """Seconds, at least, until a task is looked at again that had nothing to commit because its events are still open."""
 
+PATIENCE = 1.0
+"""Seconds that tasks wait for one another: what takes longer goes on by itself, and the others commit without it."""
+
 
 class Committer:
     """One commit is under way at a time; what finishes meanwhile goes with the next."""
@@ -33,6 +36,7 @@ class Committer:
         self._due = asyncio.Event()
         self._flushing: list[asyncio.Future[None]] = []
         self._lock = asyncio.Lock()
+        self._slow: set[asyncio.Task[Any]] = set()
         self.commits = 0
 
     def arm(self, at_least: float = 0.0) -> None:
@@ -43,6 +47,7 @@ class Committer:
         self._due.set()
 
     async def flush(self) -> None:
+        """Return when all tasks were asked for what they have to commit. Whether it has been, `Task.landed` tells."""
         done = asyncio.get_running_loop().create_future()
         self._flushing.append(done)
         self.soon()
@@ -55,7 +60,7 @@ class Committer:
             await self.commit()
 
     async def commit(self) -> None:
-        """Commit what there is now."""
+        """Commit what there is now, but for what takes longer than `PATIENCE`."""
         async with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -64,29 +69,28 @@ class Committer:
             try:
                 cuts = self._cuts()
                 if cuts:
-                    await self.write(cuts)
+                    await self._write(cuts)
             finally:
                 for done in flushing:
                     if not done.done():
                         done.set_result(None)
 
+    async def finish(self, task: Task) -> None:
+        """Return when all that the task has finished is committed, or has failed."""
+        await task.landed()
+        await self.commit()
+        await task.landed()
+
     async def release(self, task: Task) -> None:
         """The last record of a task: its owner left in good order."""
-        async with self._lock:
-            await self.write({task.journal: task.release()})
+        await task.landed()
+        if self.tasks.get(task.journal) is task:
+            await self._commit({task.journal: task.release()})
 
-    async def _send_ahead(self, cuts: dict[JournalKey, Cut]) -> None:
-        """At least once: outputs that cannot join the commit go before it."""
-        for journal, cut in list(cuts.items()):
-            task = self.tasks.get(journal)
-            try:
-                for (topic, partition), messages in cut.ahead.items():
-                    assert task is not None
-                    await task.worker.send_now(topic, {partition: messages})
-            except Exception as error:
-                del cuts[journal]
-                if task is not None:
-                    task.failed(error)
+    async def stop(self) -> None:
+        for writing in self._slow:
+            writing.cancel()
+        await asyncio.gather(*self._slow, return_exceptions=True)
 
     def _cuts(self) -> dict[JournalKey, Cut]:
         cuts: dict[JournalKey, Cut] = {}
@@ -105,33 +109,89 @@ class Committer:
                     self.arm(OPEN_EVENT)
         return cuts
 
-    async def write(self, cuts: dict[JournalKey, Cut]) -> None:
-        self.commits += 1
-        tasks = {journal: self.tasks.get(journal) for journal in cuts}
-        await self._send_ahead(cuts)
-        for journal, cut in list(cuts.items()):
-            if not self._current(tasks[journal], cut, journal):
-                del cuts[journal]
-        if not cuts:
-            return
-        results: Mapping[JournalKey, Written | Exception]
-        try:
-            results = await self._writer.commit({journal: cut.commit for journal, cut in cuts.items()})
-        except Exception as error:  # nobody knows what was written: the journals will tell
-            results = dict.fromkeys(cuts, error)
-        for journal, result in results.items():
-            task, cut = tasks[journal], cuts[journal]
-            assert task is not None  # or it were not current
+    async def _write(self, cuts: dict[JournalKey, Cut]) -> None:
+        ahead = {journal: cut for journal, cut in cuts.items() if cut.ahead}
+        if ahead:
+            await self._send_ahead(ahead, cuts)
+        if self._writer.atomic_outputs:
+            await self._commit(cuts)  # one call, in which nobody can be left behind
+        else:
+            await self._patiently(self._commit(cuts))
+
+    async def _send_ahead(self, ahead: dict[JournalKey, Cut], cuts: dict[JournalKey, Cut]) -> None:
+        """At least once: outputs that cannot join the commit go before it. Those that take long hold up their own."""
+        late: set[JournalKey] = set()
+
+        async def send(journal: JournalKey, cut: Cut) -> None:
+            task = self.tasks[journal]
             try:
-                if self._current(task, cut, journal):
-                    if isinstance(result, Exception):
-                        raise result
-                    await task.committed(cut, result)
-                elif isinstance(result, Written):
-                    await task.worker.answer(cut.answers)
+                for (topic, partition), messages in cut.ahead.items():
+                    await task.worker.send_now(topic, {partition: messages})
             except Exception as error:
-                task.failed(error)
+                cuts.pop(journal, None)
+                if self._current(task, cut, journal):
+                    task.land()
+                    task.failed(error)
+            else:
+                if journal in late:
+                    await self._commit({journal: cut})
+
+        sending = {journal: self._begin(send(journal, cut)) for journal, cut in ahead.items()}
+        await self._wait_for(list(sending.values()))
+        for journal, one in sending.items():
+            if not one.done():
+                late.add(journal)
+                del cuts[journal]
+
+    async def _commit(self, cuts: dict[JournalKey, Cut]) -> None:
+        tasks = {journal: self.tasks.get(journal) for journal in cuts}
+        left = {journal: cut for journal, cut in cuts.items() if self._current(tasks[journal], cut, journal)}
+        if not left:
+            return
+        self.commits += 1
+
+        def done(journal: JournalKey, outcome: Outcome) -> None:
+            task = tasks[journal]
+            assert task is not None  # or it were not current
+            self._take(task, left.pop(journal), journal, outcome)
+
+        try:
+            await self._writer.commit({journal: cut.commit for journal, cut in left.items()}, done)
+        except Exception as error:  # nobody knows what was written: the journals will tell
+            for journal in list(left):
+                done(journal, error)
+
+    def _take(self, task: Task, cut: Cut, journal: JournalKey, outcome: Outcome) -> None:
+        try:
+            if self._current(task, cut, journal):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                task.committed(cut, outcome)
+            elif isinstance(outcome, Written):
+                task.worker.answer(cut.answers)
+        except Exception as error:
+            task.land()
+            task.failed(error)
 
     def _current(self, task: Task | None, cut: Cut, journal: JournalKey) -> bool:
         """Whether the cut's task is still what it was then: it may be closed, or have started over, meanwhile."""
         return task is not None and self.tasks.get(journal) is task and task.made(cut)
+
+    # --- what takes long ---------------------------------------------------------------------------------------
+
+    async def _patiently(self, writing: Coroutine[Any, Any, None]) -> None:
+        await self._wait_for([self._begin(writing)])
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Whoever waits may be cancelled, or lose patience; this goes on."""
+        task = asyncio.get_running_loop().create_task(coroutine, name="thalweg commit")
+        self._slow.add(task)
+        task.add_done_callback(self._slow.discard)
+        return task
+
+    async def _wait_for(self, tasks: list[asyncio.Task[None]]) -> None:
+        try:
+            async with self._clock.timeout(PATIENCE):
+                await asyncio.wait(tasks)
+        except TimeoutError:
+            pass

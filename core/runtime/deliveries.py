@@ -19,6 +19,8 @@ from thalweg.message import Message
 from thalweg.plan import Destination
 from thalweg.store import Store
 
+from .complaints import Complaints
+
 __all__ = ["Deliveries"]
 
 log = logging.getLogger("thalweg")
@@ -32,9 +34,17 @@ Send = Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]]
 class Deliveries:
     """The outboxes of one task, and the sending of what lies in them."""
 
-    def __init__(self, journal: bytes, epoch: int, clock: Clock, send: Send, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        journal: bytes,
+        epoch: int,
+        clock: Clock,
+        send: Send,
+        changed: Callable[[], None],
+        complaints: Complaints,
+    ) -> None:
         self._journal, self._epoch, self._clock = journal, epoch, clock
-        self._send, self._changed = send, changed
+        self._send, self._changed, self._complaints = send, changed, complaints
         self._outboxes: dict[Destination, Outbox] = {}
         self._sending: dict[Destination, asyncio.Task[None]] = {}
         self._confirmed: dict[Destination, list[bytes]] = {}  # rows to delete with the next commit
@@ -127,7 +137,8 @@ class Deliveries:
                 )
                 return
             except Exception as error:  # whatever it was, nobody knows what was written: all of it goes again
-                log.warning(
+                self._complaints.warn(
+                    f"outputs: {type(error).__name__}",
                     "outputs to %s/%d failed, again in %.1f s: %s",
                     *(*destination, backoff, error),
                     exc_info=None if isinstance(error, BrokerError) else error,

@@ -14,6 +14,7 @@ from typing import Any
 from thalweg.capabilities import Held, Locks, Peers
 from thalweg.errors import BrokerError
 
+from .complaints import Complaints
 from .settings import Settings
 from .task import TaskKey
 
@@ -23,6 +24,8 @@ log = logging.getLogger("thalweg")
 
 RETRY = 0.5
 """Seconds until a lock that another worker still holds is tried again."""
+LONGEST_BACKOFF = 5.0
+"""Seconds, at most, until a broker that does not answer is tried again."""
 
 
 def share(tasks: Sequence[TaskKey], members: Collection[str], me: str) -> list[TaskKey]:
@@ -67,7 +70,7 @@ class Ownership:
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
     ) -> None:
         self._transport, self._app_id, self._me = transport, app_id, me
-        self._tasks, self._settings = tasks, settings
+        self._tasks, self._settings, self._complaints = tasks, settings, Complaints(settings.clock)
         self._open, self._close = open_task, close_task
         self._held: dict[TaskKey, Held | None] = {}
         self._watchers: set[asyncio.Task[None]] = set()
@@ -86,14 +89,17 @@ class Ownership:
         if not (isinstance(self._transport, Peers) and isinstance(self._transport, Locks)):
             self._want(self._tasks)
             return
+        backoff = RETRY
         while True:
             try:
                 async with aclosing(self._members(self._transport)) as members:
                     async for live in members:
                         self._want(share(self._tasks, live, self._me))
+                        backoff = RETRY
             except BrokerError as error:
-                log.warning("membership lost, joining again in %.1f s: %s", RETRY, error)
-            await self._settings.clock.sleep(RETRY)
+                self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
+            await self._settings.clock.sleep(backoff)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
 
     def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
         return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
@@ -103,34 +109,39 @@ class Ownership:
         self._changed.set()
 
     async def _reconcile(self) -> None:
+        backoff = RETRY
         while True:
             await self._changed.wait()
             self._changed.clear()
             for key in [key for key in self._held if key not in self._wanted]:
                 await self._give_up(key)
             missing = [key for key in self._tasks if key in self._wanted and key not in self._held]
-            await asyncio.gather(*(self._take(key) for key in missing))
+            reached = await asyncio.gather(*(self._take(key) for key in missing))
+            backoff = RETRY if all(reached) else min(2 * backoff, LONGEST_BACKOFF)
             if all(key in self._held for key in self._wanted):
                 self.settled.set()
             else:
-                self._settings.clock.call_later(RETRY, self._changed.set)
+                self._settings.clock.call_later(backoff, self._changed.set)
 
-    async def _take(self, key: TaskKey) -> None:
+    async def _take(self, key: TaskKey) -> bool:
+        """Open the task if its lock can be had. Returns whether the broker answered."""
         held = None
         if isinstance(self._transport, Locks):
             try:
                 held = await self._transport.try_lock(f"{self._app_id}-task-{key[0]}-{key[1]}", self._settings.lease)
             except BrokerError as error:
-                log.warning("task %s/%d: lock: %s", *key, error)
+                self._complaints.warn("lock", "task %s/%d: its lock cannot be had: %s", *key, error)
+                return False
             if held is None:
                 log.debug("task %s/%d: another worker still holds its lock", *key)
-                return
+                return True
         self._held[key] = held
         await self._open(key)
         if held is not None:
             watcher = asyncio.get_running_loop().create_task(self._watch(key, held), name=f"lock {key[0]}/{key[1]}")
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
+        return True
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()

@@ -170,7 +170,9 @@ class QueueRunner:
                 deliveries = await channel.get(self._wanted, WAIT)
                 backoff = 0.1
             except BrokerError as error:
-                log.warning("reading %s failed, again in %.1f s: %s", self._input.topic.name, backoff, error)
+                self._worker.complaints.warn(
+                    "reading", "reading %s failed, again in %.1f s: %s", self._input.topic.name, backoff, error
+                )
                 await self.clock.sleep(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF)
                 continue
@@ -187,7 +189,9 @@ class QueueRunner:
                 try:
                     await self._extend(channel, list(self._held.values()))
                 except BrokerError as error:
-                    log.warning("agent %s: leases were not renewed: %s", self.plan.name, error)
+                    self._worker.complaints.warn(
+                        "leases", "agent %s: leases were not renewed: %s", self.plan.name, error
+                    )
 
     async def _extend(self, channel: WorkQueue, deliveries: Sequence[Delivery]) -> None:
         try:
@@ -403,7 +407,9 @@ class QueueRunner:
                 except StaleDelivery as error:
                     log.warning("agent %s: handled, and will be again: %s", self.plan.name, error)
                 except BrokerError as error:
-                    log.warning("agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error)
+                    self._worker.complaints.warn(
+                        "settling", "agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error
+                    )
                     await self.clock.sleep(backoff)
                     backoff = min(backoff * 2, LONGEST_BACKOFF)
                     continue
@@ -412,7 +418,7 @@ class QueueRunner:
                 answers = [answer for event in done for answer in event.answers]
                 del self._done[: len(done)]
                 if answers:
-                    await self._worker.answer(answers)
+                    self._worker.answer(answers)
             self._settled.set()
 
     async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:

@@ -1,7 +1,8 @@
 """Questions and answers: who asked, where the answer goes, and how it finds the one who waits.
 
 An answer leaves after the commit of the event it answers, is not journaled, and is dropped if undeliverable (design
-rule 11). Within the process it takes no broker, but the same bytes.
+rule 11). Within the process it takes no broker, but the same bytes. Nobody waits for those that leave: they go in
+order, many at a time, to each topic by itself (`Outgoing`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
 
+from .complaints import Complaints
+from .outgoing import Outgoing
 from .sender import Sender
 from .task import Answer, Failure
 
@@ -45,12 +48,13 @@ class Replies:
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
-        self._clock = clock
+        self._clock, self._complaints = clock, Complaints(clock)
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
         self._reader: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._outgoing: dict[str, Outgoing] = {}
 
     async def start(self, partitions: int) -> None:
         """Be able to hear answers; called before the first question."""
@@ -77,16 +81,16 @@ class Replies:
 
     # --- giving answers ------------------------------------------------------------------------------------------
 
-    async def deliver(self, answers: Sequence[Answer]) -> None:
+    def deliver(self, answers: Sequence[Answer]) -> None:
         """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
             try:
-                await self._deliver(record, value)
+                self._deliver(plan.name, record, value)
             except Exception as error:
                 unknown = None if isinstance(error, ThalwegError) else error
                 log.warning("an answer of agent %s was dropped: %s", plan.name, error, exc_info=unknown)
 
-    async def _deliver(self, record: Record, value: bytes | Failure) -> None:
+    def _deliver(self, agent: str, record: Record, value: bytes | Failure) -> None:
         address = names.find(record.headers, names.REPLY)
         if address is None:
             return
@@ -94,22 +98,22 @@ class Replies:
         instance = address.rpartition(b"/")[2].decode("utf-8", "replace")
         correlation = names.find(record.headers, names.CORRELATION) or b""
         if instance == REPLY_TO:
-            await self._reply_to(rest, record, value, correlation)
+            self._reply_to(agent, rest, record, value, correlation)
             return
         message = self._message(record, value, correlation)
         if instance == self._me:
             self._heard(message)
         elif topic.endswith(SUFFIX) and rest.isdecimal():
-            await self._send(topic, int(rest), message)
+            self._send(agent, topic, int(rest), message)
 
-    async def _reply_to(self, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
+    def _reply_to(self, agent: str, topic: str, record: Record, value: bytes | Failure, correlation: bytes) -> None:
         """As a message of its own, which the program reads: an error is none, for it has another type."""
         partition = self._partition_in(topic, record.key)
         if partition is None or isinstance(value, Failure):
             return
         headers: Headers = ((CORRELATION, correlation),) if correlation else ()
         message = Message(value, record.key, headers, record.timestamp)
-        await self._sender.send(topic, {partition: [message]})
+        self._send(agent, topic, partition, message)
 
     @staticmethod
     def _message(record: Record, value: bytes | Failure, correlation: bytes) -> Message:
@@ -119,13 +123,19 @@ class Replies:
             return Message(value.reason.encode("utf-8", "replace"), record.key, headers, record.timestamp)
         return Message(value, record.key, headers, record.timestamp)
 
-    async def _send(self, topic: str, partition: int, message: Message) -> None:
-        try:
-            await self._sender.send(topic, {partition: [message]})
-        except MessageTooLarge as error:
-            too_large = Failure(f"the answer is too large: {error}", "")
-            message = self._message(message, too_large, names.find(message.headers, names.CORRELATION) or b"")
-            await self._sender.send(topic, {partition: [message]})
+    def _send(self, agent: str, topic: str, partition: int, message: Message) -> None:
+        outgoing = self._outgoing.get(topic)
+        if outgoing is None:
+            outgoing = self._outgoing[topic] = Outgoing(topic, self._sender, self._in_its_place)
+        outgoing.put(agent, partition, message)
+        outgoing.start(lambda: self._outgoing.pop(topic, None))
+
+    def _in_its_place(self, message: Message, error: MessageTooLarge) -> Message | None:
+        """What whoever waits for an answer gets that is too large; nothing where nobody does (a reply_to topic)."""
+        correlation = names.find(message.headers, names.CORRELATION)
+        if correlation is None or names.find(message.headers, names.ERROR) is not None:
+            return None
+        return self._message(message, Failure(f"the answer is too large: {error}", ""), correlation)
 
     # --- hearing answers -----------------------------------------------------------------------------------------
 
@@ -142,7 +152,7 @@ class Replies:
                     lost = True
                     continue
                 except BrokerError as error:
-                    log.warning("reading answers failed, again in 1 s: %s", error)
+                    self._complaints.warn("answers", "reading answers failed, again in 1 s: %s", error)
                     await self._clock.sleep(1)
                     continue
                 for batch in batches.values():
@@ -168,6 +178,7 @@ class Replies:
             answer.set_exception(AgentError(f"the answer could not be decoded: {caught}"))
 
     async def close(self) -> None:
+        await asyncio.gather(*(outgoing.close() for outgoing in list(self._outgoing.values())))
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)

@@ -10,6 +10,7 @@ from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Position
 
+from .complaints import Complaints
 from .settings import Settings
 from .topic_input import TopicInput
 
@@ -25,8 +26,11 @@ LONGEST_BACKOFF = 10.0
 class Source:
     """Reads ahead by at most two batches a partition; a partition whose agent is slow is left out, alone."""
 
-    def __init__(self, topic: str, open_log: Callable[[str], Awaitable[Log]], settings: Settings) -> None:
+    def __init__(
+        self, topic: str, open_log: Callable[[str], Awaitable[Log]], settings: Settings, complaints: Complaints
+    ) -> None:
         self._topic, self._open_log, self._settings = topic, open_log, settings
+        self._complaints = complaints
         self._log: Log | None = None
         self._inputs: dict[int, TopicInput] = {}
         self._reading: asyncio.Task[Mapping[int, Batch]] | None = None
@@ -62,7 +66,9 @@ class Source:
                 except Gap as error:
                     self._halt(error)
                 except BrokerError as error:
-                    log.warning("reading %s failed, again in %.1f s: %s", self._topic, backoff, error)
+                    self._complaints.warn(
+                        "reading", "reading %s failed, again in %.1f s: %s", self._topic, backoff, error
+                    )
                     await self._settings.clock.sleep(backoff)
                     backoff = min(backoff * 2, LONGEST_BACKOFF)
         finally:

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.errors import (
+    BrokerError,
+    ConfigurationError,
+    EncodeError,
+    Fenced,
+    Gap,
+    HistoryChanged,
+    StoreError,
+    WrongPartition,
+)
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
@@ -97,6 +106,8 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._truncating: asyncio.Task[None] | None = None
+        self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
         self.commits = 0
@@ -113,7 +124,7 @@ class Task:
         self.answers: list[Answer] = []
         self.has_work = False
         self._calm_at: float | None = None
-        self.in_flight = False
+        self.land()
         self.held_up: asyncio.Future[None] | None = None
         """A commit waits for open events to finish: done when it has been cut."""
         self.deliveries: Deliveries | None = None
@@ -136,15 +147,18 @@ class Task:
         marker = Marker(
             token=secrets.token_bytes(8),
             number=0,
-            epoch=max((was.epoch if was else 0) + 1, round(self.settings.clock.now() * 1000)),
+            epoch=max(fold.epoch + 1, self._now_ms()),
             journal=was.journal if was else secrets.token_bytes(16),
             owner=f"{socket.gethostname()}/{os.getpid()}",
             partitions=self.partitions,
             partitioner=self.worker.partitioner,
         )
         fold.check(marker)
+        self._check_room(marker)
         await writer.claim(self.journal, Message(encode(marker), timestamp=self._now_ms()))
         await replay.to_marker(marker.token)
+        if fold.beaten:
+            raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
@@ -152,7 +166,12 @@ class Task:
             for table in agent.plan.tables & self.tables.keys():
                 self._share_turns(agent, table)
         self.deliveries = Deliveries(
-            marker.journal, marker.epoch, self.settings.clock, self.worker.send_now, self._delivered
+            marker.journal,
+            marker.epoch,
+            self.settings.clock,
+            self.worker.send_now,
+            self._delivered,
+            self.worker.complaints,
         )
         self.deliveries.restore(store)
         await self._restore(store)
@@ -167,6 +186,15 @@ class Task:
                 lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
+
+    def _check_room(self, marker: Marker) -> None:
+        """A marker cannot go in pieces, and neither can the beginning of a snapshot, which repeats it."""
+        needed, limit = len(encode(Begin(marker.token, 1 << 32, marker))), self.worker.message_bytes
+        if limit is not None and needed > limit:
+            raise ConfigurationError(
+                f"{self.worker.transport.description} takes messages of at most {limit} bytes, and a journal needs "
+                f"{needed}: raise the broker's limit (or `message_bytes=` in its URL)"
+            )
 
     def _open_store(self) -> Store:
         if self._store is None:
@@ -336,13 +364,30 @@ class Task:
         self.worker.fetch_more(input_)
 
     async def flush(self) -> None:
-        """Return when what is in `rows` now has been committed."""
+        """Return when what is in `rows` now has been committed, or the task has failed."""
         self.has_work = True
         rows = self.rows
+        await self.landed()
         await self.worker.committer.flush()
         while self.rows is rows and self.held_up is not None:  # an open event holds the commit up: it was not cut
             await self.let_commit()
             await self.worker.committer.flush()
+        await self.landed()
+
+    @property
+    def in_flight(self) -> bool:
+        """A commit of this task is under way."""
+        return self._landing is not None
+
+    async def landed(self) -> None:
+        """Return when no commit is under way."""
+        while self._landing is not None:
+            await asyncio.wait([self._landing])
+
+    def land(self) -> None:
+        if self._landing is not None:
+            self._landing.set_result(None)
+            self._landing = None
 
     def read_row(self, key: bytes) -> bytes | None:
         """A row of the task's own, as committed."""
@@ -430,7 +475,7 @@ class Task:
         for table in self.tables.values():
             table.flying = rows
         records = list(messages(entries, marker.token, self._fold.number + 1, limit, self._now_ms()))
-        self.in_flight = True
+        self._landing = asyncio.get_running_loop().create_future()
         size = sum(len(record.value or b"") for record in records)
         number = self._fold.number + len(records)
         return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
@@ -439,9 +484,9 @@ class Task:
         """Whether this is a cut of the task as it is now: it may have started over since."""
         return self._fold.marker is not None and self._fold.marker.token == cut.token
 
-    async def committed(self, cut: Cut, written: Written) -> None:
+    def committed(self, cut: Cut, written: Written) -> None:
         """The journal has it: now the store may, then the world."""
-        self.in_flight = False
+        self.land()
         self.commits += 1
         self._fold.number = cut.number
         marker = self._fold.marker
@@ -456,16 +501,27 @@ class Task:
         self._committing = {}
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
-            await self.worker.answer(cut.answers)
+            self.worker.answer(cut.answers)
         self._snapshotter.grew(cut.size)
         before = self._snapshotter.committed(written.first)
-        if before is not None:
-            journal = await self.worker.log(self.journal[0])
-            await journal.truncate(self.index, before)
+        if before is not None and self._truncating is None:  # else the next snapshot's will do for both
+            self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
         if self.checking:
             self.checking = False
         for agent in self.agents:
             self.idle(agent)
+
+    async def _truncate(self, before: Position) -> None:
+        """Nobody waits for it: what lies there longer than it must costs room, nothing else."""
+        try:
+            journal = await self.worker.log(self.journal[0])
+            await journal.truncate(self.index, before)
+        except BrokerError as error:
+            log.warning(
+                "task %s/%d: its journal was not truncated, and will be after the next snapshot: %s", *self.key, error
+            )
+        finally:
+            self._truncating = None
 
     # --- closing ---------------------------------------------------------------------------------------------
 
@@ -505,6 +561,8 @@ class Task:
             agent.stop()
             agent.turns.close()
         tasks = [lane.task for agent in self.agents for lane in agent.lanes if lane.task is not None]
+        if self._truncating is not None:
+            tasks.append(self._truncating)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -526,6 +584,7 @@ class Task:
 
     def close(self) -> None:
         self._closing = True
+        self.land()
         self.worker.writer.forget(self.journal)
         self.close_store()
 
@@ -574,7 +633,8 @@ class _Replay:
         self._journal, self._partition, self._store = journal, partition, store
         self._after: Position | None = None
         self._pending: dict[bytes, bytes | None] = {}
-        self._seen: Checkpoint | None = None
+        self._seen: Checkpoint | None = None  # of the last record in `_pending`,
+        self._there: _Position | None = None  # and where in the numbering it stands
         self.fold = Fold()
         checkpoint = store.checkpoint()
         raw = store.get(LOCAL_MARKER)
@@ -629,6 +689,8 @@ class _Replay:
         for position, record in zip(batch.positions, batch.records, strict=True):
             entry = self.fold.feed(record.value)
             self._after = position
+            if self.fold.fresh:
+                self._forget_rows()
             if entry is None:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
@@ -636,16 +698,21 @@ class _Replay:
             if isinstance(entry, Rows | Part):
                 self._pending.update(entry.rows)
                 self._seen = Checkpoint(position, checksum(record.value))
-            elif isinstance(entry, Begin) and self._seen is None and self._store.checkpoint() is None:
-                self._pending.clear()
+                assert self.fold.marker is not None
+                self._there = _Position(self.fold.marker, self.fold.number)
         if len(self._pending) > REPLAY_ROWS:
             self._flush()
         return True
 
+    def _forget_rows(self) -> None:
+        self._pending.clear()
+        self._seen = None
+        if self._store.checkpoint() is not None:
+            self._store.clear()
+
     def _flush(self) -> None:
-        if self._seen is None or self.fold.marker is None:
+        if self._seen is None:
             return
-        local = encode(_Position(self.fold.marker, self.fold.number))
-        self._store.apply({**self._pending, LOCAL_MARKER: local}, self._seen)
+        self._store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
         self._pending.clear()
         self._seen = None

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import random
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thalweg.capabilities import Fencing, Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
-from thalweg.errors import BrokerError, ConfigurationError, StoreError
+from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
 from thalweg.journal.origin import HEADER_BYTES
-from thalweg.journal.writer import FencedWriter, JournalWriter, ReadBackWriter
+from thalweg.journal.readback import ReadBackWriter
+from thalweg.journal.writer import FencedWriter, JournalWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
 from .agent_task import AgentTask
 from .committer import Committer
+from .complaints import Complaints
 from .membership import Membership
 from .ownership import Ownership
 from .settings import Settings
@@ -31,6 +34,12 @@ from .topic_input import TopicInput
 __all__ = ["Group", "Worker"]
 
 log = logging.getLogger("thalweg")
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 10.0
+"""Seconds until a task starts over, the first time and at most."""
+
+AFTER_FENCED = 0.5
+"""Seconds, at least, until a journal is claimed again that another owner has claimed (design rule 7)."""
 
 RESTARTS = 10
 """How often in a row a task may fail without progress before the worker gives up and says so."""
@@ -55,7 +64,7 @@ class Worker:
         settings: Settings,
         groups: Mapping[str, Group],
         partitioner: str,
-        answer: Callable[[Sequence[Answer]], Coroutine[Any, Any, None]],
+        answer: Callable[[Sequence[Answer]], None],
         dead_letters: Callable[[str, bytes | None], Destination],
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
     ) -> None:
@@ -66,6 +75,7 @@ class Worker:
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)
+        self.complaints = Complaints(settings.clock)
         self.tasks: dict[TaskKey, Task] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception when the worker cannot go on."""
@@ -92,7 +102,7 @@ class Worker:
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
             return FencedWriter(self.transport, self.commit_messages)
-        return ReadBackWriter(self._new_log)
+        return ReadBackWriter(self._new_log, self.settings.clock)
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -104,8 +114,10 @@ class Worker:
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
         both: list[asyncio.Future[Any]] = [settled, self.failed]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        settled.cancel()
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._cancel([settled])
         if self.failed.done():
             self.failed.result()
 
@@ -116,12 +128,14 @@ class Worker:
         await self._cancel(list(self._restarting.values()))
         await self.ownership.leave()
         await self._cancel(self._services)
+        await self.committer.stop()
         await self._close_logs()
 
     async def kill(self) -> None:
         """As if the process died: nothing is drained, committed or released."""
         self._stopping = True
         await self._cancel([*self._restarting.values(), *self._services])
+        await self.committer.stop()
         await self.ownership.abandon()
         for task in self.tasks.values():
             await self._closing(task)
@@ -135,6 +149,7 @@ class Worker:
             await reader.close()
         self._logs.clear()
         self._sources.clear()
+        await self.writer.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         service = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -153,7 +168,7 @@ class Worker:
             self.failed.exception()  # retrieved: whoever waits gets it still
 
     @staticmethod
-    async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -176,19 +191,18 @@ class Worker:
         task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
         task.failed = lambda error: self._task_failed(task, error)
         self.tasks[key] = task
-        await self._try_open(task)
-
-    async def _try_open(self, task: Task) -> None:
         try:
-            await task.open()
+            await self._start_task(task)
         except Exception as error:
             self._task_failed(task, error)
-        else:
-            self.committer.tasks[task.journal] = task
-            self.committer.soon()
-            hook = self._on_task.get(task.key)
-            if hook is not None:
-                hook[0]()
+
+    async def _start_task(self, task: Task) -> None:
+        await task.open()
+        self.committer.tasks[task.journal] = task
+        self.committer.soon()
+        hook = self._on_task.get(task.key)
+        if hook is not None:
+            hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
@@ -201,12 +215,12 @@ class Worker:
             await self._closing(task)
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
-                await self.committer.commit()
+                await self.committer.finish(task)
                 if task.deliveries is not None:
                     await task.deliveries.settle()
             await task.stop_lanes()
             if in_good_order and self.committer.tasks.get(task.journal) is task:
-                await self.committer.commit()  # what finished while the others were being cancelled
+                await self.committer.finish(task)  # what finished while the others were being cancelled
                 await self.committer.release(task)
         except asyncio.CancelledError:  # told not to wait: nobody else knows of this task any more
             await task.stop_lanes()
@@ -228,19 +242,30 @@ class Worker:
         )
 
     async def _restart(self, task: Task, error: BaseException) -> None:
+        """Until it runs. Whoever closes the task meanwhile cancels this."""
         try:
-            await self._closing(task)
-            await task.stop_lanes()
-            if not isinstance(error, RolledBack):
-                delay = self._backoff(task, error)
-                if delay is None:
+            while True:
+                await self._closing(task)
+                await task.stop_lanes()
+                if not isinstance(error, RolledBack):
+                    delay = self._backoff(task, error)
+                    if delay is None:
+                        return
+                    await self.settings.clock.sleep(delay)
+                if isinstance(error, StoreError):
+                    task.forget_store()
+                try:
+                    if not self.ownership.holds(task.key):  # who watches that closes the task, if it lasts
+                        raise BrokerError("another worker may own it")
+                    await self._start_task(task)
                     return
-                await self.settings.clock.sleep(delay)
-            if isinstance(error, StoreError):
-                task.forget_store()
+                except ConfigurationError as refused:
+                    self.give_up(refused)
+                    return
+                except Exception as again:
+                    error = again
         finally:
             self._restarting.pop(task.key, None)
-        await self._try_open(task)
 
     def _backoff(self, task: Task, error: BaseException) -> float | None:
         """Seconds until the next try; None once there were too many without a commit in between."""
@@ -251,15 +276,15 @@ class Worker:
         if count > RESTARTS and not known:
             self.give_up(error)
             return None
-        delay = min(10.0, 0.05 * 2.0 ** (count - 1))
-        log.warning(
-            "task %s/%d starts over in %.2f s: %s",
-            *task.key,
-            delay,
-            error or type(error).__name__,
-            exc_info=None if known else error,
-        )
-        return delay
+        delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 10))
+        if isinstance(error, Fenced):
+            delay = max(delay, AFTER_FENCED)
+        says = ("task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__)
+        if known:
+            self.complaints.warn(f"restart: {type(error).__name__}", *says)
+        else:
+            log.warning(*says, exc_info=error)
+        return delay * random.Random(f"{self.me}{task.key}{count}").uniform(0.5, 1.0)
 
     def serving(self, group: str, index: int) -> Task | None:
         """The task, if this worker may serve reads of its tables."""
@@ -308,7 +333,7 @@ class Worker:
     def fetch(self, agent: AgentTask, input_: TopicInput) -> None:
         key = (agent.plan.name, input_.topic.name)
         if key not in self._sources:
-            self._sources[key] = Source(input_.topic.name, self._new_log, self.settings)
+            self._sources[key] = Source(input_.topic.name, self._new_log, self.settings, self.complaints)
             self._run(self._sources[key].run(), f"source {key[0]} {key[1]}")
         self._sources[key].add(input_)
 

@@ -146,12 +146,15 @@ class Cluster:
         for closed in [connection.close(reason=CloseReason.SHUTDOWN) for connection in connections]:
             await closed
 
-    async def ask(self, node: int, request: object, lane: str = "") -> Answer:
-        """The answer of a broker, by its number. Raises Unreachable, Lost, or BrokerError if it is too old."""
+    async def ask(self, node: int, request: object, lane: str = "", patience: float = 0.0) -> Answer:
+        """The answer of a broker, by its number. Raises Unreachable, Lost, or BrokerError if it is too old.
+
+        patience: seconds beyond the time-out that answers may take, the same for all requests of a lane.
+        """
         address = self.brokers.get(node)
         if address is None:
             raise Unreachable(self.endpoint.explain(f"broker {node} is not known"))
-        return await self._ask(address, request, lane)
+        return await self._ask(address, request, lane, patience)
 
     async def ask_any(self, request: object) -> Answer:
         """The answer of whichever broker can be reached first."""
@@ -231,8 +234,8 @@ class Cluster:
             if place[1].startswith(lane):
                 attempt.cancel()
 
-    async def _ask(self, address: Address, request: Any, lane: str) -> Answer:
-        connection = await self._connection(address, lane)
+    async def _ask(self, address: Address, request: Any, lane: str, patience: float = 0.0) -> Answer:
+        connection = await self._connection(address, lane, patience)
         try:
             answer = connection.send(request)
         except kafka.KafkaConnectionError as error:
@@ -245,11 +248,11 @@ class Cluster:
             return await answer
         except TimeoutError:
             connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
-            raise Lost(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s")) from None
+            raise Lost(self.endpoint.explain(f"no answer within {self.endpoint.timeout + patience:g} s")) from None
         except kafka.KafkaError as error:
             raise Lost(self.endpoint.explain(error, "the connection was lost: ")) from None
 
-    async def _connection(self, address: Address, lane: str) -> AIOKafkaConnection:
+    async def _connection(self, address: Address, lane: str, patience: float) -> AIOKafkaConnection:
         if self._closed:
             raise BrokerError(f"Kafka at {self.endpoint.place}: the transport is not open; call open() first")
         place = address, lane
@@ -258,7 +261,9 @@ class Cluster:
             return connection
         attempt = self._attempts.get(place)
         if attempt is None:
-            self._attempts[place] = attempt = asyncio.get_running_loop().create_task(self._connect(address, lane))
+            self._attempts[place] = attempt = asyncio.get_running_loop().create_task(
+                self._connect(address, lane, patience)
+            )
             attempt.add_done_callback(
                 lambda done: done.cancelled() or done.exception()
             )  # who was cancelled does not ask
@@ -267,14 +272,15 @@ class Cluster:
             raise BrokerError(f"Kafka at {self.endpoint.place}: the transport was closed")
         return attempt.result()
 
-    async def _connect(self, address: Address, lane: str) -> AIOKafkaConnection:
+    async def _connect(self, address: Address, lane: str, patience: float) -> AIOKafkaConnection:
         """One attempt, shared by all who wait for it; after one that failed not at once."""
         endpoint = self.endpoint
         pause = self._pauses.get(address, 0.0)
         try:
             await asyncio.sleep(pause)
             async with asyncio.timeout(endpoint.timeout):
-                made = await create_conn(*address, max_idle_ms=300_000, **endpoint.arguments)
+                arguments = {**endpoint.arguments, "request_timeout_ms": round((endpoint.timeout + patience) * 1000)}
+                made = await create_conn(*address, max_idle_ms=300_000, **arguments)
         except TimeoutError:
             self._pauses[address] = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
             raise Unreachable(

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import ssl
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from aiokafka import codec
 from thalweg.capabilities import Claim, Commit, Log
-from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
+from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
 from thalweg.url import Url
 
 from .appending import Appender
+from .channel import KafkaChannel, KafkaQueue
 from .connection import Cluster, Endpoint
 from .fencing import Fencer
+from .group import TaskGroups
 from .log import KafkaLog
 from .names import check_prefix
 from .topics import OVERHEAD, Topic, Topics, broker_settings
@@ -62,20 +65,31 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     tls_verify: bool = True
 
 
-class KafkaTransport:
-    """Satisfies Transport, Logs and, unless the cluster denies transactions, Fencing.
+_OFFERED = frozenset({Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY})
 
-    Topic options are Kafka's own topic settings, by name.
+
+class KafkaTransport:
+    """Satisfies Transport, Logs, Grouped and, unless the cluster denies transactions, Fencing.
+
+    Topic options are Kafka's own topic settings, by name. Beside those, a queue takes "dead_letter", the name of the
+    queue to which `reject` moves its messages (known to those who declare it so), and "partitions": as many members can
+    work at once.
     """
 
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
         check_prefix(self._options.prefix)
+        if not getattr(codec, f"has_{self._options.compression}", lambda: True)():
+            raise ConfigurationError(
+                f"compression={self._options.compression}: what it takes is not installed: "
+                'pip install "thalweg[kafka]", or choose gzip'
+            )
         self._endpoint = _endpoint(url, self._options)
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
         self._capabilities: frozenset[Capability] = frozenset()
+        self._dead_letters: dict[str, str] = {}
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -107,6 +121,7 @@ class KafkaTransport:
         self._cluster = Cluster(self._endpoint)
         self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
         self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
+        self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
         self._warnings = []
         try:
             await self._cluster.open()
@@ -114,6 +129,7 @@ class KafkaTransport:
         except BaseException:
             await self._cluster.close()
             raise
+        self._task_groups = TaskGroups(self._cluster, self._options.prefix, self._shortest_session)
         self._opened = True
         self._closing = None
 
@@ -125,6 +141,7 @@ class KafkaTransport:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        await asyncio.gather(self._task_groups.close(), *(channel.close() for channel in list(self._channels)))
         if self._fencer is not None:
             await self._fencer.close()
         await self._appender.close()
@@ -141,7 +158,13 @@ class KafkaTransport:
         self._topics = Topics(cluster, options.prefix, options.replication, options.message_bytes, self._warnings)
         self._topics.default_replication = int(settings.get("default.replication.factor", 1))
         await self._meet_transactions(settings)
-        self._capabilities = frozenset({Capability.LOG, *([Capability.FENCING] if self._fencer else [])})
+        self._capabilities = _OFFERED | ({Capability.FENCING} if self._fencer else set())
+        self._shortest_session = int(settings.get("group.min.session.timeout.ms", 0)) / 1000
+        if options.lease < self._shortest_session:
+            self._warnings.append(
+                f"lease={options.lease:g} is below group.min.session.timeout.ms: a member that hangs keeps what it has "
+                f"for {self._shortest_session:g} s; lower that setting of the brokers if this is too long"
+            )
         if len(cluster.brokers) == 1:
             self._warnings.append(
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
@@ -174,7 +197,12 @@ class KafkaTransport:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
-        return [topic.info for topic in await self._topics.declare(topics)]
+        buried = {
+            spec.name: spec.options["dead_letter"] for spec in topics if spec.queue and "dead_letter" in spec.options
+        }
+        declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
+        self._dead_letters.update(buried)
+        return [topic.info for topic in declared[: len(topics)]]
 
     async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
         fencer = self._use_fencer()
@@ -187,10 +215,26 @@ class KafkaTransport:
         self._use()
         return await self._topics.all()
 
-    async def channel(self, topic: str, group: str) -> Channel:
+    async def channel(self, topic: str, group: str) -> KafkaChannel:
         self._use()
-        await self._topics.get(topic)
-        raise NotImplementedError
+        found = await self._topics.get(topic)
+        lease = self._options.lease
+        session = max(lease, self._shortest_session)
+        how = self._cluster, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
+        if not found.queue:
+            channel = KafkaChannel(*how)
+        else:
+            dead_letters = self._dead_letters.get(topic)
+            channel = KafkaQueue(*how, None if dead_letters is None else await self.channel(dead_letters, ""))
+        self._channels.add(channel)
+        return channel
+
+    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+        self._use()
+        return self._task_groups.tasks(group, n, me, lease)
+
+    def holds(self, group: str, me: str) -> bool:
+        return self._opened and self._task_groups.holds(group, me)
 
     async def log(self, topic: str) -> Log:
         self._use()

@@ -34,7 +34,7 @@ from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.url import Url
 from yarl import URL
 
-from .wire import Properties
+from .publishing import Outgoing, Publisher
 
 __all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish", "ignore_failure"]
 
@@ -54,15 +54,6 @@ class Refused(BrokerError):
     def __init__(self, message: str, reason: BaseException) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class Outgoing(msgspec.Struct, gc=False):
-    """A message on its way. An empty exchange: the routing key is the name of a queue."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: Properties
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -116,7 +107,7 @@ class Connection:
         self._purpose = purpose
         self._link: AbstractConnection | None = None
         self._connecting: asyncio.Task[AbstractConnection] | None = None
-        self._publisher: aiormq.Channel | None = None
+        self._publisher: Publisher | None = None
         self._making_publisher = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         self._socket: _Socket | None = None
@@ -249,37 +240,35 @@ class Connection:
     # --- publishing ------------------------------------------------------------------------------------------
 
     async def _publish(self, messages: Sequence[Outgoing], what: str) -> None:
-        channel = await self._publishing()
         for start in range(0, len(messages), _WINDOW):
             part = messages[start : start + _WINDOW]
-            loop = asyncio.get_running_loop()
-            tasks = [loop.create_task(_publish(channel, message)) for message in part]  # in this order
-            _, late = await asyncio.wait(tasks, timeout=self.endpoint.timeout)
-            if late:
-                for task in late:
-                    task.cancel()
-                await asyncio.wait(late)
+            publisher = await self._publishing()
+            try:
+                async with asyncio.timeout(self.endpoint.timeout):
+                    confirms = await publisher.publish(part)
+                    await asyncio.wait(confirms)
+            except TimeoutError:
                 self.drop()
                 raise AmbiguousCommit(
-                    f"RabbitMQ at {self.endpoint.place} did not confirm {len(late)} of {len(part)} messages for {what} "
-                    f"within {self.endpoint.timeout:g} s (?timeout=): it hangs, or blocks all who write since an alarm "
-                    "of its memory or disk is on (see its log)"
-                )
-            outcomes = [None if task.cancelled() else task.exception() for task in tasks]
-            if any(task.cancelled() for task in tasks):
-                outcomes.append(ConnectionError("the connection was closed"))
-            problems = [outcome for outcome in outcomes if outcome is not None]
+                    f"RabbitMQ at {self.endpoint.place} did not confirm {len(part)} messages for {what} within "
+                    f"{self.endpoint.timeout:g} s (?timeout=): it hangs, or blocks all who write since an alarm of its "
+                    "memory or disk is on (see its log)"
+                ) from None
+            except (ConnectionError, AMQPError, RuntimeError) as error:
+                raise self._complaint([error], what) from None
+            problems = [problem for problem in map(_failure, confirms) if problem is not None]
             if problems:
                 raise self._complaint(problems, what)
 
-    async def _publishing(self) -> aiormq.Channel:
+    async def _publishing(self) -> Publisher:
         async with self._making_publisher:
-            if self._publisher is None or self._publisher.is_closed or not self.alive:
+            publisher = self._publisher
+            if publisher is None or publisher.channel.is_closed or not self.alive:
                 self._publisher = None
                 channel = await self.channel(confirms=True)
                 assert isinstance(channel, aiormq.Channel)
-                self._publisher = channel
-            return self._publisher
+                self._publisher = publisher = Publisher(channel)
+            return publisher
 
     def _complaint(self, problems: Sequence[BaseException], what: str) -> BrokerError:
         place = self.endpoint.place
@@ -321,15 +310,8 @@ async def finish(
         raise
 
 
-async def _publish(channel: aiormq.Channel, message: Outgoing) -> None:
-    await channel.basic_publish(
-        message.body,
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        properties=message.properties,
-        mandatory=True,
-        wait=False,
-    )
+def _failure(confirm: asyncio.Future[object]) -> BaseException | None:
+    return ConnectionError("the connection was closed") if confirm.cancelled() else confirm.exception()
 
 
 async def _close(channel: AbstractChannel) -> None:

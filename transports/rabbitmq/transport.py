@@ -9,12 +9,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from thalweg.capabilities import Logs, require
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused
 from .delays import Delays
+from .group_channel import GroupChannel, Means
 from .keeper import Keeper
 from .locks import Lock, Locks
 from .names import Names
@@ -75,7 +77,7 @@ class RabbitTransport:
         self._endpoint = _endpoint(url, self._options)
         self._names = Names(self._options.prefix)
         self._existing: dict[str, Topic] = {}
-        self._open_channels: list[RabbitQueue] = []
+        self._open_channels: list[RabbitQueue | GroupChannel] = []
         self._version = ""
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
@@ -222,6 +224,13 @@ class RabbitTransport:
 
     async def channel(self, topic: str, group: str) -> Channel:
         found = await self._topic(topic)
+        channel: RabbitQueue | GroupChannel
+        if not found.queue:
+            means = Means(self._connection, self._names, self.try_lock, self.peers, self._options.lease)
+            logs = require(self, Capability.LOG, Logs, f"topic {topic!r}", "any with streams")  # type: ignore[type-abstract]
+            channel = GroupChannel(means, await logs.log(topic), topic, found.partitions, group)
+            self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
+            return channel
         place = await self._place_of(found, group)
         options = self._options
         channel = RabbitQueue(

@@ -1,0 +1,486 @@
+"""A topic or queue as one consumer group sees it: each partition is one member's, and with it all of its messages.
+
+What was delivered how often, and what is finished, is stored with the group's offsets: see `progress.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import time
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+
+from thalweg.clock import boot_clock
+from thalweg.errors import BrokerError, Gap, MissingCapability, StaleDelivery
+from thalweg.message import Delivery, Headers, Message, QueueMessage
+from thalweg.partitioner import murmur2_partitioner
+
+from .connection import Cluster
+from .line import DUE, EXPIRES, Entry, Line, State
+from .log import KafkaLog
+from .member import Member
+from .progress import Progress
+from .topics import Topic
+
+__all__ = ["KafkaChannel", "KafkaQueue"]
+
+log = logging.getLogger("thalweg")
+
+_READ_RECORDS, _READ_BYTES = 500, 4 << 20
+"""How much is read at a time: of each partition, and in all. Only when nothing waits to be lent."""
+
+_LONGEST_READ = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_GOODBYE = 5.0
+
+
+class KafkaChannel:
+    """A topic's channel: what is lent stays with this member for as long as it is one."""
+
+    is_queue = False
+
+    def __init__(
+        self, cluster: Cluster, topic_log: KafkaLog, topic: Topic, group: str, lease: float, session: float
+    ) -> None:
+        self._cluster, self._log, self._topic, self._group = cluster, topic_log, topic, group
+        self._lease, self._session = lease, session
+        self._lines: dict[int, Line] = {}
+        self._turn = 0
+        self._ends: list[tuple[float, int, Entry]] = []  # of loans, as a heap
+        self._numbers = itertools.count()
+        self._member: Member | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._problem: BrokerError | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._to_store: set[int] = set()
+        self._in_store: set[int] = set()
+        self._stored: asyncio.Future[None] | None = None
+        self._storing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._left: asyncio.Task[None] | None = None
+
+    async def put(self, messages: Sequence[Message]) -> None:
+        """By key, as everywhere; those without one all to one partition, another one at each call."""
+        self._check_open()
+        parts: dict[int, list[Message]] = {}
+        self._turn += 1
+        for message in messages:
+            key, count = message.key, self._topic.partitions
+            number = self._turn % count if key is None else murmur2_partitioner(key, count)
+            parts.setdefault(number, []).append(self._outgoing(message))
+            self._spread()
+        if parts:
+            await self._log.append(parts, positions=False)
+
+    async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        self._check_open()
+        if self._life is None:
+            self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kafka {self._group}")
+            self._life.add_done_callback(self._died)
+        deadline = time.monotonic() + timeout
+        looked = False
+        while limit > 0 and not self._closed:
+            lent = self._lend(limit)
+            if lent:
+                deliveries = await self._hand_out(lent)
+                if deliveries:
+                    return deliveries
+                continue
+            if self._problem is not None:
+                raise BrokerError(str(self._problem))
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 and (looked or not self._lines or self._reading is not None):
+                break
+            looked = True
+            await self._news(max(0.0, remaining))
+        return []
+
+    async def commit(self, deliveries: Sequence[Delivery]) -> None:
+        entries = [entry for entry in self._entries_of(deliveries) if entry.state is not State.FINISHED]
+        self._end_loans()
+        valid = [entry for entry in entries if entry.line.has(entry)]
+        ending = [entry for entry in valid if entry.state is State.LENT]
+        for entry in ending:
+            entry.state = State.FINISHING
+        if valid:
+            stored = self._store({entry.line.number for entry in valid})
+            stored.add_done_callback(partial(self._finished, ending))
+            await asyncio.shield(stored)
+        stale = sum(entry.state is not State.FINISHED for entry in entries)
+        if stale:
+            raise self._stale(stale, len(deliveries), "the others are committed")
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake()
+        if self._left is None:
+            self._left = asyncio.get_running_loop().create_task(self._leave())
+        await asyncio.shield(self._left)
+
+    async def _leave(self) -> None:
+        for task in (self._life, self._reading):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        if self._storing is not None:
+            await asyncio.wait([self._storing], timeout=_GOODBYE)
+            self._storing.cancel()
+        if self._member is not None:
+            await self._member.close()
+        self._drop_lines()
+        await self._log.close()
+
+    # --- lending -----------------------------------------------------------------------------------------------
+
+    def _lend(self, limit: int) -> list[Entry]:
+        """Partitions take turns at being first."""
+        self._end_loans()
+        lines = list(self._lines.values())
+        self._turn += 1
+        start = self._turn % len(lines) if lines else 0
+        now, until = _now(), boot_clock() + self._lease if self.is_queue else math.inf
+        lent: list[Entry] = []
+        for line in lines[start:] + lines[:start]:
+            if len(lent) == limit:
+                break
+            lent += line.lend(limit - len(lent), now, until)
+        if self.is_queue:
+            for entry in lent:
+                heapq.heappush(self._ends, (until, next(self._numbers), entry))
+        return lent
+
+    async def _hand_out(self, entries: Sequence[Entry]) -> list[Delivery]:
+        """First it is stored that they were delivered, so that whoever gets them after a crash knows."""
+        handed_out = False
+        try:
+            await asyncio.shield(self._store({entry.line.number for entry in entries}))
+            handed_out = True
+        except StaleDelivery:
+            return []
+        finally:
+            if not handed_out:
+                self._give_back(entries, unseen=True)
+        return [Delivery(entry.record, entry.attempts, entry) for entry in entries if entry.line.has(entry)]
+
+    def _give_back(self, entries: Sequence[Entry], *, unseen: bool = False) -> None:
+        for entry in reversed(entries):
+            if entry.line.has(entry):
+                entry.line.take_back(entry, unseen=unseen)
+        self._let_go()
+        self._wake()
+
+    def _end_loans(self) -> None:
+        """Take back what was neither finished nor extended in time."""
+        now = boot_clock()
+        over: list[Entry] = []
+        while self._ends and self._ends[0][0] <= now:
+            _, number, entry = heapq.heappop(self._ends)
+            if entry.state is not State.LENT or not entry.line.has(entry):
+                continue
+            if entry.until > now:
+                heapq.heappush(self._ends, (entry.until, number, entry))
+            else:
+                over.append(entry)
+        if over:
+            self._give_back(over)
+
+    # --- waiting for something to lend -------------------------------------------------------------------------
+
+    async def _news(self, seconds: float) -> None:
+        """Wait, at most so long, for something that may be lent. Raises BrokerError if reading fails."""
+        if self._reading is None and self._lines:
+            self._reading = asyncio.get_running_loop().create_task(self._read(min(seconds, _LONGEST_READ)))
+            self._reading.add_done_callback(self._has_read)
+        ends = [self._ends[0][0] - boot_clock()] if self._ends else []
+        due = [(line.next_due - _now()) / 1000 for line in self._lines.values() if line.next_due is not None]
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(news)
+        # A read that does not wait ends by itself, and has to be waited for.
+        patience = max(0.001, min([seconds, *ends, *due])) if seconds > 0 else None
+        try:
+            await asyncio.wait([news], timeout=patience)
+            if news.done():
+                news.result()
+        finally:
+            self._waiting.discard(news)
+
+    async def _read(self, timeout: float) -> None:
+        lines = {number: line for number, line in self._lines.items() if line.room > 0}
+        roomy = {number: line for number, line in lines.items() if line.room >= _READ_RECORDS}
+        lines = roomy or lines
+        if not lines:
+            await asyncio.sleep(timeout)  # until something is finished, which ends this
+            return
+        limit = min(_READ_RECORDS, *(line.room for line in lines.values()))
+        try:
+            found = await self._log.read(
+                {number: line.after for number, line in lines.items()}, limit, _READ_BYTES, timeout
+            )
+        except Gap as gap:
+            lines[gap.partition].skip_to(gap.first)
+            return
+        for number, batch in found.items():
+            lines[number].add(batch)
+
+    def _has_read(self, reading: asyncio.Task[None]) -> None:
+        if self._reading is reading:
+            self._reading = None
+        if reading.cancelled():
+            self._wake()
+        else:
+            self._wake(reading.exception())
+
+    def _wake(self, error: BaseException | None = None) -> None:
+        for news in self._waiting:
+            if not news.done():
+                if error is None:
+                    news.set_result(None)
+                else:
+                    news.set_exception(error)
+        self._waiting.clear()
+
+    def _look_anew(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        else:
+            self._wake()
+
+    # --- being a member ----------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            changed = asyncio.Event()
+            member = Member(
+                self._cluster, self._group, self._topic.kafka, self._topic.partitions, self._session, changed.set
+            )
+            self._member = member
+            member.start()
+            while member.lost is None:
+                await changed.wait()
+                changed.clear()
+                await self._follow(member)
+            self._drop_lines()
+            if member.share is None:
+                self._problem = member.lost
+                self._wake()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                log.warning("joining again: %s", member.lost)
+                pause = _FIRST_PAUSE
+            await member.close()
+
+    def _died(self, life: asyncio.Task[None]) -> None:
+        if not life.cancelled() and (error := life.exception()) is not None:
+            log.error("%s", error, exc_info=error)
+            self._problem = BrokerError(f"this channel of {self._topic.name!r} has failed: {error!r}")
+            self._wake()
+
+    async def _follow(self, member: Member) -> None:
+        """Do what the member's share says."""
+        if member.lost is not None or member.share is None:
+            return
+        self._problem = None
+        for number, line in self._lines.items():
+            line.leaving = number not in member.share
+        added = member.share - self._lines.keys()
+        if added:
+            member.held = self._lines.keys() | added
+            stored = await self._committed(member, added)
+            for number in added & member.share if member.lost is None else ():
+                progress = Progress.decode(*stored[number]) if number in stored else None
+                self._lines[number] = Line(self, number, progress, self.is_queue)
+        self._let_go()
+        self._look_anew()
+
+    async def _committed(self, member: Member, numbers: Collection[int]) -> dict[int, tuple[int, str]]:
+        while member.lost is None:
+            try:
+                return dict(await member.committed(numbers))
+            except BrokerError as error:
+                log.warning("asking again: %s", error)
+                await asyncio.sleep(_FIRST_PAUSE)
+        return {}
+
+    def _let_go(self) -> None:
+        """Give up what is to leave and is at rest."""
+        busy = self._to_store | self._in_store
+        for number in [n for n, line in self._lines.items() if line.leaving and not line.on_loan and n not in busy]:
+            self._lines.pop(number).drop()
+        if self._member is not None:
+            self._member.held = frozenset(self._lines)
+            self._member.gave_up()
+
+    def _drop_lines(self) -> None:
+        for line in self._lines.values():
+            line.drop()
+        self._lines.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    # --- storing -----------------------------------------------------------------------------------------------
+
+    def _store(self, numbers: Iterable[int]) -> asyncio.Future[None]:
+        """Done when what is true of these partitions now is stored; many calls share one request."""
+        loop = asyncio.get_running_loop()
+        self._to_store.update(numbers)
+        if self._stored is None:
+            self._stored = loop.create_future()
+            self._stored.add_done_callback(asyncio.Future.exception)  # whoever waited may be gone
+        if self._storing is None or self._storing.done():
+            self._storing = loop.create_task(self._store_all(), name=f"kafka offsets of {self._group}")
+        return self._stored
+
+    async def _store_all(self) -> None:
+        while self._stored is not None:
+            stored, self._stored = self._stored, None
+            self._in_store, self._to_store = self._to_store, set()
+            try:
+                await self._store_now(self._in_store)
+            except BrokerError as error:
+                stored.set_exception(error)
+            except BaseException:
+                stored.set_exception(BrokerError(f"this channel of {self._topic.name!r} is closed"))
+                raise
+            else:
+                stored.set_result(None)
+            finally:
+                self._in_store = set()
+            self._let_go()
+
+    async def _store_now(self, numbers: Iterable[int]) -> None:
+        assert self._member is not None
+        offsets: dict[int, tuple[int, str]] = {}
+        for number in numbers:
+            line = self._lines.get(number)
+            progress = None if line is None else line.progress()
+            if progress is not None:
+                offsets[number] = progress.encode()
+        await self._member.commit(offsets)
+
+    def _finished(self, entries: Iterable[Entry], stored: asyncio.Future[None]) -> None:
+        failed = stored.cancelled() or stored.exception() is not None
+        for entry in entries:
+            (entry.line.not_finished if failed else entry.line.finished)(entry)
+        if not failed and self._waiting and any(line.room < _READ_RECORDS for line in self._lines.values()):
+            self._look_anew()
+        self._let_go()
+
+    # --- helpers -----------------------------------------------------------------------------------------------
+
+    def _entries_of(self, deliveries: Iterable[Delivery]) -> list[Entry]:
+        self._check_open()
+        entries: list[Entry] = []
+        for delivery in deliveries:
+            entry = delivery.handle
+            if not isinstance(entry, Entry) or entry.line.channel is not self:
+                raise BrokerError(f"this delivery was not lent by this channel of {self._topic.name!r}")
+            entries.append(entry)
+        return entries
+
+    def _outgoing(self, message: Message) -> Message:
+        if isinstance(message, QueueMessage) and (message.priority or message.delay or message.expires is not None):
+            raise MissingCapability(
+                f"{self._topic.name!r} is a topic: priority, delay and expires need a queue (TopicSpec(queue=True))"
+            )
+        return message
+
+    def _spread(self) -> None:
+        """Called after each message of a `put`."""
+
+    def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
+        return StaleDelivery(
+            f"{stale} of {total} deliveries of {self._topic.name!r} had gone back to the group, as their lease or the "
+            f"membership had ended; {outcome}"
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerError(f"this channel of {self._topic.name!r} is closed; open another by transport.channel()")
+
+
+class KafkaQueue(KafkaChannel):
+    """A queue's channel, as `WorkQueue` of the contract. A delivery comes back when its own lease ends."""
+
+    is_queue = True
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        topic_log: KafkaLog,
+        topic: Topic,
+        group: str,
+        lease: float,
+        session: float,
+        dead_letters: KafkaChannel | None,
+    ) -> None:
+        super().__init__(cluster, topic_log, topic, group, lease, session)
+        self._dead_letters = dead_letters
+
+    async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
+        entries = self._entries_of(deliveries)
+        self._end_loans()
+        valid = [entry for entry in entries if entry.line.has(entry)]
+        until = boot_clock() + lease
+        for entry in valid:
+            if until < entry.until:
+                heapq.heappush(self._ends, (until, next(self._numbers), entry))
+            entry.until = until
+        if len(valid) < len(entries):
+            raise self._stale(len(entries) - len(valid), len(entries), "the others are extended")
+
+    async def retry(self, delivery: Delivery, delay: float) -> None:
+        (entry,) = self._entries_of([delivery])
+        self._end_loans()
+        if entry.state is not State.LENT or not entry.line.has(entry):
+            raise self._stale(1, 1, "nothing was changed")
+        again = entry.line.take_back(entry, _now() + round(delay * 1000) if delay > 0 else 0)
+        stored = self._store([entry.line.number])
+        stored.add_done_callback(partial(self._given_back, entry, again))
+        await asyncio.shield(stored)
+
+    def _given_back(self, entry: Entry, again: Entry, stored: asyncio.Future[None]) -> None:
+        if stored.cancelled() or stored.exception() is not None:
+            entry.line.lend_again(entry, again)
+            heapq.heappush(self._ends, (entry.until, next(self._numbers), entry))
+        self._let_go()
+        self._wake()
+
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        """Its copy on the queue that the option `dead_letter` names tells where it was rejected, and why.
+
+        A crash between the two may leave it on both queues, never on none.
+        """
+        (entry,) = self._entries_of([delivery])
+        record = delivery.record
+        if self._dead_letters is not None and entry.state is State.LENT and entry.line.has(entry):
+            about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
+            await self._dead_letters.put(
+                [Message(record.value, record.key, (*record.headers, *about), record.timestamp)]
+            )
+        await self.commit([delivery])
+
+    def _outgoing(self, message: Message) -> Message:
+        if not isinstance(message, QueueMessage):
+            return message
+        if message.priority:
+            raise MissingCapability(f"queue {self._topic.name!r}: Kafka knows no priority")
+        headers: Headers = message.headers
+        if message.delay > 0:
+            headers = (*headers, (DUE, b"%d" % (_now() + round(message.delay * 1000))))
+        if message.expires is not None:
+            headers = (*headers, (EXPIRES, b"%d" % max(1, _now() + round(message.expires * 1000))))
+        return Message(message.value, message.key, headers, message.timestamp)
+
+    def _spread(self) -> None:
+        self._turn += 1
+
+
+def _now() -> int:
+    return round(time.time() * 1000)

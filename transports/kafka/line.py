@@ -1,0 +1,240 @@
+"""One partition in the hands of one member of a group: what of it is on loan, waits, or is finished."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping
+from enum import IntEnum
+
+import msgspec
+from thalweg.message import Batch, Headers, Message, Position, Record
+
+from .progress import Progress, Run
+
+__all__ = ["DUE", "EXPIRES", "MOST_OPEN", "Entry", "Line", "State"]
+
+DUE, EXPIRES = "thalweg-due", "thalweg-expires"
+"""Headers of queues' messages: milliseconds since the epoch, as decimal digits."""
+
+MOST_OPEN = 1000
+"""Unfinished messages of one partition, at most: the next ones wait, for the stored text must hold all gaps."""
+
+
+class State(IntEnum):
+    WAITING, LENT, FINISHING, FINISHED = range(4)
+
+
+class Entry(msgspec.Struct, eq=False):
+    """A message that is not finished, and the handle of its delivery, for as long as the line has it.
+
+    FINISHING: it is as good as finished: `Line.progress` says so, and `finished` or `not_finished` will follow.
+    attempts: how often it was delivered. due, expires: milliseconds since the epoch, 0: now, never. until: boot clock,
+    end of the loan. retried: it is due at a time that its own headers do not tell.
+    """
+
+    line: Line
+    position: Position
+    record: Record
+    attempts: int
+    due: int = 0
+    expires: int = 0
+    until: float = 0.0
+    retried: bool = False
+    state: State = State.WAITING
+
+
+class Line:
+    """Begins where the group left off. Positions need not be dense: what was read over does not exist.
+
+    on_loan: how many entries are lent or being finished. leaving: it is to be given up, and lends no more.
+    """
+
+    def __init__(self, channel: object, number: int, stored: Progress | None, is_queue: bool) -> None:
+        self.channel, self.number, self.is_queue = channel, number, is_queue
+        self.on_loan = 0
+        self.leaving = False
+        self._base = None if stored is None else stored.first
+        self._next = self._base
+        self._stored = stored
+        self._entries: dict[Position, Entry] = {}
+        self._ready: deque[Entry] = deque()
+        self._later: list[tuple[int, Position]] = []
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    @property
+    def after(self) -> Position | None:
+        """What to read after."""
+        return self._next - 1 if self._next else None
+
+    @property
+    def room(self) -> int:
+        """How many more it takes."""
+        return 0 if self.leaving else MOST_OPEN - len(self._entries)
+
+    def add(self, batch: Batch) -> None:
+        """What was read after `after`."""
+        if not batch.positions or (self._next is not None and batch.positions[-1] < self._next):
+            return
+        if self._base is None:
+            self._base = batch.positions[0]
+        known = iter(self._stored.runs if self._stored is not None else ())
+        stored_end = self._base if self._stored is None else self._stored.end
+        run: Run = (0, 0, True, 0)
+        for position, record in zip(batch.positions, batch.records, strict=True):
+            attempts = 0
+            if position < stored_end:
+                while run[1] <= position:
+                    run = next(known)
+                if run[2]:
+                    continue
+                attempts = run[3]
+            if self.is_queue and record.headers:
+                self._put(self._queued(position, record, attempts))
+            else:
+                self._put(Entry(self, position, record, attempts))
+        self._next = batch.positions[-1] + 1
+
+    def skip_to(self, first: Position | None) -> None:
+        """What lay before `first` and was not read is gone (None: all is)."""
+        self._next = first
+        if self._base is None or not self._entries:
+            self._base = first
+        if self._stored is not None and (first is None or first >= self._stored.end):
+            self._stored = None
+
+    def _queued(self, position: Position, record: Record, attempts: int) -> Entry:
+        headers: dict[str, bytes] = {name: value for name, value in record.headers if name in (DUE, EXPIRES)}
+        if headers:
+            rest: Headers = tuple(header for header in record.headers if header[0] not in headers)
+            record = Message(record.value, record.key, rest, record.timestamp)
+        return Entry(self, position, record, attempts, _number(headers, DUE), _number(headers, EXPIRES))
+
+    def _put(self, entry: Entry) -> None:
+        if self._stored is not None and entry.position in self._stored.due:
+            entry.due, entry.retried = self._stored.due[entry.position], True
+        self._entries[entry.position] = entry
+        if entry.due:
+            heapq.heappush(self._later, (entry.due, entry.position))
+        else:
+            self._ready.append(entry)
+
+    # --- lending -----------------------------------------------------------------------------------------------
+
+    def lend(self, limit: int, now: int, until: float) -> list[Entry]:
+        """At most `limit` entries that are due at `now` (milliseconds since the epoch), until `until` (boot clock)."""
+        lent: list[Entry] = []
+        if self.leaving:
+            return lent
+        self._take_due(now)
+        while self._ready and len(lent) < limit:
+            entry = self._ready.popleft()
+            if not self.has(entry):
+                continue
+            if entry.expires and entry.expires <= now:
+                del self._entries[entry.position]
+                continue
+            entry.state, entry.until = State.LENT, until
+            entry.attempts += 1
+            lent.append(entry)
+        self.on_loan += len(lent)
+        return lent
+
+    def _take_due(self, now: int) -> None:
+        due: list[Entry] = []
+        while self._later and self._later[0][0] <= now:
+            entry = self._entries.get(heapq.heappop(self._later)[1])
+            if entry is not None and entry.state is State.WAITING and 0 < entry.due <= now:
+                entry.due = 0
+                due.append(entry)
+        self._ready.extendleft(sorted(due, key=_position, reverse=True))
+
+    @property
+    def next_due(self) -> int | None:
+        """Milliseconds since the epoch."""
+        return self._later[0][0] if self._later and not self.leaving else None
+
+    def has(self, entry: Entry) -> bool:
+        """Whether the handle is valid."""
+        return self._entries.get(entry.position) is entry
+
+    def finished(self, entry: Entry) -> None:
+        if self.has(entry):
+            del self._entries[entry.position]
+            self.on_loan -= 1
+            entry.state = State.FINISHED
+
+    def not_finished(self, entry: Entry) -> None:
+        if self.has(entry):
+            entry.state = State.LENT
+
+    def take_back(self, entry: Entry, due: int = 0, *, unseen: bool = False) -> Entry:
+        """Its loan is over, and its handle with it. unseen: nobody got it."""
+        again = Entry(self, entry.position, entry.record, entry.attempts - unseen, due, entry.expires, retried=due > 0)
+        self._entries[entry.position] = again
+        self.on_loan -= 1
+        if due:
+            heapq.heappush(self._later, (due, entry.position))
+        else:
+            self._ready.appendleft(again)
+        return again
+
+    def lend_again(self, entry: Entry, again: Entry) -> None:
+        """Undo `take_back`, unless more has happened since."""
+        if self.has(again) and again.state is State.WAITING:
+            self._entries[entry.position] = entry
+            self.on_loan += 1
+
+    def drop(self) -> None:
+        """It may be another's: no handle is valid any more."""
+        self._entries.clear()
+
+    # --- storing -----------------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress | None:
+        """None: nothing is known yet that would have to be stored."""
+        if self._base is None or self._next is None:
+            return None
+        runs: list[Run] = []
+        due: dict[Position, int] = {}
+        at = self._base
+        for position, entry in self._entries.items():
+            if entry.state is State.FINISHING:
+                continue
+            if position > at:
+                runs.append((at, position, True, 0))
+            if runs and not runs[-1][2] and runs[-1][3] == entry.attempts:
+                runs[-1] = (runs[-1][0], position + 1, False, entry.attempts)
+            else:
+                runs.append((position, position + 1, False, entry.attempts))
+            at = position + 1
+            if entry.due and entry.retried:
+                due[position] = entry.due
+        if self._next > at:
+            runs.append((at, self._next, True, 0))
+        if self._stored is not None:
+            if self._stored.end <= self._next:
+                self._stored = None
+            else:
+                runs.extend(
+                    (max(start, self._next), stop, finished, attempts)
+                    for start, stop, finished, attempts in self._stored.runs
+                    if stop > self._next
+                )
+                due.update((place, when) for place, when in self._stored.due.items() if place >= self._next)
+        end = runs[-1][1] if runs else self._next
+        if runs and runs[-1][2:] == (False, 0):
+            end = runs.pop()[0]
+        if runs and runs[0][2]:
+            self._base = runs.pop(0)[1]
+        return Progress(runs[0][0] if runs else end, runs, due)
+
+
+def _position(entry: Entry) -> Position:
+    return entry.position
+
+
+def _number(headers: Mapping[str, bytes], name: str) -> int:
+    value = headers.get(name, b"")
+    return int(value) if value.isdigit() else 0
