@@ -90,6 +90,11 @@ class History:
         """Messages whose `commit` returned."""
         return {event.message for event in self.events if isinstance(event, Committed) and event.outcome == "done"}
 
+    @property
+    def uncertain(self) -> set[str]:
+        """Messages of which nobody knows whether a `commit` settled them."""
+        return {event.message for event in self.events if isinstance(event, Committed) and event.outcome == "failed"}
+
     def check(self) -> None:
         """Raises AssertionError with all that is wrong, and with the events of the first message concerned."""
         faults = list(faults_of(self.events, self.ordered))

@@ -19,7 +19,7 @@ from .puppet import Nursery, Puppet
 __all__ = ["Commands", "InProcess", "InProcessRig", "Rig", "rig_for", "with_option"]
 
 LEASE, TIMEOUT = 1.0, 1.0
-"""Seconds; a URL that names no `lease`, and on a spoiled network no `timeout`, is given these, if its driver takes them."""
+"""Seconds; a URL without `lease`, and on a spoiled network without `timeout`, is given these, if its driver can."""
 
 
 class Commands(NamedTuple):

@@ -70,7 +70,7 @@ async def whatever_happens_nothing_is_lost_repeated_or_overtaken(trial: Trial, t
     await traffic.join()
     for _ in range(12 * trial.size):
         if trial.dice.random() < 0.4:
-            await traffic.produce(await trial.channel(shared(topic), "other group"), trial.dice.randint(5, 60))
+            await traffic.produce(await trial.producer(shared(topic)), trial.dice.randint(5, 60))
         try:
             await trial.dice.choice(actions)()
         except Unavailable:

@@ -34,7 +34,7 @@ async def a_consumer_whose_connection_is_cut_loses_nothing_and_goes_on_by_itself
 ) -> None:
     transport, link = await trial.open_linked()
     traffic = Traffic(trial, shared(topic))
-    await traffic.produce(await trial.channel(shared(topic), "other group"), 80 * trial.size)
+    await traffic.produce(await trial.producer(shared(topic)), 80 * trial.size)
     await traffic.join(transport)
     await storm(trial, topic, link, traffic)
     await traffic.finish()
@@ -44,7 +44,7 @@ async def a_consumer_whose_connection_is_cut_loses_nothing_and_goes_on_by_itself
 async def a_producer_whose_connection_is_cut_writes_each_message_once_at_most(trial: Trial, topic: TopicSpec) -> None:
     transport, link = await trial.open_linked()
     traffic = Traffic(trial, shared(topic))
-    await traffic.produce(await trial.channel(shared(topic), "other group", transport), 120 * trial.size)
+    await traffic.produce(await trial.producer(shared(topic), transport), 120 * trial.size)
     await traffic.join()
     for _ in range(4 * trial.size):
         await traffic.some(trial.dice.randint(1, 10))

@@ -31,7 +31,7 @@ async def a_member_that_pauses_between_gets_misses_nothing(trial: Trial, topic: 
     channel = await trial.channel(topic)
     await channel.put(numbered(1))
     await channel.commit(await trial.receive(channel, 1))
-    producer = await trial.channel(topic, "other group")
+    producer = await trial.producer(topic)
     for number in range(2, 8):
         await producer.put(numbered(number))
         await trial.rig.pass_time(trial.rig.lease / 2)

@@ -15,7 +15,7 @@ async def begin(trial: Trial, topic: TopicSpec, count: int) -> Traffic:
     """Two producers, on transports of their own."""
     traffic = Traffic(trial, shared(topic))
     for _ in range(2):
-        await traffic.produce(await trial.channel(shared(topic), "other group"), count * trial.size)
+        await traffic.produce(await trial.producer(shared(topic)), count * trial.size)
     return traffic
 
 

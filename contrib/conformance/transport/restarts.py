@@ -64,7 +64,7 @@ async def an_open_channel_works_again_by_itself_after_a_restart(trial: Trial, to
 async def a_restart_in_the_middle_of_puts_gets_and_commits_loses_nothing(trial: Trial, topic: TopicSpec) -> None:
     await trial.rig.own_broker()
     traffic = Traffic(trial, shared(topic))
-    await traffic.produce(await trial.channel(shared(topic), "other group"), 200 * trial.size)
+    await traffic.produce(await trial.producer(shared(topic)), 200 * trial.size)
     await traffic.join()
     await traffic.join()
     for _ in range(trial.size):
