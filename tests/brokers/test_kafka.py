@@ -21,6 +21,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from docs.snippets import blocks_of
+from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
@@ -345,6 +347,33 @@ async def test_compressed_batches_come_back_whole(broker: str, codec: str) -> No
         claim = await transport.claim("j", 0, Message(b"m"))
         await transport.commit({claim: Commit(numbered(1), {("t", 0): messages})})
         assert await values(await transport.log("t")) == [message.value for message in messages] * 2
+
+
+async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and topics."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "aiokafka" in block.code]
+    code = code.replace("localhost:9092", hosts(broker))
+    for topic in ("withdrawals", "alerts"):
+        code = code.replace(f'"{topic}"', repr(name(broker, topic)))
+    theirs: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("bank", broker=broker, partitions=4)
+    withdrawals = app.topic("withdrawals", key=str, value=int)
+    alerts = app.topic("alerts", key=str, value=str)
+    totals = app.table("totals", key=str, value=int, default=int)
+
+    @app.agent(withdrawals)
+    async def total(stream: Stream[int]) -> None:
+        async for amount in stream:
+            totals["ada"] += amount
+            if amount > 100:
+                await alerts.send(f"{amount} at once", key="ada", headers={"level": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["produce"]()
+        await theirs["consume"]()
+        await eventually(lambda: totals["ada"] == 505)
 
 
 # --- fencing -------------------------------------------------------------------------------------------------
