@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from docs.snippets import blocks_of
+from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
@@ -28,6 +31,7 @@ from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.names import kafka_names, plain_name
 from thalweg.url import Url
 
+from brokers.bank import Withdrawal, make_bank
 from brokers.kafka_server import USERS, Server, check_installed
 
 T = TypeVar("T")
@@ -343,6 +347,33 @@ async def test_compressed_batches_come_back_whole(broker: str, codec: str) -> No
         claim = await transport.claim("j", 0, Message(b"m"))
         await transport.commit({claim: Commit(numbered(1), {("t", 0): messages})})
         assert await values(await transport.log("t")) == [message.value for message in messages] * 2
+
+
+async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and topics."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "aiokafka" in block.code]
+    code = code.replace("localhost:9092", hosts(broker))
+    for topic in ("withdrawals", "alerts"):
+        code = code.replace(f'"{topic}"', repr(name(broker, topic)))
+    theirs: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("bank", broker=broker, partitions=4)
+    withdrawals = app.topic("withdrawals", key=str, value=int)
+    alerts = app.topic("alerts", key=str, value=str)
+    totals = app.table("totals", key=str, value=int, default=int)
+
+    @app.agent(withdrawals)
+    async def total(stream: Stream[int]) -> None:
+        async for amount in stream:
+            totals["ada"] += amount
+            if amount > 100:
+                await alerts.send(f"{amount} at once", key="ada", headers={"level": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["produce"]()
+        await theirs["consume"]()
+        await eventually(lambda: totals["ada"] == 505)
 
 
 # --- fencing -------------------------------------------------------------------------------------------------
@@ -855,3 +886,193 @@ def test_names_come_back_as_they_were(plain: str, queue: bool) -> None:
 def test_a_name_that_is_too_long_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="249"):
         kafka_names("", "\N{SNOWMAN}" * 40, False)
+
+
+# --- whole programs ------------------------------------------------------------------------------------------
+
+
+async def test_a_program_runs_exactly_once_with_tables_outputs_queues_and_answers(broker: str) -> None:
+    bank = make_bank(broker)
+    async with bank.app:
+        assert bank.app.guarantee == "exactly_once"
+        assert await bank.total.ask(Withdrawal(0, "ada", 5), key="ada") == 5
+        assert await bank.total.ask(Withdrawal(1, "ada", 500), key="ada") == 505
+        assert await bank.mail.ask("bob") == "BOB"
+        await eventually(lambda: sorted(bank.mailed) == ["ada", "bob"])
+    again = make_bank(broker)
+    async with again.app:
+        assert await again.total.ask(Withdrawal(2, "ada", 1), key="ada") == 506
+        assert handled(again) == [0, 1, 2]
+    assert sorted(await alerts(broker)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fencing", ["true", "false"], ids=["fenced", "read back"])
+async def test_a_worker_that_is_killed_loses_and_repeats_nothing(broker: str, fencing: str) -> None:
+    count = 4000
+    url = f"{broker}&fencing={fencing}"
+    bank, worker = make_bank(url), start_worker(url)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(count))
+        await alerts_reach(broker, 1)
+    finally:
+        worker.kill()
+        worker.wait()
+    heir = make_bank(url)
+    async with heir.app:
+        assert heir.app.guarantee == "exactly_once"
+        await eventually(lambda: len(handled(heir)) >= count)
+        assert handled(heir) == list(range(count))
+        for account in ACCOUNTS:
+            assert heir.seen[account] == sorted(heir.seen[account])
+            assert heir.totals[account] == sum(heir.seen[account])
+        await alerts_reach(broker, count)
+    if fencing == "true":  # else a plain consumer may see some twice, and a Thalweg program each once
+        assert sorted(await alerts(broker)) == list(range(count))
+
+
+async def test_a_worker_that_was_stopped_is_fenced_when_it_goes_on(broker: str) -> None:
+    bank, worker = make_bank(broker), start_worker(broker)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(200))
+            await alerts_reach(broker, 200)
+            worker.send_signal(signal.SIGSTOP)
+            await send_all(bank, range(200, 400))
+        heir = make_bank(broker)
+        async with heir.app:
+            await eventually(lambda: len(handled(heir)) >= 400)
+            worker.send_signal(signal.SIGCONT)
+            await send_all(heir, range(400, 1000))
+            await alerts_reach(broker, 1000)
+    finally:
+        worker.kill()
+        worker.wait()
+    last = make_bank(broker)
+    async with last.app:
+        await eventually(lambda: len(handled(last)) >= 1000)
+        assert handled(last) == list(range(1000))
+    assert sorted(await alerts(broker)) == list(range(1000))
+
+
+async def test_workers_that_come_and_go_repeat_nothing_that_a_plain_consumer_could_see(broker: str) -> None:
+    """Some are killed, some stopped for a while, some end in good order, while messages come."""
+    chance, count, over = random.Random(3), 0, asyncio.Event()
+    bank = make_bank(broker)
+    workers = [start_worker(broker) for _ in range(2)]
+    started = list(workers)
+    try:
+        async with bank.app.client():
+
+            async def produce() -> None:
+                nonlocal count
+                while not over.is_set():
+                    await send_all(bank, range(count, count + 25))
+                    count += 25
+                    await asyncio.sleep(0.01)
+
+            sending = asyncio.create_task(produce())
+            for turn in range(9):
+                await asyncio.sleep(0.5)
+                victim = workers.pop(chance.randrange(len(workers)))
+                if turn % 3 == 0:
+                    victim.kill()
+                elif turn % 3 == 1:
+                    victim.terminate()
+                else:
+                    victim.send_signal(signal.SIGSTOP)
+                    await asyncio.sleep(1.5)
+                    victim.send_signal(signal.SIGCONT)
+                    workers.append(victim)
+                while len(workers) < 2:
+                    workers.append(start_worker(broker))
+                    started.append(workers[-1])
+            over.set()
+            await sending
+        await alerts_reach(broker, count, 60)
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.wait()
+    assert sorted(await alerts(broker)) == list(range(count))
+    last = make_bank(broker)
+    async with last.app:
+        await eventually(lambda: len(handled(last)) >= count)
+        assert handled(last) == list(range(count))
+
+
+async def test_a_broker_that_restarts_under_a_program_loses_and_repeats_nothing(server: Server) -> None:
+    bank = make_bank(server.url)
+    acknowledged: list[int] = []
+    async with bank.app:
+
+        async def produce() -> None:
+            for number in range(1500):
+                try:
+                    await send(bank, number)
+                    acknowledged.append(number)
+                except BrokerError:
+                    await asyncio.sleep(0.05)
+
+        producing = asyncio.create_task(produce())
+        for goal in (200, 500):
+            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await producing
+        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
+        await send(bank, 9999)
+        await eventually(lambda: 9999 in handled(bank))
+        found = handled(bank)
+        assert len(found) == len(set(found))
+        assert acknowledged[-1] == 1499
+    assert sorted(await alerts(server.url)) == found
+
+
+ACCOUNTS = [f"account-{n}" for n in range(8)]
+
+
+def start_worker(broker: str) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
+    program = Path(__file__).with_name("bank.py")
+    return subprocess.Popen(
+        [sys.executable, str(program), "worker"],
+        env={**clean, "THALWEG_BROKER": broker},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+async def alerts(broker: str) -> list[int]:
+    """What the program sent, as a plain consumer sees it."""
+    return [int(value or b"") for value in await consumed(broker, "alerts", 4)]
+
+
+async def alerts_reach(broker: str, count: int, seconds: float = 30) -> None:
+    async with opened(broker) as transport, asyncio.timeout(seconds):
+        reached: dict[int, int | None] = dict.fromkeys(range(4))
+        seen = 0
+        while seen < count:
+            try:
+                found = await (await transport.log("alerts")).read(reached, LONG, LONG, 1)
+            except BrokerError:  # not declared yet
+                await asyncio.sleep(0.05)
+                continue
+            for partition, batch in found.items():
+                reached[partition] = batch.positions[-1]
+                seen += len(batch.records)
+
+
+async def send_all(bank: Any, numbers: range) -> None:
+    for start in range(numbers.start, numbers.stop, 100):
+        batch = range(start, min(start + 100, numbers.stop))
+        await asyncio.gather(*(send(bank, number) for number in batch))
+
+
+async def send(bank: Any, number: int) -> None:
+    account = ACCOUNTS[number % len(ACCOUNTS)]
+    await bank.withdrawals.send(Withdrawal(number, account, number), key=account)
+
+
+def handled(bank: Any) -> list[int]:
+    return sorted(number for _, numbers in bank.seen.items() for number in numbers)
