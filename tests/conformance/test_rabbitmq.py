@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Sequence
 
-import pytest
 from missing import missing
 from thalweg.contrib.conformance import Rig, transport
 from thalweg.errors import BrokerError
@@ -23,7 +22,7 @@ class RabbitRig(Rig):
     lease = 0.6
 
     def __init__(self, options: str = "") -> None:
-        own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}&heartbeat=20{options}"
+        own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}&heartbeat=1{options}"
         super().__init__(f"{SERVER}{'&' if '?' in SERVER else '?'}{own}")
 
     async def prepare(self) -> None:
@@ -63,6 +62,5 @@ async def delete_all(transport: RabbitTransport, used: Sequence[str]) -> None:
     await connection.close()
 
 
-pytestmark = pytest.mark.skip("the driver has no topics yet")
 
 rabbitmq = transport("amqp://", RabbitRig)

@@ -152,12 +152,14 @@ class RabbitTransport:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
+        existing: dict[str, Topic] = {}
         for spec in topics:  # before anything is made
-            self._check(spec, self._registry.topics.get(spec.name))
+            if not spec.declare:
+                existing[spec.name] = await self._find_existing(spec)
+            self._check(spec, existing.get(spec.name) or self._registry.topics.get(spec.name))
         found: list[TopicInfo] = []
         for spec in topics:
-            topic = await self._find_existing(spec) if not spec.declare else await self._create(spec)
-            self._check(spec, topic)
+            topic = existing.get(spec.name) or await self._create(spec)
             found.append(TopicInfo(topic.name, topic.partitions, topic.queue))
         return found
 
@@ -195,7 +197,6 @@ class RabbitTransport:
         return topic
 
     def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
-        self._names.topic(spec.name, "a group, or the number of a partition")
         allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
         unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
         if unknown:
