@@ -119,27 +119,42 @@ def messages(entries: list[Entry], token: bytes, number: int, limit: int | None,
 class Fold:
     """Reads a journal from its beginning, or on from where a store stands (`marker`, `number`), and tells what counts.
 
+    A journal that was truncated begins with a snapshot, whose `Begin` repeats the marker. If more was kept than had to
+    be, an earlier `Begin` may come first, of an owner that had been fenced. So, until a marker is seen, the `Begin` of
+    the newest epoch counts, and with it the state begins anew (`fresh`). Epochs only grow from owner to owner, for one
+    whose marker turns out to come after a newer epoch (`beaten`) writes nothing under it.
+
     `unclean`: markers since the last progress that followed no release: deaths of owners that got nothing done.
     """
 
     def __init__(self, marker: Marker | None = None, number: int = 0) -> None:
         self.marker = marker
         self.number = number
+        self.epoch = 0 if marker is None else marker.epoch  # the newest
         self.unclean = 0
+        self.fresh = False
+        self.beaten = False
+        self._adopted = False  # the marker is known from a `Begin`
         self._released = marker is None
         self._chunks: list[bytes] = []
 
     def feed(self, data: bytes | None) -> Entry | None:
         """The entry if it counts (a marker always does), else None."""
         entry = decode_entry(data or b"")
+        self.fresh = False
         if isinstance(entry, Marker):
             self.check(entry)
+            self.beaten, self.epoch = entry.epoch <= self.epoch, max(entry.epoch, self.epoch)
+            self._adopted = False
             self.unclean += not self._released
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()
             return entry
-        if self.marker is None and isinstance(entry, Begin):  # truncated up to here
+        if isinstance(entry, Begin) and self._adopts(entry.marker):
             self.marker, self.number, self._released = entry.marker, entry.number - 1, False
+            self.epoch = max(entry.marker.epoch, self.epoch)
+            self.fresh = self._adopted = True
+            self._chunks.clear()
         if self.marker is None or entry.token != self.marker.token or entry.number != self.number + 1:
             return None
         self.number = entry.number
@@ -153,6 +168,9 @@ class Fold:
             self.unclean = 0
         self._released = isinstance(entry, Release)
         return entry
+
+    def _adopts(self, marker: Marker) -> bool:
+        return self.marker is None or (self._adopted and marker.epoch > self.marker.epoch)
 
     def check(self, marker: Marker) -> None:
         """Raises JournalMismatch if this marker's owner would read the journal's keys differently."""

@@ -52,6 +52,8 @@ async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict
     fold = Fold()
     async for _, record in records_until_now(journal, partition):
         entry = fold.feed(record.value)
+        if fold.fresh:
+            rows.clear()
         if isinstance(entry, Rows | Part):
             for key, value in entry.rows.items():
                 if not start <= key < stop:

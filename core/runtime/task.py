@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
-from thalweg.errors import BrokerError, EncodeError, Fenced, Gap, HistoryChanged, StoreError, WrongPartition
+from thalweg.errors import (
+    BrokerError,
+    ConfigurationError,
+    EncodeError,
+    Fenced,
+    Gap,
+    HistoryChanged,
+    StoreError,
+    WrongPartition,
+)
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
@@ -138,15 +147,18 @@ class Task:
         marker = Marker(
             token=secrets.token_bytes(8),
             number=0,
-            epoch=max((was.epoch if was else 0) + 1, round(self.settings.clock.now() * 1000)),
+            epoch=max(fold.epoch + 1, self._now_ms()),
             journal=was.journal if was else secrets.token_bytes(16),
             owner=f"{socket.gethostname()}/{os.getpid()}",
             partitions=self.partitions,
             partitioner=self.worker.partitioner,
         )
         fold.check(marker)
+        self._check_room(marker)
         await writer.claim(self.journal, Message(encode(marker), timestamp=self._now_ms()))
         await replay.to_marker(marker.token)
+        if fold.beaten:
+            raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
@@ -174,6 +186,15 @@ class Task:
                 lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
+
+    def _check_room(self, marker: Marker) -> None:
+        """A marker cannot go in pieces, and neither can the beginning of a snapshot, which repeats it."""
+        needed, limit = len(encode(Begin(marker.token, 1 << 32, marker))), self.worker.message_bytes
+        if limit is not None and needed > limit:
+            raise ConfigurationError(
+                f"{self.worker.transport.description} takes messages of at most {limit} bytes, and a journal needs "
+                f"{needed}: raise the broker's limit (or `message_bytes=` in its URL)"
+            )
 
     def _open_store(self) -> Store:
         if self._store is None:
@@ -612,7 +633,8 @@ class _Replay:
         self._journal, self._partition, self._store = journal, partition, store
         self._after: Position | None = None
         self._pending: dict[bytes, bytes | None] = {}
-        self._seen: Checkpoint | None = None
+        self._seen: Checkpoint | None = None  # of the last record in `_pending`,
+        self._there: _Position | None = None  # and where in the numbering it stands
         self.fold = Fold()
         checkpoint = store.checkpoint()
         raw = store.get(LOCAL_MARKER)
@@ -667,6 +689,8 @@ class _Replay:
         for position, record in zip(batch.positions, batch.records, strict=True):
             entry = self.fold.feed(record.value)
             self._after = position
+            if self.fold.fresh:
+                self._forget_rows()
             if entry is None:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
@@ -674,16 +698,21 @@ class _Replay:
             if isinstance(entry, Rows | Part):
                 self._pending.update(entry.rows)
                 self._seen = Checkpoint(position, checksum(record.value))
-            elif isinstance(entry, Begin) and self._seen is None and self._store.checkpoint() is None:
-                self._pending.clear()
+                assert self.fold.marker is not None
+                self._there = _Position(self.fold.marker, self.fold.number)
         if len(self._pending) > REPLAY_ROWS:
             self._flush()
         return True
 
+    def _forget_rows(self) -> None:
+        self._pending.clear()
+        self._seen = None
+        if self._store.checkpoint() is not None:
+            self._store.clear()
+
     def _flush(self) -> None:
-        if self._seen is None or self.fold.marker is None:
+        if self._seen is None:
             return
-        local = encode(_Position(self.fold.marker, self.fold.number))
-        self._store.apply({**self._pending, LOCAL_MARKER: local}, self._seen)
+        self._store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
         self._pending.clear()
         self._seen = None

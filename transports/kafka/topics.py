@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from thalweg.channel import TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 
 from .connection import RETRIABLE, Cluster
-from .names import kafka_name, plain_name
+from .names import kafka_names, plain_name
 
 __all__ = ["OVERHEAD", "QUEUE_PARTITIONS", "Topic", "Topics", "broker_settings"]
 
@@ -24,7 +25,8 @@ QUEUE_PARTITIONS = 8
 """How many partitions a queue has at least, unless told: as many members can work at once."""
 
 _TOPIC, _BROKER = 2, 4
-_EXISTS = 36
+_INVALID_NAME, _EXISTS = 17, 36
+_OUR_FAULT = frozenset({37, 38, 40})  # partitions, replication factor, settings
 _DEFAULT_BYTES = 1048588
 _PAUSE = 0.05
 
@@ -146,15 +148,20 @@ class Topics:
 
     async def _look(self, names: Sequence[str]) -> dict[str, Topic]:
         """Those that exist, with their settings."""
-        places = {kafka_name(self._prefix, name, queue): (name, queue) for name in names for queue in (False, True)}
+        places = {
+            place: (name, queue)
+            for queue in (False, True)
+            for name in names
+            for place in kafka_names(self._prefix, name, queue)
+        }
         if not places:
             return {}
         metadata = await self._cluster.metadata(list(places))
         configs = await settings(self._cluster, _TOPIC, metadata) if metadata else {}
         found: dict[str, Topic] = {}
-        for place, (_, _, _, partitions) in metadata.items():
-            name, queue = places[place]
-            if not partitions or (name in found and queue):
+        for place, (name, queue) in places.items():
+            _, _, _, partitions = metadata.get(place, (0, "", False, ()))
+            if not partitions or name in found:
                 continue
             config = configs.get(place, {})
             batch_bytes = int(config.get("max.message.bytes", _DEFAULT_BYTES))
@@ -178,18 +185,22 @@ class Topics:
     async def _create(self, specs: Sequence[TopicSpec]) -> None:
         brokers = len(self._cluster.brokers)
         replication = self._replication or min(brokers, max(self.default_replication, 3))
-        wanted = [self._request(spec, replication) for spec in specs]
-        timeout = self._cluster.endpoint.timeout
-        answer = await self._ask_controller(CreateTopicsRequest(wanted, round(timeout * 900), False))
-        names = {request[0]: spec.name for request, spec in zip(wanted, specs, strict=True)}
-        for place, code, said in answer.topic_errors:
-            if code in (0, _EXISTS):  # another program was faster
-                continue
-            what = f"creating topic {names[place]!r}: {f'{said}: ' if said else ''}"
-            error = self._cluster.explain(code, what)
-            raise ConfigurationError(str(error)) if code in (37, 38, 40) else error
+        timeout = round(self._cluster.endpoint.timeout * 900)
+        left = [(spec, deque(kafka_names(self._prefix, spec.name, spec.queue))) for spec in specs]
+        while left:
+            trying = {names.popleft(): (spec, names) for spec, names in left}
+            wanted = [self._request(place, spec, replication) for place, (spec, _) in trying.items()]
+            answer = await self._ask_controller(CreateTopicsRequest(wanted, timeout, False))
+            left = []
+            for place, code, said in answer.topic_errors:
+                spec, names = trying[place]
+                if code == _INVALID_NAME and names:  # too much like another name
+                    left.append((spec, names))
+                elif code not in (0, _EXISTS):  # if it exists, another program was faster
+                    error = self._cluster.explain(code, f"creating topic {spec.name!r}: {f'{said}: ' if said else ''}")
+                    raise ConfigurationError(str(error)) if code in _OUR_FAULT else error
 
-    def _request(self, spec: TopicSpec, replication: int) -> tuple[Any, ...]:
+    def _request(self, place: str, spec: TopicSpec, replication: int) -> tuple[Any, ...]:
         config = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
         if spec.retention is not None:
             config["retention.ms"] = str(round(spec.retention * 1000))
@@ -202,7 +213,7 @@ class Topics:
             partitions = spec.partitions or queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
         else:
             partitions = spec.partitions or spec.default_partitions
-        return kafka_name(self._prefix, spec.name, spec.queue), partitions, replication, [], list(config.items())
+        return place, partitions, replication, [], list(config.items())
 
     async def _ask_controller(self, request: object) -> Any:
         cluster = self._cluster
