@@ -31,7 +31,7 @@ __all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "gua
 
 log = logging.getLogger("thalweg")
 
-LOG_URLS = "memory://, sqlite:///file, redis://host"
+LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host"
 LEADER_GROUP = "leader"
 SNAPSHOT_BYTES = 4 * 1024 * 1024
 """A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""

@@ -73,6 +73,13 @@ class RabbitServer:
             assert time.monotonic() < deadline, "RabbitMQ does not come up"
             time.sleep(0.05)
 
+    def settle(self) -> None:
+        """RabbitMQ keeps its list of quorum queues and streams in memory for a while: of a server that is killed, those
+        that are only seconds old would be broken for good. This writes the list down.
+        """
+        self.control("stop_app")
+        self.control("start_app")
+
     def kill(self) -> None:
         """As a power failure does."""
         self.signal(signal.SIGKILL)

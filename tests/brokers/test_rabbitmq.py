@@ -188,8 +188,11 @@ async def test_a_worker_that_is_killed_and_one_that_is_stopped_lose_nothing(brok
 
 
 async def test_a_program_goes_on_by_itself_when_its_server_restarts(server: RabbitServer, tmp_path: Path) -> None:
-    notes = tmp_path / "notes"
-    program = make_letters(with_prefix(server.url), str(notes))
+    notes, url = tmp_path / "notes", with_prefix(server.url)
+    async with make_letters(url, str(notes)).app.client():
+        pass
+    await asyncio.to_thread(server.settle)
+    program = make_letters(url, str(notes))
     acknowledged: list[int] = []
     async with program.app:
 
@@ -219,6 +222,9 @@ async def test_a_restart_during_put_get_and_commit_loses_nothing(server: RabbitS
     put: list[int] = []
     got: list[int] = []
     errors: list[BrokerError] = []
+    async with opened_queue(url):
+        pass
+    await asyncio.to_thread(server.settle)
     async with opened_queue(url) as producer, opened_queue(url) as consumer:
 
         async def produce() -> None:

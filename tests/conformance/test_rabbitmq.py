@@ -33,3 +33,4 @@ class RabbitRig(Rig):
 
 
 rabbitmq = transport("amqp://", RabbitRig)
+over_amqp = transport("amqp://?streams=amqp", lambda: RabbitRig("&streams=amqp"))

@@ -6,8 +6,6 @@ What was delivered how often, and what is finished, is stored with the group's o
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
 import math
 import time
@@ -50,8 +48,6 @@ class KafkaChannel:
         self._lease, self._session = lease, session
         self._lines: dict[int, Line] = {}
         self._turn = 0
-        self._ends: list[tuple[float, int, Entry]] = []  # of loans, as a heap
-        self._numbers = itertools.count()
         self._member: Member | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
@@ -61,6 +57,8 @@ class KafkaChannel:
         self._in_store: set[int] = set()
         self._stored: asyncio.Future[None] | None = None
         self._storing: asyncio.Task[None] | None = None
+        self._asking = 0
+        self._resting = False
         self._closed = False
         self._left: asyncio.Task[None] | None = None
 
@@ -79,6 +77,15 @@ class KafkaChannel:
 
     async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         self._check_open()
+        self._stay_awake()
+        try:
+            return await self._get(limit, timeout)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._may_rest()
+
+    async def _get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         if self._life is None:
             self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kafka {self._group}")
             self._life.add_done_callback(self._died)
@@ -149,9 +156,8 @@ class KafkaChannel:
             if len(lent) == limit:
                 break
             lent += line.lend(limit - len(lent), now, until)
-        if self.is_queue:
-            for entry in lent:
-                heapq.heappush(self._ends, (until, next(self._numbers), entry))
+        if lent:
+            self._watch(until)
         return lent
 
     async def _hand_out(self, entries: Sequence[Entry]) -> list[Delivery]:
@@ -176,18 +182,9 @@ class KafkaChannel:
 
     def _end_loans(self) -> None:
         """Take back what was neither finished nor extended in time."""
-        now = boot_clock()
-        over: list[Entry] = []
-        while self._ends and self._ends[0][0] <= now:
-            _, number, entry = heapq.heappop(self._ends)
-            if entry.state is not State.LENT or not entry.line.has(entry):
-                continue
-            if entry.until > now:
-                heapq.heappush(self._ends, (entry.until, number, entry))
-            else:
-                over.append(entry)
-        if over:
-            self._give_back(over)
+
+    def _watch(self, until: float) -> None:
+        """A loan ends then (boot clock)."""
 
     # --- waiting for something to lend -------------------------------------------------------------------------
 
@@ -196,12 +193,11 @@ class KafkaChannel:
         if self._reading is None and self._lines:
             self._reading = asyncio.get_running_loop().create_task(self._read(min(seconds, _LONGEST_READ)))
             self._reading.add_done_callback(self._has_read)
-        ends = [self._ends[0][0] - boot_clock()] if self._ends else []
         due = [(line.next_due - _now()) / 1000 for line in self._lines.values() if line.next_due is not None]
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(news)
         # A read that does not wait ends by itself, and has to be waited for.
-        patience = max(0.001, min([seconds, *ends, *due])) if seconds > 0 else None
+        patience = max(0.001, min([seconds, *due])) if seconds > 0 else None
         try:
             await asyncio.wait([news], timeout=patience)
             if news.done():
@@ -260,6 +256,7 @@ class KafkaChannel:
                 self._cluster, self._group, self._topic.kafka, self._topic.partitions, self._session, changed.set
             )
             self._member = member
+            member.resting = self._resting
             member.start()
             while member.lost is None:
                 await changed.wait()
@@ -394,6 +391,13 @@ class KafkaChannel:
     def _spread(self) -> None:
         """Called after each message of a `put`."""
 
+    def _stay_awake(self) -> None:
+        """Called when somebody asks."""
+        self._asking += 1
+
+    def _may_rest(self) -> None:
+        """Called when nobody asks any more."""
+
     def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
         return StaleDelivery(
             f"{stale} of {total} deliveries of {self._topic.name!r} had gone back to the group, as their lease or the "
@@ -422,6 +426,9 @@ class KafkaQueue(KafkaChannel):
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
+        self._nap: asyncio.TimerHandle | None = None
+        self._first_end = math.inf  # no loan ends sooner
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
         entries = self._entries_of(deliveries)
@@ -429,9 +436,8 @@ class KafkaQueue(KafkaChannel):
         valid = [entry for entry in entries if entry.line.has(entry)]
         until = boot_clock() + lease
         for entry in valid:
-            if until < entry.until:
-                heapq.heappush(self._ends, (until, next(self._numbers), entry))
             entry.until = until
+        self._watch(until)
         if len(valid) < len(entries):
             raise self._stale(len(entries) - len(valid), len(entries), "the others are extended")
 
@@ -448,7 +454,7 @@ class KafkaQueue(KafkaChannel):
     def _given_back(self, entry: Entry, again: Entry, stored: asyncio.Future[None]) -> None:
         if stored.cancelled() or stored.exception() is not None:
             entry.line.lend_again(entry, again)
-            heapq.heappush(self._ends, (entry.until, next(self._numbers), entry))
+            self._watch(entry.until)
         self._let_go()
         self._wake()
 
@@ -480,6 +486,47 @@ class KafkaQueue(KafkaChannel):
 
     def _spread(self) -> None:
         self._turn += 1
+
+    def _watch(self, until: float) -> None:
+        if until < self._first_end and not self._closed:
+            self._first_end = until
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_later(max(0.0, until - boot_clock()), self._end_loans)
+
+    def _end_loans(self) -> None:
+        now = boot_clock()
+        if now < self._first_end:
+            return
+        self._first_end = math.inf
+        lent = [entry for line in self._lines.values() for entry in line.lent()]
+        over = [entry for entry in lent if entry.until <= now]
+        if over:
+            self._give_back(over)
+        self._watch(min((entry.until for entry in lent if entry.until > now), default=math.inf))
+
+    def _stay_awake(self) -> None:
+        super()._stay_awake()
+        if self._nap is not None:
+            self._nap.cancel()
+        self._rest(False)
+
+    def _may_rest(self) -> None:
+        """One that is not asked for so long is full or stuck: others get the partitions that have nothing on loan."""
+        if not self._closed:
+            self._nap = asyncio.get_running_loop().call_later(self._lease, self._rest, True)
+
+    def _rest(self, resting: bool) -> None:
+        self._end_loans()
+        self._resting = resting
+        if self._member is not None:
+            self._member.rest(resting)
+
+    async def close(self) -> None:
+        for timer in (self._nap, self._alarm):
+            if timer is not None:
+                timer.cancel()
+        await super().close()
 
 
 def _now() -> int:

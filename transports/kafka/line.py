@@ -159,6 +159,9 @@ class Line:
         """Whether the handle is valid."""
         return self._entries.get(entry.position) is entry
 
+    def lent(self) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.state is State.LENT]
+
     def finished(self, entry: Entry) -> None:
         if self.has(entry):
             del self._entries[entry.position]

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from aiokafka import codec
 from thalweg.capabilities import Claim, Commit, Log
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
@@ -78,6 +79,11 @@ class KafkaTransport:
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
         check_prefix(self._options.prefix)
+        if not getattr(codec, f"has_{self._options.compression}", lambda: True)():
+            raise ConfigurationError(
+                f"compression={self._options.compression}: what it takes is not installed: "
+                'pip install "thalweg[kafka]", or choose gzip'
+            )
         self._endpoint = _endpoint(url, self._options)
         self._version = ""
         self._warnings: list[str] = []
