@@ -242,8 +242,8 @@ async def test_a_restart_during_put_get_and_commit_loses_nothing(server: RabbitS
             while not set(got) >= set(range(300)):
                 try:
                     deliveries = await consumer.get(10, 1)
-                    await consumer.commit(deliveries)
                     got.extend(int(value or b"") for value in values(deliveries))
+                    await consumer.commit(deliveries)
                 except BrokerError as error:
                     errors.append(error)
                     await asyncio.sleep(0.05)
