@@ -249,8 +249,9 @@ class Wire(asyncio.Protocol):
             self._rest.clear()
         try:
             used = self._parse(data)
-        except Exception as error:  # not NATS, or a handler that cannot read what came
-            self.abort(error)
+        except Exception as error:
+            known = self.info.done()
+            self.abort(ConnectionError(f"what came cannot be read: {error!r}" if known else "what answers is not NATS"))
             return
         if used < len(data):
             self._rest.append(data[used:])
@@ -302,7 +303,7 @@ class Wire(asyncio.Protocol):
         elif line.startswith(b"-ERR"):
             self._complaint(line[4:].strip(b" '").decode(errors="replace"))
         elif not line.startswith(b"+OK"):
-            raise ConnectionError("what answers there is not NATS")
+            raise ValueError(line[:40])
 
     def _complaint(self, text: str) -> None:
         if not text.lower().startswith("permissions violation"):
