@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from docs.snippets import blocks_of
+from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
@@ -28,7 +31,8 @@ from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.names import kafka_names, plain_name
 from thalweg.url import Url
 
-from brokers.kafka_server import USERS, Server, check_installed
+from brokers.bank import Withdrawal, make_bank
+from brokers.kafka_server import USERS, Server, check_installed, cluster, new_identity
 
 T = TypeVar("T")
 
@@ -345,6 +349,33 @@ async def test_compressed_batches_come_back_whole(broker: str, codec: str) -> No
         assert await values(await transport.log("t")) == [message.value for message in messages] * 2
 
 
+async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and topics."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "aiokafka" in block.code]
+    code = code.replace("localhost:9092", hosts(broker))
+    for topic in ("withdrawals", "alerts"):
+        code = code.replace(f'"{topic}"', repr(name(broker, topic)))
+    theirs: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("bank", broker=broker, partitions=4)
+    withdrawals = app.topic("withdrawals", key=str, value=int)
+    alerts = app.topic("alerts", key=str, value=str)
+    totals = app.table("totals", key=str, value=int, default=int)
+
+    @app.agent(withdrawals)
+    async def total(stream: Stream[int]) -> None:
+        async for amount in stream:
+            totals["ada"] += amount
+            if amount > 100:
+                await alerts.send(f"{amount} at once", key="ada", headers={"level": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["produce"]()
+        await theirs["consume"]()
+        await eventually(lambda: totals["ada"] == 505)
+
+
 # --- fencing -------------------------------------------------------------------------------------------------
 
 
@@ -544,50 +575,107 @@ async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(brok
 # --- brokers that go and come --------------------------------------------------------------------------------
 
 
-async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
-    async with opened_log(server.url, partitions=2) as (transport, log):
-        await transport.declare([TopicSpec("j", partitions=1)])
-        claim = await transport.claim("j", 0, Message(b"m"))
-        appended: list[int] = []
-        committed: list[int] = []
-        seen: list[bytes | None] = []
-        done = asyncio.Event()
+class Traffic:
+    """Appends, commits and reads without end, and checks at the end that all of it is there once, in order."""
 
-        async def append() -> None:
-            while not done.is_set():
-                await log.append({0: numbered(len(appended))})
-                appended.append(len(appended))
-                await asyncio.sleep(0.005)
+    def __init__(self, transport: KafkaTransport) -> None:
+        self._transport = transport
+        self._over = asyncio.Event()
+        self.appended = self.committed = 0
+        self._seen: list[bytes | None] = []
 
-        async def commit() -> None:
-            while not done.is_set():
-                outputs = {("t", 1): numbered(len(committed))}
-                await transport.commit({claim: Commit(numbered(len(committed)), outputs)})
-                committed.append(len(committed))
-                await asyncio.sleep(0.005)
-
-        async def read() -> None:
-            reader, after = await transport.log("t"), None
-            while not done.is_set() or len(seen) < len(appended):
-                batch = (await reader.read({0: after}, LONG, LONG, 1)).get(0)
-                if batch is not None:
-                    seen.extend(record.value for record in batch.records)
-                    after = batch.positions[-1]
-
+    async def run(self) -> None:
+        await self._transport.declare([TopicSpec("t", partitions=2), TopicSpec("j", partitions=1)])
+        self._claim = await self._transport.claim("j", 0, Message(b"m"))
         async with asyncio.TaskGroup() as group:
-            for work in (append, commit, read):
+            for work in (self._append, self._commit, self._read):
                 group.create_task(work())
-            for _ in range(2):
-                goal = len(appended) + 50, len(committed) + 20
-                await eventually(lambda goal=goal: len(appended) >= goal[0] and len(committed) >= goal[1])  # type: ignore[misc]
-                await asyncio.to_thread(server.kill)
-                await asyncio.to_thread(server.start)
-            goal = len(appended) + 50, len(committed) + 20
-            await eventually(lambda: len(appended) >= goal[0] and len(committed) >= goal[1])
-            done.set()
-        assert seen == [b"%d" % number for number in appended]
-        assert await values(await transport.log("t"), 1) == [b"%d" % number for number in committed]
-        assert await values(await transport.log("j"), after=claim.position) == [b"%d" % number for number in committed]
+
+    async def progress(self) -> None:
+        goals = self.appended + 50, self.committed + 20
+        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1])
+
+    async def check(self, running: asyncio.Task[None]) -> None:
+        self._over.set()
+        await running
+        log, journal = await self._transport.log("t"), await self._transport.log("j")
+        assert self._seen == [b"%d" % number for number in range(self.appended)]
+        committed = [b"%d" % number for number in range(self.committed)]
+        assert await values(log, 1) == committed
+        assert await values(journal, after=self._claim.position) == committed
+
+    async def _append(self) -> None:
+        log = await self._transport.log("t")
+        while not self._over.is_set():
+            await log.append({0: numbered(self.appended)})
+            self.appended += 1
+            await asyncio.sleep(0.005)
+
+    async def _commit(self) -> None:
+        while not self._over.is_set():
+            record = numbered(self.committed)
+            await self._transport.commit({self._claim: Commit(record, {("t", 1): record})})
+            self.committed += 1
+            await asyncio.sleep(0.005)
+
+    async def _read(self) -> None:
+        log, after = await self._transport.log("t"), None
+        while not self._over.is_set() or len(self._seen) < self.appended:
+            batch = (await log.read({0: after}, LONG, LONG, 1)).get(0)
+            if batch is not None:
+                self._seen += [record.value for record in batch.records]
+                after = batch.positions[-1]
+
+
+async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
+    async with opened(f"{server.url}?timeout=30") as transport:
+        traffic = Traffic(transport)
+        running = asyncio.create_task(traffic.run())
+        for _ in range(2):
+            await traffic.progress()
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await traffic.progress()
+        await traffic.check(running)
+
+
+async def test_of_three_brokers_any_may_die_and_come_back(
+    tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]
+) -> None:
+    check_installed(broker_missing)
+    servers, identity = cluster(tmp_path), new_identity()
+    try:
+        for one in servers:
+            one.begin(identity)
+        for one in servers:
+            await asyncio.to_thread(one.wait)
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in servers)
+        async with opened(f"kafka://{hosts}?timeout=30") as transport, admin(f"kafka://{hosts}") as client:
+            traffic = Traffic(transport)
+            running = asyncio.create_task(traffic.run())
+            await traffic.progress()
+            config = (await settings(client, f"kafka://{hosts}", ["t"]))["t"]
+            assert config["min.insync.replicas"] == "2"
+            for one in servers:
+                await asyncio.to_thread(one.kill)
+                await traffic.progress()
+                await asyncio.to_thread(one.start)
+                await whole(client, ["t", "j"])
+            await traffic.check(running)
+            assert not [warning for warning in transport.warnings if "replica" in warning]
+    finally:
+        for one in servers:
+            one.kill()
+
+
+async def whole(client: AIOKafkaAdminClient, topics: Sequence[str]) -> None:
+    """Return when each partition has three copies in sync."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await client.describe_topics(list(topics))
+            if all(len(partition["isr"]) == 3 for topic in found for partition in topic["partitions"]):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def test_a_broker_that_hangs_leaves_writes_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:
@@ -855,3 +943,193 @@ def test_names_come_back_as_they_were(plain: str, queue: bool) -> None:
 def test_a_name_that_is_too_long_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="249"):
         kafka_names("", "\N{SNOWMAN}" * 40, False)
+
+
+# --- whole programs ------------------------------------------------------------------------------------------
+
+
+async def test_a_program_runs_exactly_once_with_tables_outputs_queues_and_answers(broker: str) -> None:
+    bank = make_bank(broker)
+    async with bank.app:
+        assert bank.app.guarantee == "exactly_once"
+        assert await bank.total.ask(Withdrawal(0, "ada", 5), key="ada") == 5
+        assert await bank.total.ask(Withdrawal(1, "ada", 500), key="ada") == 505
+        assert await bank.mail.ask("bob") == "BOB"
+        await eventually(lambda: sorted(bank.mailed) == ["ada", "bob"])
+    again = make_bank(broker)
+    async with again.app:
+        assert await again.total.ask(Withdrawal(2, "ada", 1), key="ada") == 506
+        assert handled(again) == [0, 1, 2]
+    assert sorted(await alerts(broker)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fencing", ["true", "false"], ids=["fenced", "read back"])
+async def test_a_worker_that_is_killed_loses_and_repeats_nothing(broker: str, fencing: str) -> None:
+    count = 4000
+    url = f"{broker}&fencing={fencing}"
+    bank, worker = make_bank(url), start_worker(url)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(count))
+        await alerts_reach(broker, 1)
+    finally:
+        worker.kill()
+        worker.wait()
+    heir = make_bank(url)
+    async with heir.app:
+        assert heir.app.guarantee == "exactly_once"
+        await eventually(lambda: len(handled(heir)) >= count)
+        assert handled(heir) == list(range(count))
+        for account in ACCOUNTS:
+            assert heir.seen[account] == sorted(heir.seen[account])
+            assert heir.totals[account] == sum(heir.seen[account])
+        await alerts_reach(broker, count)
+    if fencing == "true":  # else a plain consumer may see some twice, and a Thalweg program each once
+        assert sorted(await alerts(broker)) == list(range(count))
+
+
+async def test_a_worker_that_was_stopped_is_fenced_when_it_goes_on(broker: str) -> None:
+    bank, worker = make_bank(broker), start_worker(broker)
+    try:
+        async with bank.app.client():
+            await send_all(bank, range(200))
+            await alerts_reach(broker, 200)
+            worker.send_signal(signal.SIGSTOP)
+            await send_all(bank, range(200, 400))
+        heir = make_bank(broker)
+        async with heir.app:
+            await eventually(lambda: len(handled(heir)) >= 400)
+            worker.send_signal(signal.SIGCONT)
+            await send_all(heir, range(400, 1000))
+            await alerts_reach(broker, 1000)
+    finally:
+        worker.kill()
+        worker.wait()
+    last = make_bank(broker)
+    async with last.app:
+        await eventually(lambda: len(handled(last)) >= 1000)
+        assert handled(last) == list(range(1000))
+    assert sorted(await alerts(broker)) == list(range(1000))
+
+
+async def test_workers_that_come_and_go_repeat_nothing_that_a_plain_consumer_could_see(broker: str) -> None:
+    """Some are killed, some stopped for a while, some end in good order, while messages come."""
+    chance, count, over = random.Random(3), 0, asyncio.Event()
+    bank = make_bank(broker)
+    workers = [start_worker(broker) for _ in range(2)]
+    started = list(workers)
+    try:
+        async with bank.app.client():
+
+            async def produce() -> None:
+                nonlocal count
+                while not over.is_set():
+                    await send_all(bank, range(count, count + 25))
+                    count += 25
+                    await asyncio.sleep(0.01)
+
+            sending = asyncio.create_task(produce())
+            for turn in range(9):
+                await asyncio.sleep(0.5)
+                victim = workers.pop(chance.randrange(len(workers)))
+                if turn % 3 == 0:
+                    victim.kill()
+                elif turn % 3 == 1:
+                    victim.terminate()
+                else:
+                    victim.send_signal(signal.SIGSTOP)
+                    await asyncio.sleep(1.5)
+                    victim.send_signal(signal.SIGCONT)
+                    workers.append(victim)
+                while len(workers) < 2:
+                    workers.append(start_worker(broker))
+                    started.append(workers[-1])
+            over.set()
+            await sending
+        await alerts_reach(broker, count, 60)
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.wait()
+    assert sorted(await alerts(broker)) == list(range(count))
+    last = make_bank(broker)
+    async with last.app:
+        await eventually(lambda: len(handled(last)) >= count)
+        assert handled(last) == list(range(count))
+
+
+async def test_a_broker_that_restarts_under_a_program_loses_and_repeats_nothing(server: Server) -> None:
+    bank = make_bank(server.url)
+    acknowledged: list[int] = []
+    async with bank.app:
+
+        async def produce() -> None:
+            for number in range(1500):
+                try:
+                    await send(bank, number)
+                    acknowledged.append(number)
+                except BrokerError:
+                    await asyncio.sleep(0.05)
+
+        producing = asyncio.create_task(produce())
+        for goal in (200, 500):
+            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await producing
+        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
+        await send(bank, 9999)
+        await eventually(lambda: 9999 in handled(bank))
+        found = handled(bank)
+        assert len(found) == len(set(found))
+        assert acknowledged[-1] == 1499
+    assert sorted(await alerts(server.url)) == found
+
+
+ACCOUNTS = [f"account-{n}" for n in range(8)]
+
+
+def start_worker(broker: str) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
+    program = Path(__file__).with_name("bank.py")
+    return subprocess.Popen(
+        [sys.executable, str(program), "worker"],
+        env={**clean, "THALWEG_BROKER": broker},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+async def alerts(broker: str) -> list[int]:
+    """What the program sent, as a plain consumer sees it."""
+    return [int(value or b"") for value in await consumed(broker, "alerts", 4)]
+
+
+async def alerts_reach(broker: str, count: int, seconds: float = 30) -> None:
+    async with opened(broker) as transport, asyncio.timeout(seconds):
+        reached: dict[int, int | None] = dict.fromkeys(range(4))
+        seen = 0
+        while seen < count:
+            try:
+                found = await (await transport.log("alerts")).read(reached, LONG, LONG, 1)
+            except BrokerError:  # not declared yet
+                await asyncio.sleep(0.05)
+                continue
+            for partition, batch in found.items():
+                reached[partition] = batch.positions[-1]
+                seen += len(batch.records)
+
+
+async def send_all(bank: Any, numbers: range) -> None:
+    for start in range(numbers.start, numbers.stop, 100):
+        batch = range(start, min(start + 100, numbers.stop))
+        await asyncio.gather(*(send(bank, number) for number in batch))
+
+
+async def send(bank: Any, number: int) -> None:
+    account = ACCOUNTS[number % len(ACCOUNTS)]
+    await bank.withdrawals.send(Withdrawal(number, account, number), key=account)
+
+
+def handled(bank: Any) -> list[int]:
+    return sorted(number for _, numbers in bank.seen.items() for number in numbers)
