@@ -170,6 +170,10 @@ class KafkaTransport:
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
                 "operating system had not yet written, with its power; run three brokers"
             )
+        if self._endpoint.sasl == "PLAIN" and self._endpoint.tls is None:
+            self._warnings.append(
+                "the password crosses the network as it is: use kafkas://, or SCRAM by ?sasl=SCRAM-SHA-512"
+            )
         if settings.get("unclean.leader.election.enable") == "true":
             self._warnings.append(
                 "unclean.leader.election.enable=true: a replica that lacks acknowledged messages may become "
