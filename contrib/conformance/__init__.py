@@ -2,7 +2,7 @@
 
 from .properties import Unavailable
 from .rig import InProcessRig, Rig, rig_for, with_option
-from .store.rig import StoreRig
+from .stores.rig import StoreRig
 from .suite import Target, store, transport
 
 __all__ = ["InProcessRig", "Rig", "StoreRig", "Target", "Unavailable", "rig_for", "store", "transport", "with_option"]

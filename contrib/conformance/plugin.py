@@ -12,7 +12,7 @@ from thalweg.url import Url
 from .certificate import Certificate, Outcome, lines_of, to_json
 from .properties import Mode, Profile
 from .rig import Commands, Rig, rig_for
-from .store.rig import StoreRig
+from .stores.rig import StoreRig
 from .suite import NOTE, PROPERTIES, Settings, Suite, Target, store
 
 __all__ = ["Conformance", "check"]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from thalweg.channel import Transport
 
-from . import store as store_properties
-from . import transport as transport_properties
+from . import stores as store_properties
+from . import transports as transport_properties
 from .facts import facts_of, facts_of_stores
 from .properties import Mode, Profile, Property, Unavailable, properties_of
 from .rig import Rig
-from .store.rig import StoreRig
-from .store.trial import StoreTrial
-from .transport import refuses
+from .stores.rig import StoreRig
+from .stores.trial import StoreTrial
+from .transports import refuses
 from .trial import Trial
 
 __all__ = ["NOTE", "PROPERTIES", "Case", "Settings", "Suite", "Target", "store", "transport"]

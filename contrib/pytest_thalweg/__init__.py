@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from thalweg.contrib.conformance.rig import Rig
-    from thalweg.contrib.conformance.store.rig import StoreRig
+    from thalweg.contrib.conformance.stores.rig import StoreRig
 
 __all__: list[str] = []
 

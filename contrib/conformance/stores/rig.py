@@ -25,7 +25,7 @@ class StoreRig:
         return load_stores(self.url)
 
     def files(self, name: str) -> list[Path]:
-        """The files that hold the data of the store of this name, for properties that damage them.
+        """The files of the store of this name, for properties that damage them.
 
         By default, all in the folder of the URL that bear the name, or lie in a folder that does.
         """
@@ -34,3 +34,7 @@ class StoreRig:
             raise Unavailable("this rig does not know the files of a store (StoreRig.files)")
         found = [file for file in folder.rglob("*") if file.is_file() and name in str(file.relative_to(folder))]
         return sorted(file for file in found if file.suffix != ".lock")
+
+    def is_exempt(self, file: Path) -> bool:
+        """Whether damage to this one may go unnoticed, as the store's documentation says; then it is left alone."""
+        return False
