@@ -80,7 +80,6 @@ class PostgresMirrors:
 class PostgresMirror:
     def __init__(self, database: _Database, table: MirrorTable, schema: str) -> None:
         self._database, self._table, self._schema = database, table, schema
-        self._there = False
         self._rows = f"{_quoted(schema)}.{_quoted(table.name)}"
         self._places = f"{_quoted(schema)}.{PLACES}"
         self._key = "bytea" if table.key_form == "bytes" else "text"
@@ -88,9 +87,7 @@ class PostgresMirror:
 
     async def claim(self, partition: int, epoch: int) -> Place | None:
         async with self._transaction() as connection:
-            if not self._there:
-                await self._create(connection)
-                self._there = True
+            await self._create(connection)
             found = await connection.fetchrow(
                 f"INSERT INTO {self._places} AS places (table_name, partition, epoch) VALUES ($1, $2, $3) "
                 "ON CONFLICT (table_name, partition) DO UPDATE SET epoch = excluded.epoch "
@@ -192,7 +189,7 @@ class PostgresMirror:
     async def _create(self, connection: Connection) -> None:
         """What is missing; a user who may not create anything can be given it all beforehand."""
         columns = await self._columns(connection)
-        if not columns:
+        if not columns or await connection.fetchval("SELECT to_regclass($1)", self._places) is None:
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"thalweg:{self._schema}")
             if not await connection.fetchval("SELECT true FROM pg_namespace WHERE nspname = $1", self._schema):
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(self._schema)}")
