@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from thalweg.contrib.conformance.rig import Rig
+    from thalweg.contrib.conformance.stores.rig import StoreRig
 
 __all__: list[str] = []
 
@@ -29,6 +30,10 @@ class Hooks:
         Called anew for each property.
         """
 
+    @pytest.hookspec(firstresult=True)
+    def pytest_thalweg_store_rig(self, url: str, config: pytest.Config) -> StoreRig | None:
+        """The rig (`thalweg.contrib.conformance.StoreRig`) for this URL of `--thalweg-store`; None: the usual one."""
+
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(Hooks)
@@ -42,6 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--thalweg-seed", type=int, metavar="N", help="seed of all that is random; by default a new one")
     add("--thalweg-profile", metavar="NAMES", help="only these profiles: Core,Durable,Ordered,Fenced,Replay,…")
     add("--thalweg-patience", type=float, metavar="S", help="seconds to wait for what must happen (default: the rig's)")
+    add("--thalweg-restart", metavar="COMMAND", help="kills the broker and starts it again on its data")
+    add("--thalweg-stop", metavar="COMMAND", help="kills the broker; with --thalweg-start")
+    add("--thalweg-start", metavar="COMMAND", help="starts the broker that --thalweg-stop has killed")
     add(
         "--thalweg-waive",
         action="append",

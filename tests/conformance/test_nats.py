@@ -6,20 +6,13 @@ import os
 import secrets
 from collections.abc import Sequence
 
-import msgspec
+from brokers.nats_server import delete_streams
 from missing import missing
 from thalweg.contrib.conformance import Rig, transport
 from thalweg.errors import BrokerError
-from thalweg.transports.nats import NatsTransport
-from thalweg.transports.nats.connection import Connection
-from thalweg.url import Url
 
 SERVER = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 PREFIX = f"test-{secrets.token_hex(6)}"
-
-
-class _Names(msgspec.Struct):
-    streams: list[str] | None = None
 
 
 class NatsRig(Rig):
@@ -36,12 +29,7 @@ class NatsRig(Rig):
             missing("nats", str(error))
 
     async def clean(self, names: Sequence[str]) -> None:
-        connection = Connection(NatsTransport.from_url(Url(self.url))._endpoint)
-        found = (await connection.api("STREAM.NAMES", _Names)).streams or []
-        await connection.apis(
-            [(f"STREAM.DELETE.{name}", None) for name in found if name.startswith(PREFIX)], msgspec.Raw
-        )
-        await connection.close()
+        await delete_streams(self.url, PREFIX)
 
 
 nats = transport("nats://", NatsRig)

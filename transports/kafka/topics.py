@@ -28,6 +28,9 @@ _TOPIC, _BROKER = 2, 4
 _INVALID_NAME, _EXISTS = 17, 36
 _OUR_FAULT = frozenset({37, 38, 40})  # partitions, replication factor, settings
 _DEFAULT_BYTES = 1048588
+_TRUNCATED_SEGMENT = 16 << 20
+"""Bytes of a file of a partition that will be truncated: what is dropped frees its space when it fills whole files."""
+
 _PAUSE = 0.05
 
 
@@ -176,10 +179,10 @@ class Topics:
         if topic.queue != spec.queue:
             kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
             raise TopicMismatch(f"{spec.name!r} is a {kind} on Kafka at {place}, but is declared as a {wanted}")
-        if spec.partitions is not None and spec.partitions != topic.partitions:
+        if not spec.queue and spec.partitions not in (None, topic.partitions):
             raise TopicMismatch(
-                f"{'queue' if topic.queue else 'topic'} {spec.name!r} has {topic.partitions} partitions on Kafka at "
-                f"{place}, but is declared with {spec.partitions}"
+                f"topic {spec.name!r} has {topic.partitions} partitions on Kafka at {place}, but is declared with "
+                f"{spec.partitions}"
             )
 
     async def _create(self, specs: Sequence[TopicSpec]) -> None:
@@ -206,11 +209,13 @@ class Topics:
             config["retention.ms"] = str(round(spec.retention * 1000))
         if spec.compact:
             config["cleanup.policy"] = "compact" if spec.retention is None else "compact,delete"
+        if spec.truncated:
+            config["segment.bytes"] = str(_TRUNCATED_SEGMENT)
         if replication >= 3:
             config["min.insync.replicas"] = "2"
         config.update((name, value) for name, value in spec.options.items() if not (spec.queue and name in OF_QUEUES))
         if spec.queue:
-            partitions = spec.partitions or queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
+            partitions = queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
         else:
             partitions = spec.partitions or spec.default_partitions
         return place, partitions, replication, [], list(config.items())

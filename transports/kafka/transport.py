@@ -18,7 +18,7 @@ from thalweg.url import Url
 
 from .appending import Appender
 from .channel import KafkaChannel, KafkaQueue
-from .connection import Cluster, Endpoint
+from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
 from .group import TaskGroups
 from .log import KafkaLog
@@ -76,6 +76,8 @@ class KafkaTransport:
     work at once.
     """
 
+    cluster_type = Cluster
+
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
         check_prefix(self._options.prefix)
@@ -118,7 +120,7 @@ class KafkaTransport:
             return
         if self._closing is not None:
             await asyncio.wait([self._closing])
-        self._cluster = Cluster(self._endpoint)
+        self._cluster = self.cluster_type(self._endpoint)
         self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
         self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
         self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
@@ -170,6 +172,10 @@ class KafkaTransport:
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
                 "operating system had not yet written, with its power; run three brokers"
             )
+        if self._endpoint.sasl == "PLAIN" and self._endpoint.tls is None:
+            self._warnings.append(
+                "the password crosses the network as it is: use kafkas://, or SCRAM by ?sasl=SCRAM-SHA-512"
+            )
         if settings.get("unclean.leader.election.enable") == "true":
             self._warnings.append(
                 "unclean.leader.election.enable=true: a replica that lacks acknowledged messages may become "
@@ -185,13 +191,17 @@ class KafkaTransport:
         timeout = min(_TRANSACTION_TIMEOUT, most)
         fencer = Fencer(self._cluster, self._topics, options.prefix, options.compression, timeout)
         try:
-            await fencer.begin(options.timeout / 2)
-        except BrokerError as error:
+            await fencer.begin()
+        except Denied as error:
             self._warnings.append(
                 f"no transactions, so journals are read back and outputs go through an outbox: {error}; they need the "
-                f"right to write as a transactional id that begins with {options.prefix + 'thalweg-'!r}, and as many "
-                "brokers as transaction.state.log.replication.factor says"
+                f"right to write as a transactional id that begins with {options.prefix + 'thalweg-'!r}"
             )
+        except BrokerError as error:  # to go on without them now would let old owners commit that have them
+            raise BrokerError(
+                f"{error}; transactions need as many brokers as transaction.state.log.replication.factor says, "
+                "and ?fencing=false takes none (on all workers alike)"
+            ) from None
         else:
             self._fencer = fencer
 

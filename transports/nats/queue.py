@@ -23,7 +23,7 @@ from .log import Topic
 from .publish import Entry, check, publish_all
 from .pull import Pull
 from .records import DELAY, EXPIRES, decode, header_value, place_of, token
-from .wire import Reply, WireLost, pub, settled
+from .wire import WireLost, pub
 
 __all__ = ["UNCLAIMED", "NatsQueue", "consumer_config", "queue_config"]
 
@@ -298,22 +298,16 @@ class NatsQueue:
         good = [loan for loan in loans if not (loan.gone or loan.done or loan.until <= now)]
         if not good:
             return stale
-        connection = self._connection
-        wire, parts, answers = await connection.wire(), list[bytes](), list[asyncio.Future[Reply]]()
-        for loan in good:
-            reply, answer = wire.expect(loan.reply)
-            parts.append(pub(loan.reply, reply, words))
-            answers.append(answer)
+        connection, subject = self._connection, good[0].reply
+        wire = await connection.wire()
+        reply, heard = wire.collect(subject, len(good))
         try:
-            wire.send(b"".join(parts))
-            for loan, answer in zip(good, answers, strict=True):
-                await connection.answer(answer, loan.reply)
+            wire.send(b"".join([pub(loan.reply, reply, words) for loan in good]))
+            await connection.answer(heard, subject)
         except (ConnectionLost, WireLost) as error:
             raise AmbiguousCommit(f"{error} (whether it was taken is unknown)") from None
         finally:
-            for answer in answers:
-                answer.cancel()
-            settled(answers)
+            heard.cancel()
         return stale
 
     def _loans_of(self, deliveries: Iterable[Delivery]) -> list[_Loan]:

@@ -317,6 +317,8 @@ class NatsTransport:
                 f"topic {spec.name!r} lies in the stream {stream!r}, which is one partition, but is declared with "
                 f"{spec.partitions}; a subject like 'orders.{{partition}}' would tell them apart"
             )
+        if "{partition}" in subject and any(wild in subject for wild in "*>"):
+            raise ConfigurationError(f"{spec.name!r}: subject={subject!r} has wildcards beside {{partition}}")
         if await self._stream(stream) is None:
             raise spec.absent(f"NATS at {self._endpoint.place} (stream {stream!r})")
         return Topic(spec.name, partitions, spec.queue, stream, subject, foreign=True)
@@ -415,6 +417,7 @@ class NatsTransport:
             )
             await channel.join()
         else:
+            await self._make_main()  # what a group has done is noted in our stream, also of a topic of others
             log = NatsLog(connection, found, self._floors, self._message_bytes, self._fencing)
             channel = NatsChannel(
                 connection, self._leases, self._floors, log, found, group, options.lease, self._prefix
