@@ -46,7 +46,7 @@ class DoneNotes:
         """Tell the other groups that there is one more; the stream of notes must be there."""
         wire = await self._connection.wire()
         wire.send(b"PUB %b 0\r\n\r\n" % self._bell)
-        await wire.ping()
+        await self._connection.reached(wire)
 
     async def recall(self) -> None:
         """Know what was done under the connections before this one."""
@@ -54,7 +54,7 @@ class DoneNotes:
         if wire is self._wire:
             return
         wire.subscribe(self._bell, self._rung)
-        await wire.ping()
+        await self._connection.reached(wire)
         if self.needed:
             request = {"seq": 1, "next_by_subj": self._subject, "batch": _KEPT}
             answers = await self._connection.collect(f"DIRECT.GET.{self._stream}", request)
