@@ -207,6 +207,8 @@ class Line:
         for entry in self._entries.values():
             entry.state = OVER
         self._entries.clear()
+        self._ready.clear()  # the collector does not see that entries refer to the line
+        self._later.clear()
 
     # --- storing -----------------------------------------------------------------------------------------------
 
