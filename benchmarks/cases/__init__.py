@@ -1,6 +1,18 @@
 """The cases, in the order in which they run. A new one is a file here with a `CASE`, and a line below."""
 
-from . import ask, end_to_end, handle_passing_on, handle_sum, kafka, latency, produce, redis, send, sqlite
+from . import (
+    ask,
+    end_to_end,
+    handle_passing_on,
+    handle_sum,
+    kafka,
+    latency,
+    produce,
+    rabbitmq_streams,
+    redis,
+    send,
+    sqlite,
+)
 
 CASES = (
     handle_sum.CASE,
@@ -13,4 +25,5 @@ CASES = (
     sqlite.CASE,
     *redis.CASES,
     *kafka.CASES,
+    *rabbitmq_streams.CASES,
 )
