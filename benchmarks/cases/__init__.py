@@ -6,6 +6,7 @@ from . import (
     handle_passing_on,
     handle_sum,
     kafka,
+    kafka_groups,
     latency,
     produce,
     rabbitmq_streams,
@@ -25,5 +26,6 @@ CASES = (
     sqlite.CASE,
     *redis.CASES,
     *kafka.CASES,
+    *kafka_groups.CASES,
     *rabbitmq_streams.CASES,
 )

@@ -32,7 +32,7 @@ from thalweg.transports.kafka.names import kafka_names, plain_name
 from thalweg.url import Url
 
 from brokers.bank import Withdrawal, make_bank
-from brokers.kafka_server import USERS, Server, check_installed
+from brokers.kafka_server import USERS, Server, check_installed, cluster, new_identity
 
 T = TypeVar("T")
 
@@ -575,50 +575,107 @@ async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(brok
 # --- brokers that go and come --------------------------------------------------------------------------------
 
 
-async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
-    async with opened_log(server.url, partitions=2) as (transport, log):
-        await transport.declare([TopicSpec("j", partitions=1)])
-        claim = await transport.claim("j", 0, Message(b"m"))
-        appended: list[int] = []
-        committed: list[int] = []
-        seen: list[bytes | None] = []
-        done = asyncio.Event()
+class Traffic:
+    """Appends, commits and reads without end, and checks at the end that all of it is there once, in order."""
 
-        async def append() -> None:
-            while not done.is_set():
-                await log.append({0: numbered(len(appended))})
-                appended.append(len(appended))
-                await asyncio.sleep(0.005)
+    def __init__(self, transport: KafkaTransport) -> None:
+        self._transport = transport
+        self._over = asyncio.Event()
+        self.appended = self.committed = 0
+        self._seen: list[bytes | None] = []
 
-        async def commit() -> None:
-            while not done.is_set():
-                outputs = {("t", 1): numbered(len(committed))}
-                await transport.commit({claim: Commit(numbered(len(committed)), outputs)})
-                committed.append(len(committed))
-                await asyncio.sleep(0.005)
-
-        async def read() -> None:
-            reader, after = await transport.log("t"), None
-            while not done.is_set() or len(seen) < len(appended):
-                batch = (await reader.read({0: after}, LONG, LONG, 1)).get(0)
-                if batch is not None:
-                    seen.extend(record.value for record in batch.records)
-                    after = batch.positions[-1]
-
+    async def run(self) -> None:
+        await self._transport.declare([TopicSpec("t", partitions=2), TopicSpec("j", partitions=1)])
+        self._claim = await self._transport.claim("j", 0, Message(b"m"))
         async with asyncio.TaskGroup() as group:
-            for work in (append, commit, read):
+            for work in (self._append, self._commit, self._read):
                 group.create_task(work())
-            for _ in range(2):
-                goal = len(appended) + 50, len(committed) + 20
-                await eventually(lambda goal=goal: len(appended) >= goal[0] and len(committed) >= goal[1])  # type: ignore[misc]
-                await asyncio.to_thread(server.kill)
-                await asyncio.to_thread(server.start)
-            goal = len(appended) + 50, len(committed) + 20
-            await eventually(lambda: len(appended) >= goal[0] and len(committed) >= goal[1])
-            done.set()
-        assert seen == [b"%d" % number for number in appended]
-        assert await values(await transport.log("t"), 1) == [b"%d" % number for number in committed]
-        assert await values(await transport.log("j"), after=claim.position) == [b"%d" % number for number in committed]
+
+    async def progress(self) -> None:
+        goals = self.appended + 50, self.committed + 20
+        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1])
+
+    async def check(self, running: asyncio.Task[None]) -> None:
+        self._over.set()
+        await running
+        log, journal = await self._transport.log("t"), await self._transport.log("j")
+        assert self._seen == [b"%d" % number for number in range(self.appended)]
+        committed = [b"%d" % number for number in range(self.committed)]
+        assert await values(log, 1) == committed
+        assert await values(journal, after=self._claim.position) == committed
+
+    async def _append(self) -> None:
+        log = await self._transport.log("t")
+        while not self._over.is_set():
+            await log.append({0: numbered(self.appended)})
+            self.appended += 1
+            await asyncio.sleep(0.005)
+
+    async def _commit(self) -> None:
+        while not self._over.is_set():
+            record = numbered(self.committed)
+            await self._transport.commit({self._claim: Commit(record, {("t", 1): record})})
+            self.committed += 1
+            await asyncio.sleep(0.005)
+
+    async def _read(self) -> None:
+        log, after = await self._transport.log("t"), None
+        while not self._over.is_set() or len(self._seen) < self.appended:
+            batch = (await log.read({0: after}, LONG, LONG, 1)).get(0)
+            if batch is not None:
+                self._seen += [record.value for record in batch.records]
+                after = batch.positions[-1]
+
+
+async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
+    async with opened(f"{server.url}?timeout=30") as transport:
+        traffic = Traffic(transport)
+        running = asyncio.create_task(traffic.run())
+        for _ in range(2):
+            await traffic.progress()
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await traffic.progress()
+        await traffic.check(running)
+
+
+async def test_of_three_brokers_any_may_die_and_come_back(
+    tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]
+) -> None:
+    check_installed(broker_missing)
+    servers, identity = cluster(tmp_path), new_identity()
+    try:
+        for one in servers:
+            one.begin(identity)
+        for one in servers:
+            await asyncio.to_thread(one.wait)
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in servers)
+        async with opened(f"kafka://{hosts}?timeout=30") as transport, admin(f"kafka://{hosts}") as client:
+            traffic = Traffic(transport)
+            running = asyncio.create_task(traffic.run())
+            await traffic.progress()
+            config = (await settings(client, f"kafka://{hosts}", ["t"]))["t"]
+            assert config["min.insync.replicas"] == "2"
+            for one in servers:
+                await asyncio.to_thread(one.kill)
+                await traffic.progress()
+                await asyncio.to_thread(one.start)
+                await whole(client, ["t", "j"])
+            await traffic.check(running)
+            assert not [warning for warning in transport.warnings if "replica" in warning]
+    finally:
+        for one in servers:
+            one.kill()
+
+
+async def whole(client: AIOKafkaAdminClient, topics: Sequence[str]) -> None:
+    """Return when each partition has three copies in sync."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await client.describe_topics(list(topics))
+            if all(len(partition["isr"]) == 3 for topic in found for partition in topic["partitions"]):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def test_a_broker_that_hangs_leaves_writes_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:

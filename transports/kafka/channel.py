@@ -18,7 +18,7 @@ from thalweg.message import Delivery, Headers, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from .connection import Cluster
-from .line import DUE, EXPIRES, Entry, Line, State
+from .line import DUE, EXPIRES, FINISHED, FINISHING, LENT, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
@@ -108,19 +108,23 @@ class KafkaChannel:
         return []
 
     async def commit(self, deliveries: Sequence[Delivery]) -> None:
-        entries = [entry for entry in self._entries_of(deliveries) if entry.state is not State.FINISHED]
+        entries = self._entries_of(deliveries)
         self._end_loans()
-        valid = [entry for entry in entries if entry.line.has(entry)]
-        ending = [entry for entry in valid if entry.state is State.LENT]
-        for entry in ending:
-            entry.state = State.FINISHING
-        if valid:
-            stored = self._store({entry.line.number for entry in valid})
+        ending: list[Entry] = []
+        places: set[int] = set()
+        for entry in entries:
+            if entry.state == LENT:
+                entry.state = FINISHING
+                ending.append(entry)
+            if entry.state == FINISHING:
+                places.add(entry.line.number)
+        if places:
+            stored = self._store(places)
             stored.add_done_callback(partial(self._finished, ending))
             await asyncio.shield(stored)
-        stale = sum(entry.state is not State.FINISHED for entry in entries)
+        stale = [entry for entry in entries if entry.state != FINISHED]
         if stale:
-            raise self._stale(stale, len(deliveries), "the others are committed")
+            raise self._stale(len(stale), len(deliveries), "the others are committed")
 
     async def close(self) -> None:
         self._closed = True
@@ -171,11 +175,11 @@ class KafkaChannel:
         finally:
             if not handed_out:
                 self._give_back(entries, unseen=True)
-        return [Delivery(entry.record, entry.attempts, entry) for entry in entries if entry.line.has(entry)]
+        return [Delivery(entry.record, entry.attempts, entry) for entry in entries if entry.state == LENT]
 
     def _give_back(self, entries: Sequence[Entry], *, unseen: bool = False) -> None:
         for entry in reversed(entries):
-            if entry.line.has(entry):
+            if entry.state == LENT:
                 entry.line.take_back(entry, unseen=unseen)
         self._let_go()
         self._wake()
@@ -363,8 +367,7 @@ class KafkaChannel:
 
     def _finished(self, entries: Iterable[Entry], stored: asyncio.Future[None]) -> None:
         failed = stored.cancelled() or stored.exception() is not None
-        for entry in entries:
-            (entry.line.not_finished if failed else entry.line.finished)(entry)
+        settle(entries, finished=not failed)
         if not failed and self._waiting and any(line.room < _READ_RECORDS for line in self._lines.values()):
             self._look_anew()
         self._let_go()
@@ -433,7 +436,7 @@ class KafkaQueue(KafkaChannel):
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
         entries = self._entries_of(deliveries)
         self._end_loans()
-        valid = [entry for entry in entries if entry.line.has(entry)]
+        valid = [entry for entry in entries if entry.state in (LENT, FINISHING)]
         until = boot_clock() + lease
         for entry in valid:
             entry.until = until
@@ -444,7 +447,7 @@ class KafkaQueue(KafkaChannel):
     async def retry(self, delivery: Delivery, delay: float) -> None:
         (entry,) = self._entries_of([delivery])
         self._end_loans()
-        if entry.state is not State.LENT or not entry.line.has(entry):
+        if entry.state != LENT:
             raise self._stale(1, 1, "nothing was changed")
         again = entry.line.take_back(entry, _now() + round(delay * 1000) if delay > 0 else 0)
         stored = self._store([entry.line.number])
@@ -465,7 +468,7 @@ class KafkaQueue(KafkaChannel):
         """
         (entry,) = self._entries_of([delivery])
         record = delivery.record
-        if self._dead_letters is not None and entry.state is State.LENT and entry.line.has(entry):
+        if self._dead_letters is not None and entry.state == LENT:
             about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
             await self._dead_letters.put(
                 [Message(record.value, record.key, (*record.headers, *about), record.timestamp)]

@@ -76,6 +76,8 @@ class KafkaTransport:
     work at once.
     """
 
+    cluster_type = Cluster
+
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
         check_prefix(self._options.prefix)
@@ -118,7 +120,7 @@ class KafkaTransport:
             return
         if self._closing is not None:
             await asyncio.wait([self._closing])
-        self._cluster = Cluster(self._endpoint)
+        self._cluster = self.cluster_type(self._endpoint)
         self._appender = Appender(self._cluster, self._options.compression, self._options.linger)
         self._logs: weakref.WeakSet[KafkaLog] = weakref.WeakSet()
         self._channels: weakref.WeakSet[KafkaChannel] = weakref.WeakSet()
@@ -169,6 +171,10 @@ class KafkaTransport:
             self._warnings.append(
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
                 "operating system had not yet written, with its power; run three brokers"
+            )
+        if self._endpoint.sasl == "PLAIN" and self._endpoint.tls is None:
+            self._warnings.append(
+                "the password crosses the network as it is: use kafkas://, or SCRAM by ?sasl=SCRAM-SHA-512"
             )
         if settings.get("unclean.leader.election.enable") == "true":
             self._warnings.append(
