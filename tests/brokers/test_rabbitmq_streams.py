@@ -51,6 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
     try:
         server.start()
+        asyncio.run(server.settle())
         yield server
     finally:
         server.close()
