@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -10,8 +9,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-
-import aio_pika
 
 __all__ = ["RabbitServer"]
 
@@ -87,22 +84,6 @@ class RabbitServer:
         """As a power failure does."""
         self.signal(signal.SIGKILL)
         self._processes.pop().wait()
-
-    def stop(self) -> None:
-        """In good order."""
-        self.signal(signal.SIGTERM)
-        self._processes.pop().wait()
-
-    async def settle(self) -> None:
-        """To be killed, it must have been stopped in good order once after its first stream.
-
-        RabbitMQ 3.10 writes down late that it has any, and after a kill would not start them again, ever.
-        """
-        async with await aio_pika.connect(self.url.partition("?")[0]) as connection:
-            channel = await connection.channel()
-            await channel.declare_queue("first", durable=True, arguments={"x-queue-type": "stream"})
-        await asyncio.to_thread(self.stop)
-        await asyncio.to_thread(self.start)
 
     def signal(self, number: int) -> None:
         os.kill(int((self.folder / "rabbitmq.pid").read_text()), number)

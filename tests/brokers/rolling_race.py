@@ -56,7 +56,7 @@ class Sleepy:
 class Race:
     """Of several clients, each as a process of its own would be."""
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.appended: list[tuple[bytes, Position]] = []
         self.tried: set[bytes] = set()
@@ -64,13 +64,13 @@ class Race:
         self.first: Position = 0
         self.stop = False
         self.gaps = 0
-        self._url = url
 
     async def client(self, transport: RabbitTransport) -> RabbitLog:
         log = await transport.log("journal")
         assert isinstance(log, RabbitLog)
         partition = log._partitions[0]
-        assert isinstance(partition, RollingPartition) and log._root is not None
+        assert isinstance(partition, RollingPartition)
+        assert log._root is not None
         sleepy = Sleepy(partition._streams, random.Random(self.dice.random()))
         partition._streams = log._shelf._streams = sleepy
         log._root._streams = Sleepy(log._root._streams, random.Random(self.dice.random()))
@@ -139,7 +139,8 @@ class Race:
         """What lies there in the end, for one who comes new; how many generations there were."""
         log = await transport.log("journal")
         bounds = await log.bounds(0)
-        assert bounds.first is not None and bounds.last is not None
+        assert bounds.first is not None
+        assert bounds.last is not None
         final: dict[Position, bytes] = {}
         after: Position | None = None
         while after is None or after < bounds.last:

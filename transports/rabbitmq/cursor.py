@@ -113,6 +113,9 @@ class Cursor:
     def lost(self, error: BrokerError) -> None:
         if self.lost_by is None:
             self.lost_by = error
+        self._blocks.clear()  # another stream may come under the name
+        self._firsts.clear()
+        self._held = 0
         if not self.ended.done():
             self.ended.set_result(None)
         self._changed()
@@ -144,10 +147,6 @@ class Cursor:
         if not self._blocks:
             return self.start == offset
         return self._blocks[0].first <= offset + 1 and offset < self._blocks[-1].first + self._blocks[-1].count
-
-    def holds(self, after: int | None) -> bool:
-        """Whether there is a record after this offset."""
-        return bool(self._blocks) and (after is None or after + 1 < self._blocks[-1].first + self._blocks[-1].count)
 
     def take(self, after: int | None, limit: int, room: int) -> tuple[int, list[Message], int]:
         """The offset of the first of these records, the records, and how many bytes they are. At least one, if any."""
