@@ -92,6 +92,7 @@ class KafkaTransport:
         self._message_bytes = 0
         self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
+        self._swept: set[str] = set()
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -212,6 +213,7 @@ class KafkaTransport:
         }
         declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
         self._dead_letters.update(buried)
+        self._swept |= {spec.name for spec in topics if spec.queue and spec.declare}
         return [topic.info for topic in declared[: len(topics)]]
 
     async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
@@ -235,7 +237,8 @@ class KafkaTransport:
             channel = KafkaChannel(*how)
         else:
             dead_letters = self._dead_letters.get(topic)
-            channel = KafkaQueue(*how, None if dead_letters is None else await self.channel(dead_letters, ""))
+            letters = None if dead_letters is None else await self.channel(dead_letters, "")
+            channel = KafkaQueue(*how, letters, sweeps=topic in self._swept)
         self._channels.add(channel)
         return channel
 
