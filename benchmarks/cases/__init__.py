@@ -8,6 +8,7 @@ from . import (
     kafka,
     kafka_groups,
     latency,
+    nats,
     produce,
     rabbitmq_streams,
     redis,
@@ -28,4 +29,5 @@ CASES = (
     *kafka.CASES,
     *kafka_groups.CASES,
     *rabbitmq_streams.CASES,
+    *nats.CASES,
 )
