@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from thalweg.errors import ConfigurationError
+from thalweg.registry import load_stores, load_transport
 from thalweg.url import Url
 
 from .certificate import Certificate, Outcome, lines_of, to_json
@@ -20,6 +22,10 @@ __all__ = ["Conformance", "check"]
 
 def check(config: pytest.Config) -> None:
     """Raises `pytest.UsageError` where an option cannot be meant."""
+    for url in config.getoption("thalweg_transport"):
+        _usable(load_transport, url)
+    for url in config.getoption("thalweg_store"):
+        _usable(load_stores, url)
     for option, known in (("thalweg_mode", Mode), ("thalweg_profile", Profile)):
         for name in (config.getoption(option) or "").split(","):
             if name and name not in {word.value for word in known}:
@@ -59,7 +65,7 @@ class Conformance:
         if not isinstance(note, dict) or (report.when != "call" and report.passed):
             return
         certificate = self._certificates.setdefault(
-            note["target"], Certificate(note["target"], self._settings.mode.value, self._settings.seed)
+            note["target"], Certificate(note["target"], ",".join(sorted(self._settings.modes)), self._settings.seed)
         )
         certificate.facts.update(note.get("facts", {}))
         certificate.note(note["property"], _outcome(report, note))
@@ -79,6 +85,13 @@ class Conformance:
             terminalreporter.line(f"certificate written to {file}")
 
 
+def _usable(load: Callable[[str], object], url: str) -> None:
+    try:
+        load(url)
+    except ConfigurationError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 def _store(config: pytest.Config, url: str) -> Target:
     def make() -> StoreRig:
         made = config.hook.pytest_thalweg_store_rig(url=url, config=config)
@@ -94,10 +107,6 @@ def _maker(config: pytest.Config, url: str) -> Any:
         made = config.hook.pytest_thalweg_rig(url=url, config=config)
         return made if isinstance(made, Rig) else rig_for(url, commands)
 
-    try:
-        Url(url)
-    except ConfigurationError as error:
-        raise pytest.UsageError(str(error)) from None
     return make
 
 
