@@ -217,6 +217,7 @@ class Task:
                     partial(self.worker.log, self.journal[0]),
                     self.settings.clock,
                     self.worker.complaints,
+                    self.worker.kept_for_mirrors,
                 )
                 feed.start(_standing(store))
                 self.feeds.append(feed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from thalweg.capabilities import Claim, Commit, Log
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .appending import Appender
@@ -275,19 +275,7 @@ def _endpoint(url: Url, options: KafkaOptions) -> Endpoint:
         raise ConfigurationError(f"{url}: a {url.scheme}:// URL has no path")
     if url.password is not None and not url.username:
         raise ConfigurationError(f"{url}: a password needs a user: {url.scheme}://user:password@host")
-    context: ssl.SSLContext | None = None
-    if url.scheme == "kafkas":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme kafkas://")
+    context = tls_context(url, "kafkas", options)
     sasl = options.sasl if url.username else ""
     return Endpoint(url, url.addresses(9092), options.client_id, context, sasl, options.timeout)
 
