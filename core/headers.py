@@ -9,8 +9,8 @@ from typing import Final
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "POSITION", "REASON", "REPLY",
-    "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
+    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "PLACED", "POSITION", "REASON",
+    "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"
@@ -19,6 +19,7 @@ ONLY: Final = "thalweg-only"  # the one agent this message is for
 ANSWERS: Final = "thalweg-answers"  # the agent asked: others that read the same topic do not answer
 REPLY: Final = "thalweg-reply"  # where the answer goes
 CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
+PLACED: Final = "thalweg-placed"  # its sender named the partition, though it has a key
 ERROR: Final = "thalweg-error"  # on an answer: the remote traceback
 
 # on dead letters

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Collection
 from typing import Protocol
 
 from .dotted import load
 from .errors import ConfigurationError
 
-__all__ = ["Partitioner", "crc32_partitioner", "murmur2", "murmur2_partitioner", "partitioner_for"]
+__all__ = ["Partitioner", "crc32_partitioner", "fitting", "murmur2", "murmur2_partitioner", "partitioner_for"]
 
 
 class Partitioner(Protocol):
@@ -72,6 +73,15 @@ def crc32_partitioner(key: bytes, partitions: int) -> int:
 
 
 _BY_NAME: dict[str, Partitioner] = {"murmur2": murmur2_partitioner, "crc32": crc32_partitioner}
+
+
+def fitting(keys: Collection[bytes], partition: int, partitions: int) -> list[str]:
+    """The names of the partitioners known here that put all these keys into that partition."""
+    return [
+        name
+        for name, partition_of in _BY_NAME.items()
+        if all(partition_of(key, partitions) == partition for key in keys)
+    ]
 
 
 def partitioner_for(name: str) -> Partitioner:

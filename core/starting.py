@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from .capabilities import Logs, require
 from .channel import Capability, TopicInfo, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
-from .errors import ConfigurationError, JournalMismatch
-from .journal.leftovers import names_in
+from .errors import ConfigurationError
+from .journal.leftovers import names_in, orphaned
 from .plan import Destination, TopicPlan
 from .registry import load_stores, load_transport
 from .runtime.clockwork import Clockwork
@@ -31,7 +31,7 @@ __all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "gua
 
 log = logging.getLogger("thalweg")
 
-LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host"
+LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host, kafka://host"
 LEADER_GROUP = "leader"
 SNAPSHOT_BYTES = 4 * 1024 * 1024
 """A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
@@ -239,13 +239,16 @@ async def _declare(app: App, transport: Transport) -> None:
         await check_leftovers(app, transport)
 
 
-async def check_leftovers(app: App, transport: Transport) -> None:
-    """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy."""
+async def check_leftovers(app: App, transport: Transport, everywhere: bool = False) -> None:
+    """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy.
+
+    everywhere: look into the journals in use too, which reads all of them; a worker looks there as it opens each.
+    """
     prefix = f"{app.id}-journal-"
-    current = {f"{prefix}{name}" for name in groups_of(app, transport)}
+    groups = groups_of(app, transport)
     for info in await transport.topics():
         group = info.name.removeprefix(prefix)
-        if not info.name.startswith(prefix) or info.name in current or not group.isdigit():
+        if not info.name.startswith(prefix) or not group.isdigit() or (group in groups and not everywhere):
             continue
         assert isinstance(transport, Logs)
         reader = await transport.log(info.name)
@@ -253,19 +256,17 @@ async def check_leftovers(app: App, transport: Transport) -> None:
             names = await names_in(reader, range(info.partitions))
         finally:
             await reader.close()
-        moved = [f"table {name!r}" for name in app.tables if ("table", name) in names]
+        moved = [
+            f"table {name!r}" for name, table in app.tables.items() if table.group != group and ("table", name) in names
+        ]
         for agent in app.agents.values():
             moved.extend(
                 f"agent {agent.name!r}'s position in {source.topic.name!r}"
                 for source in agent.plan.sources
-                if ("input", f"{agent.name}/{source.topic.name}") in names
+                if source.topic.group != group and ("input", f"{agent.name}/{source.topic.name}") in names
             )
         if moved:
-            raise JournalMismatch(
-                f"{', '.join(moved)}: kept in {info.name!r} with {group} partitions, but the program now has another "
-                "count for it, and the state would be orphaned. Restore the old partition count (`partitions=`, "
-                "`like=`), or start under a new app id and replay the topics"
-            )
+            raise orphaned(moved, info.name, info.partitions)
 
 
 def _place_tables(app: App) -> None:

@@ -137,11 +137,15 @@ class Topic(Generic[K, V]):
         pairs = names.stripped(headers) if headers else ()
         if not running.has_log or plan.spec.queue:  # it gets no position that would tell it from another
             pairs = names.identified(pairs)
+        if partition is not None:
+            if raw_key is not None and self._checked(partition) != home:
+                pairs = (*pairs, (names.PLACED, b""))
+            home = self._checked(partition)
         message = Message(raw, raw_key, pairs, at)
         limit = running.message_bytes
         if limit is not None and (pairs or len(raw or b"") + len(raw_key or b"") > limit):
             self._check_size(message, limit)
-        return home if partition is None else self._checked(partition), message
+        return home, message
 
     def _batch(self, pairs: Iterable[tuple[K | None, V]], lane: Lane | None) -> dict[int, list[Message]]:
         """Messages by partition: as `_message`, without what single sends may give.

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .capabilities import Log
 from .codec import checker_for
-from .errors import BrokerError, OutsideEvent
+from .errors import BrokerError, Gap, OutsideEvent
 from .event import Event
 from .message import Position
+from .runtime.complaints import Complaints
 from .runtime.tables import TablePlan
 from .stream import Stream
 from .table import Table
@@ -63,35 +64,51 @@ class Replica(Table[K, V]):
 
     async def follow(self, reader: Log, ready: asyncio.Future[None]) -> None:
         """Read from the first record, for ever; `ready` is set once all that lay there at first has been read."""
-        partitions = range(self._topic.partitions)
-        ends = {partition: (await reader.bounds(partition)).last for partition in partitions}
-        after: dict[int, int | None] = dict.fromkeys(partitions)
+        complaints = Complaints(self._app.clock)
         try:
             while True:
-                if not ready.done() and all(end is None or _reached(after[p], end) for p, end in ends.items()):
-                    ready.set_result(None)
                 try:
-                    batches = await reader.read(after, 2000, 16 << 20, WAIT)
-                except BrokerError as error:
-                    log.warning("table %s: reading failed, again in 1 s: %s", self.name, error)
+                    await self._follow(reader, ready, complaints)
+                except Gap as gap:  # it may have missed deletions: what it has serves until all is read again
+                    complaints.warn("gap", "table %s: it is read again from the beginning: %s", self.name, gap)
                     await self._app.clock.sleep(1)
-                    continue
-                for partition, batch in batches.items():
-                    for record in batch.records:
-                        self._take(record.key, record.value)
-                    after[partition] = batch.positions[-1]
         finally:
             await reader.close()
 
-    def _take(self, raw_key: bytes | None, raw: bytes | None) -> None:
+    async def _follow(self, reader: Log, ready: asyncio.Future[None], complaints: Complaints) -> None:
+        partitions = range(self._topic.partitions)
+        ends: dict[int, Position | None] | None = None
+        after: dict[int, Position | None] = dict.fromkeys(partitions)
+        rows: dict[K, V] = {}
+        while True:
+            try:
+                if ends is None:
+                    ends = {partition: (await reader.bounds(partition)).last for partition in partitions}
+                if self._rows is not rows and all(end is None or _reached(after[p], end) for p, end in ends.items()):
+                    self._rows = rows
+                    if not ready.done():
+                        ready.set_result(None)
+                batches = await reader.read(after, 2000, 16 << 20, WAIT)
+            except Gap:
+                raise
+            except BrokerError as error:
+                complaints.warn("reading", "table %s: reading failed, again in 1 s: %s", self.name, error)
+                await self._app.clock.sleep(1)
+                continue
+            for partition, batch in batches.items():
+                for record in batch.records:
+                    self._take(rows, record.key, record.value)
+                after[partition] = batch.positions[-1]
+
+    def _take(self, rows: dict[K, V], raw_key: bytes | None, raw: bytes | None) -> None:
         if raw_key is None:
             return
         try:
             key = self._topic.key.decode(raw_key)
             if raw is None:
-                self._rows.pop(key, None)
+                rows.pop(key, None)
             else:
-                self._rows[key] = self._topic.value.decode(raw)
+                rows[key] = self._topic.value.decode(raw)
         except Exception as error:
             log.error("table %s: a record was passed over: %s", self.name, error)
 
@@ -109,7 +126,7 @@ class Replica(Table[K, V]):
         return self._plan
 
     def clear(self) -> None:
-        self._rows.clear()
+        self._rows = {}
 
     def __getitem__(self, key: K) -> V:
         return self._rows[key]

@@ -1,6 +1,6 @@
 """The cases, in the order in which they run. A new one is a file here with a `CASE`, and a line below."""
 
-from . import ask, end_to_end, handle_passing_on, handle_sum, kafka, latency, produce, redis, send, sqlite
+from . import ask, end_to_end, handle_passing_on, handle_sum, kafka, kafka_groups, latency, produce, redis, send, sqlite
 
 CASES = (
     handle_sum.CASE,
@@ -13,4 +13,5 @@ CASES = (
     sqlite.CASE,
     *redis.CASES,
     *kafka.CASES,
+    *kafka_groups.CASES,
 )

@@ -11,7 +11,7 @@ from thalweg.url import Url
 
 from .certificate import Certificate, Outcome, lines_of, to_json
 from .properties import Mode, Profile
-from .rig import Rig, rig_for
+from .rig import Commands, Rig, rig_for
 from .suite import NOTE, TRANSPORT, Settings, Suite, Target
 
 __all__ = ["Conformance", "check"]
@@ -78,9 +78,11 @@ class Conformance:
 
 
 def _maker(config: pytest.Config, url: str) -> Any:
+    commands = Commands(*(config.getoption(f"thalweg_{name}") or "" for name in Commands._fields))
+
     def make() -> Rig:
         made = config.hook.pytest_thalweg_rig(url=url, config=config)
-        return made if isinstance(made, Rig) else rig_for(url)
+        return made if isinstance(made, Rig) else rig_for(url, commands)
 
     try:
         Url(url)

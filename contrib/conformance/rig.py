@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from thalweg.channel import Transport
 from thalweg.clock import Clock, VirtualClock
@@ -12,13 +12,22 @@ from thalweg.errors import ConfigurationError
 from thalweg.registry import load_transport
 from thalweg.url import Url
 
+from .link import InProcessLink, Link, Proxy
 from .properties import Unavailable
 from .puppet import Nursery, Puppet
 
-__all__ = ["InProcess", "InProcessRig", "Rig", "rig_for", "with_option"]
+__all__ = ["Commands", "InProcess", "InProcessRig", "Rig", "rig_for", "with_option"]
 
-LEASE = 1.0
-"""Seconds; what a URL that names no lease is given, if its driver takes the option."""
+LEASE, TIMEOUT = 1.0, 1.0
+"""Seconds; a URL without `lease`, and on a spoiled network without `timeout`, is given these, if its driver can."""
+
+
+class Commands(NamedTuple):
+    """Shell commands of the options `--thalweg-restart`, `--thalweg-stop` and `--thalweg-start`."""
+
+    restart: str = ""
+    stop: str = ""
+    start: str = ""
 
 
 class Rig:
@@ -31,8 +40,8 @@ class Rig:
     lease = 30.0
     patience = 30.0
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, commands: Commands | None = None) -> None:
+        self.url, self.commands = url, commands or Commands()
 
     async def prepare(self) -> None:
         """Called before each property. May skip or fail it by pytest's means."""
@@ -62,26 +71,66 @@ class Rig:
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    async def own_broker(self) -> None:
+        """Called before a property stops the broker: from now on `open` reaches one that may be stopped.
+
+        Raises `Unavailable` where there is none. May start one for the purpose.
+        """
+        if not (self.commands.restart or (self.commands.stop and self.commands.start)):
+            raise Unavailable("no way to restart the broker was given (--thalweg-restart, or Rig.own_broker)")
+
     async def restart_broker(self) -> None:
-        """Kill the broker and start it again on the same data; returns when it answers."""
-        await self.stop_broker()
-        await self.start_broker()
+        """Kill the broker and start it again on the same data. May return before it answers."""
+        if self.commands.restart:
+            await run(self.commands.restart)
+        else:
+            await self.stop_broker()
+            await self.start_broker()
 
     async def stop_broker(self) -> None:
         """Kill the broker."""
-        raise Unavailable("this rig cannot stop the broker (--thalweg-restart, or Rig.stop_broker and start_broker)")
+        if not self.commands.stop or not self.commands.start:
+            raise Unavailable("no way to stop the broker was given (--thalweg-stop and --thalweg-start)")
+        await run(self.commands.stop)
 
     async def start_broker(self) -> None:
         """Start what `stop_broker` has stopped."""
-        raise Unavailable("this rig cannot start the broker (--thalweg-restart, or Rig.stop_broker and start_broker)")
+        await run(self.commands.start)
+
+    async def open_linked(self) -> tuple[Transport, Link]:
+        """One more transport, whose network can be spoiled: by default, through a proxy on this machine."""
+        host, port = self.address()
+        proxy = Proxy(host, port)
+        url = with_option(self.through(*await proxy.start(self.proxy_port)), "timeout", f"{TIMEOUT:g}")
+        transport = load_transport(url)
+        try:
+            await transport.open()
+        except BaseException:
+            await proxy.close()
+            raise
+        return transport, proxy
+
+    proxy_port = 0
+    """Where the proxy listens; 0 for any free port. Brokers that tell clients their address may need it to be known."""
 
     def address(self) -> tuple[str, int]:
-        """Host and port of the broker, for the fault proxy to forward to."""
-        raise Unavailable("this rig does not say where its broker listens (Rig.address)")
+        """Host and port of the broker, for the proxy. By default those of the URL, which must name one of each."""
+        hosts = Url(self.url).hosts.split(",")
+        name, colon, port = hosts[0].rpartition(":")
+        if len(hosts) != 1 or not colon or not port.isdigit():
+            raise Unavailable("no proxy fits before this broker: its URL does not name one host:port (or Rig.address)")
+        return name.strip("[]"), int(port)
 
     def through(self, host: str, port: int) -> str:
-        """The URL by which a client reaches the broker through a proxy that listens at this address."""
-        raise Unavailable("this rig cannot put a proxy before its broker (Rig.through)")
+        """The URL by which a client reaches the broker by way of a proxy at this address."""
+        return self.url.replace(Url(self.url).hosts, f"{host}:{port}", 1)
+
+    async def raw_rate(self, messages: int, size: int) -> float:
+        """Messages per second that the bare client puts and gets, for the stress property of throughput."""
+        raise Unavailable("this rig brings no bare client to compare with (Rig.raw_rate, Rig.share)")
+
+    share = 0.3
+    """The part of `raw_rate` that the transport claims to reach."""
 
     async def clean(self, names: Sequence[str]) -> None:
         """Called after each property with the names it used, of topics, groups and locks; may delete them."""
@@ -132,6 +181,13 @@ class InProcessRig(Rig):
     async def open_elsewhere(self) -> Transport:
         return await self.open()
 
+    async def open_linked(self) -> tuple[Transport, Link]:
+        transport = await self.open()
+        return transport, InProcessLink(_in_process(transport))
+
+    async def own_broker(self) -> None:
+        raise Unavailable("the broker is in this process: there is none to restart")
+
     async def crash(self, transport: Transport) -> None:
         _in_process(transport).kill()
 
@@ -156,10 +212,20 @@ class InProcessRig(Rig):
             await asyncio.sleep(0)
 
 
-def rig_for(url: str) -> Rig:
+async def run(command: str) -> None:
+    """Raises `RuntimeError` with what the command said if it fails."""
+    process = await asyncio.create_subprocess_shell(
+        command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said = (await process.communicate())[0].decode(errors="replace").strip()
+    if process.returncode:
+        raise RuntimeError(f"{command!r} failed with exit code {process.returncode}: {said}")
+
+
+def rig_for(url: str, commands: Commands | None = None) -> Rig:
     """The rig for a URL that nobody has made one for."""
     leased = with_option(url, "lease", str(LEASE))
-    rig = InProcessRig(leased) if isinstance(load_transport(leased), InProcess) else Rig(leased)
+    rig = InProcessRig(leased) if isinstance(load_transport(leased), InProcess) else Rig(leased, commands)
     named = Url(leased).query.get("lease")
     if named is not None:
         rig.lease = float(named)

@@ -87,6 +87,12 @@ class Case(pytest.Item):
     def reportinfo(self) -> tuple[str, int, str]:
         return self.path.as_posix(), 0, f"{self.target.name}: {self.name}"
 
+    def _traceback_filter(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+        """From the property on: how pytest and asyncio came to it is of no interest."""
+        own = [entry for entry in excinfo.traceback if "conformance" in str(entry.path)]
+        inner = excinfo.traceback.cut(path=self.prop.run.__code__.co_filename)
+        return inner if own and len(inner) < len(excinfo.traceback) else excinfo.traceback
+
     def runtest(self) -> None:
         try:
             with asyncio.Runner() as runner:

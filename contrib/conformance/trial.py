@@ -19,6 +19,7 @@ from thalweg.channel import Channel, TopicInfo, TopicSpec, Transport
 from thalweg.errors import ThalwegError
 from thalweg.message import Batch, Delivery, Message, Position, Record
 
+from .link import Link
 from .properties import Mode, Unavailable
 from .rig import Rig
 
@@ -40,6 +41,7 @@ class Trial:
         self.size = 1 if mode is Mode.QUICK else 5
         self._suffix = secrets.token_hex(5)
         self._open: list[Transport] = []
+        self._links: list[Link] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._names: dict[str, None] = {}
 
@@ -57,6 +59,12 @@ class Trial:
     async def open_elsewhere(self) -> Transport:
         """One that the rig can crash and hang."""
         return self._kept(await self.rig.open_elsewhere())
+
+    async def open_linked(self) -> tuple[Transport, Link]:
+        """One whose network can be spoiled."""
+        transport, link = await self.rig.open_linked()
+        self._links.append(link)
+        return self._kept(transport), link
 
     def _kept(self, transport: Transport) -> Transport:
         self._open.append(transport)
@@ -84,6 +92,12 @@ class Trial:
         transport = transport or await self.open()
         await self.declare(transport, topic)
         return await transport.channel(self.name(topic.name), self.name(group))
+
+    async def producer(self, topic: TopicSpec, transport: Transport | None = None) -> Channel:
+        """A channel to put by, of a group of its own. The group `g` exists from now on: it will get all of a queue."""
+        transport = transport or await self.open()
+        await (await self.channel(topic, transport=transport)).close()
+        return await self.channel(topic, "producers", transport)
 
     async def members(self, count: int, topic: TopicSpec, group: str = "g") -> list[Channel]:
         """So many members that all have been given work: the group has settled, and nothing is left to deliver.
@@ -238,9 +252,13 @@ class Trial:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self._links:
+            link.heal()
         for transport in self._open:
             with suppress(ThalwegError):
                 await transport.close()
+        for link in self._links:
+            await link.close()
         try:
             await self.rig.clean(list(self._names))
         finally:

@@ -42,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--thalweg-seed", type=int, metavar="N", help="seed of all that is random; by default a new one")
     add("--thalweg-profile", metavar="NAMES", help="only these profiles: Core,Durable,Ordered,Fenced,Replay,…")
     add("--thalweg-patience", type=float, metavar="S", help="seconds to wait for what must happen (default: the rig's)")
+    add("--thalweg-restart", metavar="COMMAND", help="kills the broker and starts it again on its data")
+    add("--thalweg-stop", metavar="COMMAND", help="kills the broker; with --thalweg-start")
+    add("--thalweg-start", metavar="COMMAND", help="starts the broker that --thalweg-stop has killed")
     add(
         "--thalweg-waive",
         action="append",

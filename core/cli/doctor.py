@@ -161,7 +161,7 @@ async def _left(app: App, transport: Transport, existing: Mapping[str, TopicInfo
     if not app.running.has_log:
         return
     try:
-        await check_leftovers(app, transport)
+        await check_leftovers(app, transport, everywhere=True)
     except ThalwegError as error:
         yield Finding(Verdict.PROBLEM, "state", str(error))
     for name in app.topics:

@@ -1,14 +1,15 @@
-"""Journals that an app left behind under another partition count: state must not be orphaned in silence."""
+"""State that an app keeps under another partition count than it now declares: it must not be orphaned in silence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from thalweg.capabilities import Log
+from thalweg.errors import JournalMismatch
 
 from .replay import committed_rows
 
-__all__ = ["names_in"]
+__all__ = ["names_in", "orphaned"]
 
 
 async def names_in(journal: Log, partitions: Iterable[int]) -> frozenset[tuple[str, str]]:
@@ -18,6 +19,15 @@ async def names_in(journal: Log, partitions: Iterable[int]) -> frozenset[tuple[s
         rows = await committed_rows(journal, partition, b"p", b"u")
         found.update(name for key in rows if (name := _name(key)) is not None)
     return frozenset(found)
+
+
+def orphaned(what: Iterable[str], journal: str, partitions: int) -> JournalMismatch:
+    """`what`: the tables and positions that are kept in `journal`, and belong elsewhere by the program."""
+    return JournalMismatch(
+        f"{', '.join(what)}: kept in {journal!r} with {partitions} partitions, but the program now has another count "
+        "for it, and the state would be orphaned. Restore the old partition count (`partitions=`, `like=`), or start "
+        "under a new app id and replay the topics"
+    )
 
 
 def _name(key: bytes) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.clock import Timer
 from thalweg.codec import explain
-from thalweg.errors import ConfigurationError, ProcessDied
+from thalweg.errors import ConfigurationError, ProcessDied, TopicMismatch
 from thalweg.event import order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Position, Record
@@ -162,7 +162,14 @@ class AgentTask:
         return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
 
     def arrived(self, input_: TopicInput, batch: Batch) -> None:
-        for odd in input_.receive(batch):
+        try:
+            odd_ones = input_.receive(batch)
+        except TopicMismatch as error:
+            self.halt(str(error))
+            self.task.worker.stop_fetching(input_)
+            self.task.worker.give_up(error)
+            return
+        for odd in odd_ones:
             if odd.warning:
                 log.warning("agent %s: %s/%d: %s", self.plan.name, input_.name, odd.position, odd.warning)
             if odd.refused:
@@ -214,7 +221,10 @@ class AgentTask:
         error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
         decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
         if decision.action is Action.RETRY:
-            decision = Decision(Action.RETRY, decision.reason, max(decision.delay, DEATH_DELAY * 2**deaths))
+            delay = max(decision.delay, DEATH_DELAY * 2**deaths)
+            if self.task.settings.failures is not None:
+                delay = 0.0  # a test has killed it, and does not wait
+            decision = Decision(Action.RETRY, decision.reason, delay)
         return Verdict(decision, deaths, deaths=deaths)
 
     def restore_suspect(self, suspect: Suspect) -> None:

@@ -28,6 +28,7 @@ from thalweg.errors import (
     WrongPartition,
 )
 from thalweg.journal import rows as journal_rows
+from thalweg.journal.leftovers import orphaned
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
@@ -142,6 +143,9 @@ class Task:
         journal = await self.worker.log(self.journal[0])
         replay = _Replay(journal, self.index, store)
         await replay.to_end()
+        moved = self.worker.kept_elsewhere(self.group, store)
+        if moved:
+            raise orphaned(moved, self.journal[0], self.partitions)
         fold = replay.fold
         was = fold.marker
         marker = Marker(

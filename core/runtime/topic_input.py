@@ -17,6 +17,7 @@ from thalweg.message import Batch, Position, Record
 from thalweg.plan import SourcePlan, TopicPlan
 from thalweg.store import Store
 
+from .placement import PlacementCheck
 from .watermark import Range, Segment, Watermark
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class TopicInput:
         self.caught_up = False  # the last read gave less than it could have
         self.watermark = Watermark()
         self.committed = Reached(None, 0)
+        self._placement = PlacementCheck(source.topic, partition)
         self._inbox = Inbox(source.topic.name, partition)
         self._ahead: list[Range] = []  # finished beyond `committed`, as the journal knows it
         self._skip: list[Range] = []  # of these, what the last owner had finished: it will be read again
@@ -87,7 +89,12 @@ class TopicInput:
         return len(self.buffer) < 2
 
     def receive(self, batch: Batch) -> Sequence[Accepted]:
-        """Take in what was fetched; returns what cannot be handled as it is (refused, or with a broken origin)."""
+        """Take in what was fetched; returns what cannot be handled as it is (refused, or with a broken origin).
+
+        Raises `TopicMismatch` if the first of all were placed by another partitioner.
+        """
+        if not self._placement.done:
+            self._placement.look(batch)
         self.fetched = batch.positions[-1]
         ours = outboxed = False
         for record in batch.records:

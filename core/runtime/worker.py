@@ -15,6 +15,7 @@ from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
 from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.readback import ReadBackWriter
+from thalweg.journal.rows import below, prefix, reached_key
 from thalweg.journal.writer import FencedWriter, JournalWriter
 from thalweg.message import Message, Position
 from thalweg.plan import AgentPlan, Destination
@@ -302,6 +303,24 @@ class Worker:
         if self.message_bytes is None or (self.joins_commits(destination) and self.commit_messages is None):
             return self.message_bytes
         return self.message_bytes - HEADER_BYTES
+
+    def kept_elsewhere(self, group: str, store: Store) -> list[str]:
+        """Which tables and positions of other groups have rows in this group's store: they were moved between two."""
+        found: list[str] = []
+        for other in self._groups.values():
+            if other.name == group:
+                continue
+            for table in other.tables:
+                start = prefix(table.name)
+                if next(iter(store.scan(start, below(start))), None) is not None:
+                    found.append(f"table {table.name!r}")
+            found.extend(
+                f"agent {agent.name!r}'s position in {source.topic.name!r}"
+                for agent in other.agents
+                for source in agent.sources
+                if store.get(reached_key(f"{agent.name}/{source.topic.name}")) is not None
+            )
+        return found
 
     # --- what tasks use ------------------------------------------------------------------------------------------
 

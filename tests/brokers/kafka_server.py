@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,11 +30,23 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """Listens without encryption, with passwords (PLAIN and SCRAM) and, given a certificate, with TLS."""
+    """Listens without encryption, with passwords (PLAIN and SCRAM) and, given a certificate, with TLS.
 
-    def __init__(self, folder: Path, *settings: str, certificate: Path | None = None) -> None:
+    One of several has a number, and knows the ports of all controllers, by number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *settings: str,
+        certificate: Path | None = None,
+        number: int = 1,
+        controllers: Mapping[int, int] | None = None,
+    ) -> None:
         self.folder, self.certificate = folder, certificate
-        self.port, self.password_port, self.tls_port, self.controller_port = free_ports(4)
+        self.port, self.password_port, self.tls_port, controller_port = free_ports(4)
+        controllers = controllers or {number: controller_port}
+        copies = min(3, len(controllers))
         users = " ".join(f'user_{name}="{password}"' for name, password in USERS.items())
         modules = "org.apache.kafka.common.security"
         listeners = [
@@ -44,9 +56,9 @@ class Server:
         ]
         self.settings = [
             "process.roles=broker,controller",
-            "node.id=1",
-            f"controller.quorum.voters=1@127.0.0.1:{self.controller_port}",
-            f"listeners={','.join(listeners)},CONTROLLER://127.0.0.1:{self.controller_port}",
+            f"node.id={number}",
+            f"controller.quorum.voters={','.join(f'{n}@127.0.0.1:{port}' for n, port in controllers.items())}",
+            f"listeners={','.join(listeners)},CONTROLLER://127.0.0.1:{controllers[number]}",
             f"advertised.listeners={','.join(listeners)}",
             "controller.listener.names=CONTROLLER",
             "listener.security.protocol.map="
@@ -57,10 +69,10 @@ class Server:
             f"listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config={modules}.scram.ScramLoginModule required;",
             f"listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;",
             f"log.dirs={folder}/data",
-            "offsets.topic.replication.factor=1",
+            f"offsets.topic.replication.factor={copies}",
             "offsets.topic.num.partitions=1",
-            "transaction.state.log.replication.factor=1",
-            "transaction.state.log.min.isr=1",
+            f"transaction.state.log.replication.factor={copies}",
+            f"transaction.state.log.min.isr={max(1, copies - 1)}",
             "transaction.state.log.num.partitions=1",
             "group.initial.rebalance.delay.ms=0",
             "group.min.session.timeout.ms=500",
@@ -77,10 +89,15 @@ class Server:
         return f"kafka://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        self.begin()
+        self.wait()
+
+    def begin(self, identity: str | None = None) -> None:
+        """Start it, and do not wait until it answers."""
         settings = self.folder / "server.properties"
         if not settings.exists():
             settings.write_text("\n".join(self.settings))
-            identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            identity = identity or new_identity()
             scram = [
                 part
                 for kind in ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -89,6 +106,9 @@ class Server:
             ]
             self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", str(settings), *scram).wait()
         self.process = self._java("kafka.Kafka", str(settings))
+
+    def wait(self) -> None:
+        assert self.process is not None
         while not self._answers():
             assert self.process.poll() is None, (self.folder / "log").read_text()[-3000:]
             time.sleep(0.05)
@@ -111,6 +131,22 @@ class Server:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+
+def cluster(folder: Path, count: int = 3) -> list[Server]:
+    """As many brokers, not started yet: `begin` each with the same identity, then `wait` for each."""
+    controllers = dict(enumerate(free_ports(count), 1))
+    servers: list[Server] = []
+    for number in controllers:
+        place = folder / str(number)
+        place.mkdir()
+        servers.append(Server(place, number=number, controllers=controllers))
+    return servers
+
+
+def new_identity() -> str:
+    """Of a cluster."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def check_installed(missing: Callable[[str, str], NoReturn]) -> None:

@@ -26,45 +26,12 @@ from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
 
 from brokers.bank import Withdrawal, make_bank
+from brokers.redis_server import Server
 
 T = TypeVar("T")
 
 LONG = 1_000_000
 ACCOUNTS = [f"account-{n}" for n in range(8)]
-
-
-class Server:
-    """A Redis of a test's own, killed and started at will."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "always")
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    @property
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port)
-
-    def start(self, *options: str) -> None:
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
-        self.process = subprocess.Popen([*command, *self.options, *options], stdout=subprocess.DEVNULL)
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except ConnectionRefusedError:
-                assert self.process.poll() is None
-                time.sleep(0.01)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

@@ -50,6 +50,13 @@ async def delete_all(transport: RabbitTransport, used: Sequence[str]) -> None:
         exchanges.append(base)
         queues += [base, *(names.topic(topic.name, group) for group in registry._groups.get(topic.name, [])[1:])]
         queues += [names.topic(topic.name, number) for number in range(topic.partitions)]
+        if topic.truncated:
+            log = transport._logs.log(topic)
+            with contextlib.suppress(BrokerError):
+                await log._root.refresh()
+            queues += [name for partition in log._partitions for name in partition.generations.everything]
+            queues.append(names.topic(topic.name, "root"))
+            await log.close()
     for digit in range(28):
         queues.append(names.own("delay", digit))
         exchanges.append(names.own("delay", digit))
@@ -63,6 +70,7 @@ async def delete_all(transport: RabbitTransport, used: Sequence[str]) -> None:
     await connection.close()
 
 
-pytestmark = pytest.mark.skip("the driver has no topics yet")
+pytestmark = pytest.mark.skip("some queue properties still fail; all of logs and topics pass")
 
 rabbitmq = transport("amqp://", RabbitRig)
+over_amqp = transport("amqp://?streams=amqp", lambda: RabbitRig("&streams=amqp"))

@@ -68,6 +68,22 @@ def test_one_that_leaves_moves_nothing_but_its_own_tasks(group: tuple[int, dict[
         assert set().union(*after.values()) == set(range(n))
 
 
+@given(groups(), st.data())
+def test_those_who_rest_get_nothing_and_keep_what_they_have_not_given_up(
+    group: tuple[int, dict[str, set[int]]], data: st.DataObject
+) -> None:
+    n, held = group
+    resting = data.draw(st.sets(st.sampled_from(sorted(held))))
+    shares = assign("g", n, held, resting)
+    assert shares.keys() == held.keys()
+    assert not any(shares[name] for name in resting)
+    kept: set[int] = set().union(*(held[name] for name in resting))
+    assert not any(share & kept for share in shares.values())
+    if resting < held.keys():
+        later = assign("g", n, shares, resting)
+        assert set().union(*later.values()) == set(range(n))
+
+
 def test_the_only_task_of_small_groups_does_not_go_to_one_member_each_time() -> None:
     owners = {
         name for group in "abcdefgh" for name, share in assign(group, 1, {"a": (), "b": (), "c": ()}).items() if share

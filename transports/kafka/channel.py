@@ -6,8 +6,6 @@ What was delivered how often, and what is finished, is stored with the group's o
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
 import math
 import time
@@ -20,7 +18,7 @@ from thalweg.message import Delivery, Headers, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from .connection import Cluster
-from .line import DUE, EXPIRES, Entry, Line, State
+from .line import DUE, EXPIRES, FINISHED, FINISHING, LENT, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
@@ -50,8 +48,6 @@ class KafkaChannel:
         self._lease, self._session = lease, session
         self._lines: dict[int, Line] = {}
         self._turn = 0
-        self._ends: list[tuple[float, int, Entry]] = []  # of loans, as a heap
-        self._numbers = itertools.count()
         self._member: Member | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
@@ -61,6 +57,8 @@ class KafkaChannel:
         self._in_store: set[int] = set()
         self._stored: asyncio.Future[None] | None = None
         self._storing: asyncio.Task[None] | None = None
+        self._asking = 0
+        self._resting = False
         self._closed = False
         self._left: asyncio.Task[None] | None = None
 
@@ -79,6 +77,15 @@ class KafkaChannel:
 
     async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         self._check_open()
+        self._stay_awake()
+        try:
+            return await self._get(limit, timeout)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._may_rest()
+
+    async def _get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         if self._life is None:
             self._life = asyncio.get_running_loop().create_task(self._live(), name=f"kafka {self._group}")
             self._life.add_done_callback(self._died)
@@ -101,19 +108,23 @@ class KafkaChannel:
         return []
 
     async def commit(self, deliveries: Sequence[Delivery]) -> None:
-        entries = [entry for entry in self._entries_of(deliveries) if entry.state is not State.FINISHED]
+        entries = self._entries_of(deliveries)
         self._end_loans()
-        valid = [entry for entry in entries if entry.line.has(entry)]
-        ending = [entry for entry in valid if entry.state is State.LENT]
-        for entry in ending:
-            entry.state = State.FINISHING
-        if valid:
-            stored = self._store({entry.line.number for entry in valid})
+        ending: list[Entry] = []
+        places: set[int] = set()
+        for entry in entries:
+            if entry.state == LENT:
+                entry.state = FINISHING
+                ending.append(entry)
+            if entry.state == FINISHING:
+                places.add(entry.line.number)
+        if places:
+            stored = self._store(places)
             stored.add_done_callback(partial(self._finished, ending))
             await asyncio.shield(stored)
-        stale = sum(entry.state is not State.FINISHED for entry in entries)
+        stale = [entry for entry in entries if entry.state != FINISHED]
         if stale:
-            raise self._stale(stale, len(deliveries), "the others are committed")
+            raise self._stale(len(stale), len(deliveries), "the others are committed")
 
     async def close(self) -> None:
         self._closed = True
@@ -149,9 +160,8 @@ class KafkaChannel:
             if len(lent) == limit:
                 break
             lent += line.lend(limit - len(lent), now, until)
-        if self.is_queue:
-            for entry in lent:
-                heapq.heappush(self._ends, (until, next(self._numbers), entry))
+        if lent:
+            self._watch(until)
         return lent
 
     async def _hand_out(self, entries: Sequence[Entry]) -> list[Delivery]:
@@ -165,29 +175,20 @@ class KafkaChannel:
         finally:
             if not handed_out:
                 self._give_back(entries, unseen=True)
-        return [Delivery(entry.record, entry.attempts, entry) for entry in entries if entry.line.has(entry)]
+        return [Delivery(entry.record, entry.attempts, entry) for entry in entries if entry.state == LENT]
 
     def _give_back(self, entries: Sequence[Entry], *, unseen: bool = False) -> None:
         for entry in reversed(entries):
-            if entry.line.has(entry):
+            if entry.state == LENT:
                 entry.line.take_back(entry, unseen=unseen)
         self._let_go()
         self._wake()
 
     def _end_loans(self) -> None:
         """Take back what was neither finished nor extended in time."""
-        now = boot_clock()
-        over: list[Entry] = []
-        while self._ends and self._ends[0][0] <= now:
-            _, number, entry = heapq.heappop(self._ends)
-            if entry.state is not State.LENT or not entry.line.has(entry):
-                continue
-            if entry.until > now:
-                heapq.heappush(self._ends, (entry.until, number, entry))
-            else:
-                over.append(entry)
-        if over:
-            self._give_back(over)
+
+    def _watch(self, until: float) -> None:
+        """A loan ends then (boot clock)."""
 
     # --- waiting for something to lend -------------------------------------------------------------------------
 
@@ -196,12 +197,11 @@ class KafkaChannel:
         if self._reading is None and self._lines:
             self._reading = asyncio.get_running_loop().create_task(self._read(min(seconds, _LONGEST_READ)))
             self._reading.add_done_callback(self._has_read)
-        ends = [self._ends[0][0] - boot_clock()] if self._ends else []
         due = [(line.next_due - _now()) / 1000 for line in self._lines.values() if line.next_due is not None]
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(news)
         # A read that does not wait ends by itself, and has to be waited for.
-        patience = max(0.001, min([seconds, *ends, *due])) if seconds > 0 else None
+        patience = max(0.001, min([seconds, *due])) if seconds > 0 else None
         try:
             await asyncio.wait([news], timeout=patience)
             if news.done():
@@ -260,6 +260,7 @@ class KafkaChannel:
                 self._cluster, self._group, self._topic.kafka, self._topic.partitions, self._session, changed.set
             )
             self._member = member
+            member.resting = self._resting
             member.start()
             while member.lost is None:
                 await changed.wait()
@@ -366,8 +367,7 @@ class KafkaChannel:
 
     def _finished(self, entries: Iterable[Entry], stored: asyncio.Future[None]) -> None:
         failed = stored.cancelled() or stored.exception() is not None
-        for entry in entries:
-            (entry.line.not_finished if failed else entry.line.finished)(entry)
+        settle(entries, finished=not failed)
         if not failed and self._waiting and any(line.room < _READ_RECORDS for line in self._lines.values()):
             self._look_anew()
         self._let_go()
@@ -393,6 +393,13 @@ class KafkaChannel:
 
     def _spread(self) -> None:
         """Called after each message of a `put`."""
+
+    def _stay_awake(self) -> None:
+        """Called when somebody asks."""
+        self._asking += 1
+
+    def _may_rest(self) -> None:
+        """Called when nobody asks any more."""
 
     def _stale(self, stale: int, total: int, outcome: str) -> StaleDelivery:
         return StaleDelivery(
@@ -422,23 +429,25 @@ class KafkaQueue(KafkaChannel):
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
+        self._nap: asyncio.TimerHandle | None = None
+        self._first_end = math.inf  # no loan ends sooner
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
         entries = self._entries_of(deliveries)
         self._end_loans()
-        valid = [entry for entry in entries if entry.line.has(entry)]
+        valid = [entry for entry in entries if entry.state in (LENT, FINISHING)]
         until = boot_clock() + lease
         for entry in valid:
-            if until < entry.until:
-                heapq.heappush(self._ends, (until, next(self._numbers), entry))
             entry.until = until
+        self._watch(until)
         if len(valid) < len(entries):
             raise self._stale(len(entries) - len(valid), len(entries), "the others are extended")
 
     async def retry(self, delivery: Delivery, delay: float) -> None:
         (entry,) = self._entries_of([delivery])
         self._end_loans()
-        if entry.state is not State.LENT or not entry.line.has(entry):
+        if entry.state != LENT:
             raise self._stale(1, 1, "nothing was changed")
         again = entry.line.take_back(entry, _now() + round(delay * 1000) if delay > 0 else 0)
         stored = self._store([entry.line.number])
@@ -448,7 +457,7 @@ class KafkaQueue(KafkaChannel):
     def _given_back(self, entry: Entry, again: Entry, stored: asyncio.Future[None]) -> None:
         if stored.cancelled() or stored.exception() is not None:
             entry.line.lend_again(entry, again)
-            heapq.heappush(self._ends, (entry.until, next(self._numbers), entry))
+            self._watch(entry.until)
         self._let_go()
         self._wake()
 
@@ -459,7 +468,7 @@ class KafkaQueue(KafkaChannel):
         """
         (entry,) = self._entries_of([delivery])
         record = delivery.record
-        if self._dead_letters is not None and entry.state is State.LENT and entry.line.has(entry):
+        if self._dead_letters is not None and entry.state == LENT:
             about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
             await self._dead_letters.put(
                 [Message(record.value, record.key, (*record.headers, *about), record.timestamp)]
@@ -480,6 +489,47 @@ class KafkaQueue(KafkaChannel):
 
     def _spread(self) -> None:
         self._turn += 1
+
+    def _watch(self, until: float) -> None:
+        if until < self._first_end and not self._closed:
+            self._first_end = until
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_later(max(0.0, until - boot_clock()), self._end_loans)
+
+    def _end_loans(self) -> None:
+        now = boot_clock()
+        if now < self._first_end:
+            return
+        self._first_end = math.inf
+        lent = [entry for line in self._lines.values() for entry in line.lent()]
+        over = [entry for entry in lent if entry.until <= now]
+        if over:
+            self._give_back(over)
+        self._watch(min((entry.until for entry in lent if entry.until > now), default=math.inf))
+
+    def _stay_awake(self) -> None:
+        super()._stay_awake()
+        if self._nap is not None:
+            self._nap.cancel()
+        self._rest(False)
+
+    def _may_rest(self) -> None:
+        """One that is not asked for so long is full or stuck: others get the partitions that have nothing on loan."""
+        if not self._closed:
+            self._nap = asyncio.get_running_loop().call_later(self._lease, self._rest, True)
+
+    def _rest(self, resting: bool) -> None:
+        self._end_loans()
+        self._resting = resting
+        if self._member is not None:
+            self._member.rest(resting)
+
+    async def close(self) -> None:
+        for timer in (self._nap, self._alarm):
+            if timer is not None:
+                timer.cancel()
+        await super().close()
 
 
 def _now() -> int:

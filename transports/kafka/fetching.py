@@ -49,7 +49,7 @@ async def fetch(
         for partition, code, high, stable, start, aborted, *_, data in partitions:
             try:
                 chunk = unpack(data or b"", offsets[partition], aborted if committed else None, hide)
-            except (CorruptRecordException, UnsupportedCodecError) as error:
+            except (CorruptRecordException, UnsupportedCodecError, UnicodeDecodeError) as error:
                 raise cluster.explain(error, f"topic {topic!r} partition {partition}: ") from None
             found[partition] = Fetched(code, start, stable if committed else high, chunk)
     return found

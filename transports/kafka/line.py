@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
-from enum import IntEnum
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from thalweg.message import Batch, Headers, Message, Position, Record
 
 from .progress import Progress, Run
 
-__all__ = ["DUE", "EXPIRES", "MOST_OPEN", "Entry", "Line", "State"]
+__all__ = ["DUE", "EXPIRES", "FINISHED", "FINISHING", "LENT", "MOST_OPEN", "OVER", "WAITING", "Entry", "Line", "settle"]
 
 DUE, EXPIRES = "thalweg-due", "thalweg-expires"
 """Headers of queues' messages: milliseconds since the epoch, as decimal digits."""
@@ -21,14 +20,14 @@ MOST_OPEN = 1000
 """Unfinished messages of one partition, at most: the next ones wait, for the stored text must hold all gaps."""
 
 
-class State(IntEnum):
-    WAITING, LENT, FINISHING, FINISHED = range(4)
+WAITING, LENT, FINISHING, FINISHED, OVER = range(5)
+"""States of an entry. FINISHING: it is as good as finished, and `Line.progress` says so. OVER: another entry or another
+member has taken its place."""
 
 
-class Entry(msgspec.Struct, eq=False):
-    """A message that is not finished, and the handle of its delivery, for as long as the line has it.
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """A message in this member's hands, and the handle of its delivery.
 
-    FINISHING: it is as good as finished: `Line.progress` says so, and `finished` or `not_finished` will follow.
     attempts: how often it was delivered. due, expires: milliseconds since the epoch, 0: now, never. until: boot clock,
     end of the loan. retried: it is due at a time that its own headers do not tell.
     """
@@ -41,7 +40,7 @@ class Entry(msgspec.Struct, eq=False):
     expires: int = 0
     until: float = 0.0
     retried: bool = False
-    state: State = State.WAITING
+    state: int = WAITING
 
 
 class Line:
@@ -79,22 +78,37 @@ class Line:
             return
         if self._base is None:
             self._base = batch.positions[0]
-        known = iter(self._stored.runs if self._stored is not None else ())
-        stored_end = self._base if self._stored is None else self._stored.end
+        if self._stored is None and not self.is_queue:
+            new = [Entry(self, *both, 0) for both in zip(batch.positions, batch.records, strict=True)]
+            self._entries.update(zip(batch.positions, new, strict=True))
+            self._ready.extend(new)
+        else:
+            self._add_each(batch, self._stored or Progress(self._base))
+        self._next = batch.positions[-1] + 1
+        if self._stored is not None and self._stored.end <= self._next:
+            self._stored = None
+
+    def _add_each(self, batch: Batch, stored: Progress) -> None:
+        end, known = stored.end, iter(stored.runs)
         run: Run = (0, 0, True, 0)
         for position, record in zip(batch.positions, batch.records, strict=True):
             attempts = 0
-            if position < stored_end:
+            if position < end:
                 while run[1] <= position:
                     run = next(known)
                 if run[2]:
                     continue
                 attempts = run[3]
-            if self.is_queue and record.headers:
-                self._put(self._queued(position, record, attempts))
+            entry = (
+                self._queued(position, record, attempts) if record.headers else Entry(self, position, record, attempts)
+            )
+            if position in stored.due:
+                entry.due, entry.retried = stored.due[position], True
+            self._entries[position] = entry
+            if entry.due:
+                heapq.heappush(self._later, (entry.due, position))
             else:
-                self._put(Entry(self, position, record, attempts))
-        self._next = batch.positions[-1] + 1
+                self._ready.append(entry)
 
     def skip_to(self, first: Position | None) -> None:
         """What lay before `first` and was not read is gone (None: all is)."""
@@ -105,20 +119,11 @@ class Line:
             self._stored = None
 
     def _queued(self, position: Position, record: Record, attempts: int) -> Entry:
-        headers: dict[str, bytes] = {name: value for name, value in record.headers if name in (DUE, EXPIRES)}
+        headers = {name: value for name, value in record.headers if name in (DUE, EXPIRES)} if self.is_queue else {}
         if headers:
             rest: Headers = tuple(header for header in record.headers if header[0] not in headers)
             record = Message(record.value, record.key, rest, record.timestamp)
         return Entry(self, position, record, attempts, _number(headers, DUE), _number(headers, EXPIRES))
-
-    def _put(self, entry: Entry) -> None:
-        if self._stored is not None and entry.position in self._stored.due:
-            entry.due, entry.retried = self._stored.due[entry.position], True
-        self._entries[entry.position] = entry
-        if entry.due:
-            heapq.heappush(self._later, (entry.due, entry.position))
-        else:
-            self._ready.append(entry)
 
     # --- lending -----------------------------------------------------------------------------------------------
 
@@ -128,14 +133,17 @@ class Line:
         if self.leaving:
             return lent
         self._take_due(now)
-        while self._ready and len(lent) < limit:
-            entry = self._ready.popleft()
-            if not self.has(entry):
+        ready = self._ready
+        while ready and len(lent) < limit:
+            entry = ready.popleft()
+            if entry.state != WAITING:
                 continue
             if entry.expires and entry.expires <= now:
                 del self._entries[entry.position]
+                entry.state = FINISHED
                 continue
-            entry.state, entry.until = State.LENT, until
+            entry.state = LENT
+            entry.until = until
             entry.attempts += 1
             lent.append(entry)
         self.on_loan += len(lent)
@@ -145,7 +153,7 @@ class Line:
         due: list[Entry] = []
         while self._later and self._later[0][0] <= now:
             entry = self._entries.get(heapq.heappop(self._later)[1])
-            if entry is not None and entry.state is State.WAITING and 0 < entry.due <= now:
+            if entry is not None and entry.state == WAITING and 0 < entry.due <= now:
                 entry.due = 0
                 due.append(entry)
         self._ready.extendleft(sorted(due, key=_position, reverse=True))
@@ -155,25 +163,15 @@ class Line:
         """Milliseconds since the epoch."""
         return self._later[0][0] if self._later and not self.leaving else None
 
-    def has(self, entry: Entry) -> bool:
-        """Whether the handle is valid."""
-        return self._entries.get(entry.position) is entry
-
-    def finished(self, entry: Entry) -> None:
-        if self.has(entry):
-            del self._entries[entry.position]
-            self.on_loan -= 1
-            entry.state = State.FINISHED
-
-    def not_finished(self, entry: Entry) -> None:
-        if self.has(entry):
-            entry.state = State.LENT
+    def lent(self) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.state == LENT]
 
     def take_back(self, entry: Entry, due: int = 0, *, unseen: bool = False) -> Entry:
         """Its loan is over, and its handle with it. unseen: nobody got it."""
         again = Entry(self, entry.position, entry.record, entry.attempts - unseen, due, entry.expires, retried=due > 0)
         self._entries[entry.position] = again
         self.on_loan -= 1
+        entry.state = OVER
         if due:
             heapq.heappush(self._later, (due, entry.position))
         else:
@@ -182,12 +180,21 @@ class Line:
 
     def lend_again(self, entry: Entry, again: Entry) -> None:
         """Undo `take_back`, unless more has happened since."""
-        if self.has(again) and again.state is State.WAITING:
+        if again.state == WAITING:
+            again.state = OVER
+            entry.state = LENT
             self._entries[entry.position] = entry
             self.on_loan += 1
 
+    def finished(self, entry: Entry) -> None:
+        del self._entries[entry.position]
+        self.on_loan -= 1
+        entry.state = FINISHED
+
     def drop(self) -> None:
         """It may be another's: no handle is valid any more."""
+        for entry in self._entries.values():
+            entry.state = OVER
         self._entries.clear()
 
     # --- storing -----------------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ class Line:
         due: dict[Position, int] = {}
         at = self._base
         for position, entry in self._entries.items():
-            if entry.state is State.FINISHING:
+            if entry.state == FINISHING:
                 continue
             if position > at:
                 runs.append((at, position, True, 0))
@@ -214,21 +221,28 @@ class Line:
         if self._next > at:
             runs.append((at, self._next, True, 0))
         if self._stored is not None:
-            if self._stored.end <= self._next:
-                self._stored = None
-            else:
-                runs.extend(
-                    (max(start, self._next), stop, finished, attempts)
-                    for start, stop, finished, attempts in self._stored.runs
-                    if stop > self._next
-                )
-                due.update((place, when) for place, when in self._stored.due.items() if place >= self._next)
+            runs.extend(
+                (max(start, self._next), stop, finished, attempts)
+                for start, stop, finished, attempts in self._stored.runs
+                if stop > self._next
+            )
+            due.update((place, when) for place, when in self._stored.due.items() if place >= self._next)
         end = runs[-1][1] if runs else self._next
         if runs and runs[-1][2:] == (False, 0):
             end = runs.pop()[0]
         if runs and runs[0][2]:
             self._base = runs.pop(0)[1]
         return Progress(runs[0][0] if runs else end, runs, due)
+
+
+def settle(entries: Iterable[Entry], *, finished: bool) -> None:
+    """What was FINISHING is finished, or it is not. Hot."""
+    for entry in entries:
+        if entry.state == FINISHING:
+            if finished:
+                entry.line.finished(entry)
+            else:
+                entry.state = LENT
 
 
 def _position(entry: Entry) -> Position:

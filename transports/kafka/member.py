@@ -59,7 +59,8 @@ class Member:
 
     share: what the group has given this member, None until it has joined. held: what it may be working on, as whoever
     uses it says; a number that is in `held` and no more in `share` is to be given up, by taking it out of `held` and
-    telling so by `gave_up`: until then nobody else gets it. lost: why it is no member any more; all may be another's.
+    telling so by `gave_up`: until then nobody else gets it. resting: it is to get nothing for now. lost: why it is no
+    member any more; all may be another's.
     changed: called when share or lost changes.
     """
 
@@ -69,6 +70,7 @@ class Member:
         self.group, self.topic, self.n, self.session = group, topic, n, session
         self.share: frozenset[int] | None = None
         self.held: Collection[int] = frozenset()
+        self.resting = False
         self.lost: BrokerError | None = None
         self._cluster, self._changed = cluster, changed
         number = next(_numbers)
@@ -101,6 +103,11 @@ class Member:
     def gave_up(self) -> None:
         """Something was taken out of `held`: if others wait for it, they get it."""
         if self.share is not None and not self._claimed <= self.share | frozenset(self.held):
+            self._rejoin.set()
+
+    def rest(self, resting: bool) -> None:
+        if self.resting != resting:
+            self.resting = resting
             self._rejoin.set()
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
@@ -213,7 +220,7 @@ class Member:
 
     async def _join(self) -> frozenset[int]:
         self._claimed = frozenset(self.held) | (self.share or frozenset())
-        about = msgspec.msgpack.encode((self.n, sorted(self._claimed)))
+        about = msgspec.msgpack.encode((self.n, sorted(self._claimed), self.resting))
         request = JoinGroupRequest(
             self.group,
             round(self.session * 1000),
@@ -264,15 +271,18 @@ class Member:
         raise _Again(str(error))
 
     def _share_out(self, members: Collection[Any]) -> list[tuple[str, bytes]]:
-        held: dict[str, list[int]] = {}
+        held: dict[str, frozenset[int]] = {}
+        rest: set[str] = set()
         for member_id, *_, metadata in members:
-            n, claimed = msgspec.msgpack.decode(
-                ConsumerProtocolMemberMetadata.decode(metadata).user_data, type=tuple[int, list[int]]
+            n, claimed, resting = msgspec.msgpack.decode(
+                ConsumerProtocolMemberMetadata.decode(metadata).user_data, type=tuple[int, frozenset[int], bool]
             )
             self.n = max(self.n, n)
             held[member_id] = claimed
-        shares = assign(self.group, self.n, held)
-        about = b"" if sum(map(len, shares.values())) == self.n else _MORE
+            if resting:
+                rest.add(member_id)
+        shares = assign(self.group, self.n, held, rest)
+        about = b"" if all(held[member_id] <= share for member_id, share in shares.items()) else _MORE
         return [
             (member_id, ConsumerProtocolMemberAssignment(0, [(self.topic, sorted(share))], about).encode())
             for member_id, share in shares.items()
@@ -295,22 +305,27 @@ class Member:
         node = await self._cluster.coordinator(GROUP, self.group)
         try:
             if waits:
-                return await self._cluster.ask(node, request, self._waiting_lane, patience=2 * self.session + 5.0)
+                return await self._cluster.ask(node, request, self._waiting_lane, patience=self._patience)
             return await self._cluster.ask(node, request, self._lane)
         except (Unreachable, Lost):
             self._cluster.forget_coordinator(GROUP, self.group)
             raise
 
+    @property
+    def _patience(self) -> float:
+        """Seconds that the group may take to agree: one that died is waited for until its session ends."""
+        return 2 * self.session + 5.0
+
     async def _agreement(self) -> None:
         """Wait until the group has agreed anew. Raises StaleDelivery if it does without this member."""
         ended = asyncio.ensure_future(self._agreed.wait())
         try:
-            await asyncio.wait([ended, *self._tasks], timeout=self.session, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, *self._tasks], timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
         self._check()
         if not self._agreed.is_set():
-            raise self._problem(f"it has not agreed on its members for {self.session:g} s")
+            raise self._problem(f"it has not agreed on its members for {self._patience:g} s")
 
     def _forget_if_moved(self, error: kafka.KafkaError) -> None:
         if isinstance(error, _MOVED):

@@ -18,8 +18,11 @@ NAME_BYTES = 249
 """The longest name that Kafka takes."""
 
 _QUEUE = "queue."
-_ESCAPE = re.compile(r"_-([0-9a-f]{1,6})-_")
-_ODD = re.compile(r"[^A-Za-z0-9._-]|_(?=-[0-9a-f]{1,6}-_)")  # an underscore only where it would look like an escape
+_NOTHING = "_-x-_"
+_ESCAPE = re.compile(r"_-([0-9a-f]{1,6}|x)-_")
+_ODD = re.compile(
+    r"[^A-Za-z0-9._-]|_(?=-(?:[0-9a-f]{1,6}|x)-_)"
+)  # an underscore only where it would look like an escape
 _ODD_OR_ALIKE = re.compile(r"[^A-Za-z0-9-]")
 
 
@@ -40,7 +43,7 @@ def _kafka_name(prefix: str, name: str, queue: bool, odd: re.Pattern[str]) -> st
         escaped = f"queue{_escape('.')}{escaped.removeprefix(_QUEUE)}"
     found = f"{prefix}{_QUEUE if queue else ''}{escaped}"
     if found in ("", ".", ".."):
-        found = _escape(".") * len(found) or "_--_"
+        found = _escape(".") * len(found) or _NOTHING
     if len(found) > NAME_BYTES:
         raise ConfigurationError(
             f"topic {name!r} would be called {found!r} on Kafka, which takes {NAME_BYTES} characters of {len(found)}"
@@ -55,7 +58,7 @@ def plain_name(prefix: str, found: str) -> tuple[str, bool] | None:
     name = found.removeprefix(prefix)
     queue = name.startswith(_QUEUE)
     name = name.removeprefix(_QUEUE) if queue else name
-    return ("" if name == "_--_" else _ESCAPE.sub(_character, name)), queue
+    return _ESCAPE.sub(_character, name), queue
 
 
 def check_prefix(prefix: str) -> str:
@@ -71,5 +74,7 @@ def _escape(character: str) -> str:
 
 
 def _character(match: re.Match[str]) -> str:
+    if match[0] == _NOTHING:
+        return ""
     code = int(match[1], 16)
     return chr(code) if code < 0x110000 else match[0]

@@ -145,7 +145,7 @@ def unpack(data: bytes, start: Position, aborted: Iterable[tuple[int, int]] | No
             continue
         places: Sequence[Position] = range(first, following) if dense else [record.offset for record in found]
         positions = _joined(positions, places)
-        records += _plain(found)
+        records += _plain(found, batch)
     return Chunk(start, following, records, positions, len(data))
 
 
@@ -158,8 +158,10 @@ def _joined(left: Sequence[Position], right: Sequence[Position]) -> Sequence[Pos
     return [*left, *right] if left else right
 
 
-def _plain(records: list[Any]) -> list[Any]:
-    """Kafka's own records, unless one has a header without a value, which Thalweg's records cannot have."""
+def _plain(records: list[Any], batch: Any) -> list[Any]:
+    """Kafka's own records, but for what Thalweg's cannot have: headers without a value, no timestamp (before 0.10)."""
+    if getattr(batch, "magic", 0) < 2:
+        return [Message(record.value, record.key, (), max(record.timestamp or 0, 0)) for record in records]
     for record in records:
         if record.headers:
             break

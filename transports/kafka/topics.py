@@ -28,6 +28,9 @@ _TOPIC, _BROKER = 2, 4
 _INVALID_NAME, _EXISTS = 17, 36
 _OUR_FAULT = frozenset({37, 38, 40})  # partitions, replication factor, settings
 _DEFAULT_BYTES = 1048588
+_TRUNCATED_SEGMENT = 16 << 20
+"""Bytes of a file of a partition that will be truncated: what is dropped frees its space when it fills whole files."""
+
 _PAUSE = 0.05
 
 
@@ -206,6 +209,8 @@ class Topics:
             config["retention.ms"] = str(round(spec.retention * 1000))
         if spec.compact:
             config["cleanup.policy"] = "compact" if spec.retention is None else "compact,delete"
+        if spec.truncated:
+            config["segment.bytes"] = str(_TRUNCATED_SEGMENT)
         if replication >= 3:
             config["min.insync.replicas"] = "2"
         config.update((name, value) for name, value in spec.options.items() if not (spec.queue and name in OF_QUEUES))

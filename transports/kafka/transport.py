@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
+from aiokafka import codec
 from thalweg.capabilities import Claim, Commit, Log
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
@@ -78,6 +79,11 @@ class KafkaTransport:
     def __init__(self, url: Url, options: KafkaOptions | None = None) -> None:
         self._options = options or KafkaOptions()
         check_prefix(self._options.prefix)
+        if not getattr(codec, f"has_{self._options.compression}", lambda: True)():
+            raise ConfigurationError(
+                f"compression={self._options.compression}: what it takes is not installed: "
+                'pip install "thalweg[kafka]", or choose gzip'
+            )
         self._endpoint = _endpoint(url, self._options)
         self._version = ""
         self._warnings: list[str] = []
@@ -163,6 +169,10 @@ class KafkaTransport:
             self._warnings.append(
                 "one broker, so replication factor 1: what it acknowledged is lost with its disk, and what the "
                 "operating system had not yet written, with its power; run three brokers"
+            )
+        if self._endpoint.sasl == "PLAIN" and self._endpoint.tls is None:
+            self._warnings.append(
+                "the password crosses the network as it is: use kafkas://, or SCRAM by ?sasl=SCRAM-SHA-512"
             )
         if settings.get("unclean.leader.election.enable") == "true":
             self._warnings.append(

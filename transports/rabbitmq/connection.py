@@ -36,7 +36,16 @@ from yarl import URL
 
 from .publishing import Outgoing, Publisher
 
-__all__ = ["Connection", "ConnectionLost", "Endpoint", "Outgoing", "Refused", "finish", "ignore_failure"]
+__all__ = [
+    "Connection",
+    "ConnectionLost",
+    "Endpoint",
+    "Outgoing",
+    "Refused",
+    "Unroutable",
+    "finish",
+    "ignore_failure",
+]
 
 T = TypeVar("T")
 
@@ -54,6 +63,10 @@ class Refused(BrokerError):
     def __init__(self, message: str, reason: BaseException) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Unroutable(BrokerError):
+    """There is no queue to take any of the messages: nothing was written."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -258,7 +271,11 @@ class Connection:
                 raise self._complaint([error], what) from None
             problems = [problem for problem in map(_failure, confirms) if problem is not None]
             if problems:
-                raise self._complaint(problems, what)
+                complaint = self._complaint(problems, what)
+                unroutable = all(isinstance(problem, PublishError) for problem in problems)
+                if start == 0 and unroutable and len(problems) == len(part):
+                    raise Unroutable(str(complaint))
+                raise complaint
 
     async def _publishing(self) -> Publisher:
         async with self._making_publisher:

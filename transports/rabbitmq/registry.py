@@ -29,6 +29,7 @@ class Topic(msgspec.Struct, frozen=True):
     kind: str = "stream"
     retention: float | None = None
     options: Mapping[str, str] = {}
+    truncated: bool = False
 
 
 class _Entry(msgspec.Struct, omit_defaults=True):

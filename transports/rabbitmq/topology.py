@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from aiormq.abc import AbstractChannel
+from thalweg.errors import TopicMismatch
 
 from .connection import Connection, Refused
 from .names import Names
 from .registry import Topic
 
-__all__ = ["MANY", "bind", "create_log", "create_queue", "ensure_exchange", "ensure_queue", "exists", "group_queue"]
+__all__ = [
+    "MANY",
+    "bind",
+    "create_log",
+    "create_queue",
+    "create_stream",
+    "delete_queue",
+    "ensure_exchange",
+    "ensure_queue",
+    "exists",
+    "group_queue",
+]
 
 MANY = 1_000_000_000
 """As x-delivery-limit: how often is the runtime's to decide; RabbitMQ 4 drops a message after 20."""
@@ -21,12 +34,42 @@ LEVELS = 10
 """Priorities 0 to 9, of classic queues."""
 
 
+_SEGMENT = 50_000_000
+"""Bytes of the files of which a stream with a retention consists: it is whole files that expire."""
+
+
 async def create_log(connection: Connection, names: Names, topic: Topic) -> None:
+    """A stream for each partition, and the root of those that will be truncated."""
+    streams = [names.topic(topic.name, number) for number in range(topic.partitions)]
+    if topic.truncated:
+        streams.append(names.topic(topic.name, "root"))
+    for start in range(0, len(streams), 8):
+        await asyncio.gather(*(create_stream(connection, stream, topic) for stream in streams[start : start + 8]))
+
+
+async def create_stream(connection: Connection, stream: str, topic: Topic) -> None:
+    """Raises `TopicMismatch` where there is a queue of another kind under this name."""
     arguments: dict[str, Any] = {"x-queue-type": "stream"}
     if topic.retention is not None:
         arguments["x-max-age"] = f"{max(1, round(topic.retention))}s"
-    for number in range(topic.partitions):
-        await ensure_queue(connection, names.topic(topic.name, number), arguments)
+        arguments["x-stream-max-segment-size-bytes"] = _SEGMENT
+    arguments.update(own_arguments(topic.options))
+    try:
+        await ensure_queue(connection, stream, arguments, "x-queue-type")
+    except Refused as refused:
+        if "x-queue-type" in str(refused):
+            raise TopicMismatch(
+                f"topic {topic.name!r} needs a stream named {stream!r}, and there is a queue of another kind: {refused}"
+            ) from None
+        raise
+
+
+async def delete_queue(connection: Connection, name: str) -> None:
+    """Gone already is as good."""
+    channel = await connection.channel()
+    with contextlib.suppress(Refused):
+        await connection.ask(channel.queue_delete(name))
+    await _close(channel)
 
 
 async def create_queue(connection: Connection, names: Names, topic: Topic) -> None:
@@ -56,13 +99,14 @@ def own_arguments(options: Mapping[str, str]) -> dict[str, Any]:
     return {name: _typed(value) for name, value in options.items() if name.startswith("x-")}
 
 
-async def ensure_queue(connection: Connection, name: str, arguments: Mapping[str, Any]) -> None:
-    """Durable. One that exists otherwise stays as it is."""
+async def ensure_queue(connection: Connection, name: str, arguments: Mapping[str, Any], essential: str = "") -> None:
+    """Durable. One that exists otherwise stays as it is; if it differs in what is essential, raises `Refused`."""
     await _ensure(
         connection,
         lambda channel: channel.queue_declare(name, durable=True, arguments=dict(arguments)),
         lambda channel: channel.queue_declare(name, passive=True),
         f"declaring the queue {name!r}: ",
+        essential,
     )
 
 
@@ -106,11 +150,14 @@ async def _ensure(
     declare: Callable[[AbstractChannel], Coroutine[Any, Any, Any]],
     look: Callable[[AbstractChannel], Coroutine[Any, Any, Any]],
     what: str,
+    essential: str = "",
 ) -> None:
     channel = await connection.channel()
     try:
         await connection.ask(declare(channel), what)
     except Refused as refused:
+        if essential and f"'{essential}'" in str(refused):
+            raise
         channel = await connection.channel()
         try:
             await connection.ask(look(channel))

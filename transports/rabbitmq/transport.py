@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
-from thalweg.capabilities import Logs, require
+from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
 from thalweg.url import Url
@@ -19,6 +19,7 @@ from .delays import Delays
 from .group_channel import GroupChannel, Means
 from .keeper import Keeper
 from .locks import Lock, Locks
+from .logs import Logs, LogSettings
 from .names import Names
 from .peers import Peers
 from .registry import Registry, Topic
@@ -37,8 +38,9 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     message_bytes: largest message (key, value and headers); the server's own max_message_size counts as well.
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
     heartbeat: seconds after which a dead network is noticed, and of silence after which the server gives up a client.
-    streams: how logs are read and written: amqp, rstream (the stream plug-in's own protocol), or auto, the faster one
-    that answers. stream_port: of the plug-in.
+    streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
+    that answers. stream_port: of the plug-in. roll_bytes: how large the stream of a journal may grow before it is
+    replaced by another, so that it can be deleted.
     queues: what queues are made as: quorum (replicated), or classic, which alone have priorities.
     tls_ca, tls_cert, tls_key: files, for amqps://. tls_verify=false accepts any certificate.
     """
@@ -48,8 +50,9 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
     heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 10
-    streams: Literal["auto", "amqp", "rstream"] = "auto"
+    streams: Literal["auto", "amqp", "native"] = "auto"
     stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5552
+    roll_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     queues: Literal["quorum", "classic"] = "quorum"
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -88,7 +91,10 @@ class RabbitTransport:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        found = {Capability.LOCKS, Capability.PEERS, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY}
+        found = {
+            *(Capability.LOG, Capability.LOCKS, Capability.PEERS),
+            *(Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY),
+        }
         if self._options.queues == "classic":
             found.add(Capability.PRIORITY)
         return frozenset(found)
@@ -99,11 +105,12 @@ class RabbitTransport:
 
     @property
     def description(self) -> str:
-        return f"{self._version or 'RabbitMQ'}, {self._endpoint.place}"
+        way = f", streams by {self._logs.way.name}" if self._opened else ""
+        return f"{self._version or 'RabbitMQ'}, {self._endpoint.place}{way}"
 
     @property
     def warnings(self) -> Sequence[str]:
-        return []
+        return self._logs.warnings if self._opened else []
 
     async def open(self) -> None:
         if self._opened:
@@ -115,6 +122,9 @@ class RabbitTransport:
         self._reading = Connection(self._endpoint, "reading")
         self._registry = Registry(self._connection, self._names)
         self._delays = Delays(self._connection, self._names)
+        options = self._options
+        settings = LogSettings(options.streams, options.stream_port, options.message_bytes, options.roll_bytes)
+        self._logs = Logs(self._endpoint, self._names, self._reading, self._connection, settings)
         self._numbers = Tail(
             self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
         )
@@ -125,6 +135,7 @@ class RabbitTransport:
             self._version = f"{properties.get('product', 'RabbitMQ')} {properties.get('version', '')}".strip()
             with contextlib.suppress(Refused):  # whoever needs it will hear why
                 await self._registry.read()
+            await self._logs.open()
         except BaseException:
             await self._close()
             raise
@@ -141,6 +152,7 @@ class RabbitTransport:
     async def _close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._open_channels))
         self._open_channels.clear()
+        await self._logs.close()
         if self._keeping is not None:
             keeper, locks, peers = self._keeping
             await asyncio.gather(locks.close(), peers.close())
@@ -165,7 +177,7 @@ class RabbitTransport:
         partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
         kind = spec.options.get("type", self._options.queues) if spec.queue else "stream"
         topic = await self._registry.declare(
-            Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options))
+            Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options), spec.truncated)
         )
         self._check(spec, topic)
         if not topic.queue:
@@ -227,8 +239,7 @@ class RabbitTransport:
         channel: RabbitQueue | GroupChannel
         if not found.queue:
             means = Means(self._connection, self._names, self.try_lock, self.peers, self._options.lease)
-            logs = require(self, Capability.LOG, Logs, f"topic {topic!r}", "any with streams")  # type: ignore[type-abstract]
-            channel = GroupChannel(means, await logs.log(topic), topic, found.partitions, group)
+            channel = GroupChannel(means, self._logs.log(found), topic, found.partitions, group)
             self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
             return channel
         place = await self._place_of(found, group)
@@ -238,6 +249,9 @@ class RabbitTransport:
         )
         self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
         return channel
+
+    async def log(self, topic: str) -> Log:
+        return self._logs.log(await self._log_topic(topic))
 
     async def _place_of(self, topic: Topic, group: str) -> Place:
         names, name = self._names, topic.name

@@ -41,6 +41,7 @@ class Doorbell:
         self._rung: dict[int, asyncio.Event] = {}
         self._sleepers = 0
         self._watch: asyncio.Task[None] | None = None
+        self._deaf = False
 
     def open(self) -> None:
         """Raises `BrokerError` if the folder cannot hold FIFOs."""
@@ -74,7 +75,8 @@ class Doorbell:
         asyncio.get_running_loop().add_reader(self._ends[0], self._answer)
 
     async def deaf(self) -> None:
-        """Undo `listen`; wake all sleepers."""
+        """Undo `listen`; wake all sleepers, and let nobody fall asleep any more."""
+        self._deaf = True
         if self._ends:
             asyncio.get_running_loop().remove_reader(self._ends[0])
         self.ring_all_here()
@@ -114,6 +116,8 @@ class Doorbell:
 
     async def wait(self, event: asyncio.Event, timeout: float | None) -> None:
         """Sleep until the event is set, at most `timeout` seconds. May return early."""
+        if self._deaf:
+            return
         self._sleepers += 1
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watching())

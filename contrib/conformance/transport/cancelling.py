@@ -25,7 +25,7 @@ async def cancelled(task: asyncio.Task[object], turns: int) -> bool:
 async def a_cancelled_get_loses_nothing(trial: Trial, topic: TopicSpec) -> None:
     channel = await trial.channel(topic)
     count, got = 12 * trial.size, list[bytes | None]()
-    producer = await trial.channel(topic, "other group")
+    producer = await trial.producer(topic)
     for number in range(count):
         get = asyncio.create_task(channel.get(10, 3600))
         await asyncio.sleep(0)
@@ -115,7 +115,7 @@ async def one_cancelled_task_does_not_disturb_the_others(trial: Trial, topic: To
 @prop(Profile.CORE, cases=TOPICS)
 async def gets_that_time_out_lose_nothing(trial: Trial, topic: TopicSpec) -> None:
     channel = await trial.channel(topic)
-    producer = await trial.channel(topic, "other group")
+    producer = await trial.producer(topic)
     count, got = 20 * trial.size, list[bytes | None]()
 
     async def produce() -> None:

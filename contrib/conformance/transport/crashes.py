@@ -54,7 +54,7 @@ async def what_was_acknowledged_to_a_producer_survives_its_death(trial: Trial, t
 
 @prop(Profile.DURABLE, cases=TOPICS)
 async def a_process_that_starts_over_goes_on_where_the_killed_one_stopped(trial: Trial, topic: TopicSpec) -> None:
-    producer = await trial.channel(topic, "other group")
+    producer = await trial.producer(topic)
     count = 12 * trial.size
     for number in range(count):
         await producer.put(numbered(number))

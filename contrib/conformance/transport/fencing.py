@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
-from thalweg.capabilities import Commit, Fencing, Log
+from thalweg.capabilities import Claim, Commit, Fencing, Log
 from thalweg.channel import Capability, TopicSpec, Transport
 from thalweg.contrib.conformance.properties import Profile, prop
 from thalweg.contrib.conformance.trial import LONG, Trial, fences, numbered, values
@@ -149,6 +150,36 @@ async def a_claim_fences_a_killed_owner(trial: Trial) -> None:
     heir = await r.b.claim(r.j, 0, Message(b"n"))
     await r.b.commit({heir: Commit(numbered(2))})
     assert await trial.read(r.journal) == [b"m", b"1", b"n", b"2"]
+
+
+@prop(Profile.FENCED, Capability.FENCING)
+async def a_commit_is_whole_or_absent_where_its_process_was_killed(trial: Trial) -> None:
+    for turn in range(2 * trial.size):
+        r = await rivals(trial, elsewhere=True)
+        claim = await r.a.claim(r.j, 0, Message(b"m"))
+        told: list[bytes] = []
+
+        async def work(turn: int, r: Rivals, claim: Claim, told: list[bytes]) -> None:
+            with suppress(BrokerError):
+                for number in range(1000):
+                    value = b"%d.%d" % (turn, number)
+                    await r.a.commit(
+                        {claim: Commit([Message(value)], {(r.o, n): [Message(value)] * 3 for n in range(2)})}
+                    )
+                    told.append(value)
+
+        working = trial.start(work(turn, r, claim, told))
+        some = trial.dice.randint(3, 20)
+        async with trial.patience("some commits"):
+            while len(told) < some and not working.done():
+                await trial.step()
+        await trial.rig.crash(r.transports[0])
+        await trial.soon(asyncio.wait([working]), "a commit of a killed process to fail")
+        await r.b.claim(r.j, 0, Message(b"m"))  # whatever was under way has happened by now, or never will
+        written = [value for value in await trial.read(r.journal) if value != b"m"]
+        assert set(told) <= set(written)
+        for partition in range(2):
+            assert await trial.read(r.out, partition) == [value for value in written for _ in range(3)]
 
 
 @prop(Profile.FENCED, Capability.FENCING)

@@ -48,7 +48,7 @@ async def what_came_back_is_delivered_before_later_messages_of_its_key(trial: Tr
 @prop(Profile.ORDERED)
 async def order_holds_across_reconnects_of_the_consumer(trial: Trial) -> None:
     count, got = 30 * trial.size, list[bytes | None]()
-    producer = await trial.channel(LOG, "other group")
+    producer = await trial.producer(LOG)
     for number in range(0, count, 5):
         await producer.put(numbered(*range(number, number + 5)))
     while len(got) < count:
@@ -62,7 +62,7 @@ async def order_holds_across_reconnects_of_the_consumer(trial: Trial) -> None:
 
 @prop(Profile.ORDERED)
 async def each_producers_messages_of_a_key_keep_their_order(trial: Trial) -> None:
-    channel, other = await trial.channel(LOG), await trial.channel(LOG, "other group")
+    channel, other = await trial.channel(LOG), await trial.producer(LOG)
     count = 20 * trial.size
 
     async def produce(name: bytes, through: Channel) -> None:

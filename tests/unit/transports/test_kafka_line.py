@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thalweg.errors import BrokerError
 from thalweg.message import Batch, Message
-from thalweg.transports.kafka.line import DUE, EXPIRES, MOST_OPEN, Entry, Line, State
+from thalweg.transports.kafka.line import DUE, EXPIRES, FINISHED, FINISHING, LENT, MOST_OPEN, OVER, Entry, Line, settle
 from thalweg.transports.kafka.progress import Progress, Run
 
 
@@ -137,28 +137,27 @@ def test_a_line_against_a_model(chance: random.Random, step: int) -> None:
         elif entry is not None:
             model.lent.remove(entry)
             if action == "finish":
-                entry.state = State.FINISHING
+                entry.state = FINISHING
                 model.finished.add(entry.position)
                 model.store()
                 model.line.finished(entry)
             elif action == "fail":  # to store it
-                entry.state = State.FINISHING
-                model.line.not_finished(entry)
+                entry.state = FINISHING
+                settle([entry], finished=False)
                 model.lent.append(entry)
             elif action == "retry":
                 model.line.take_back(entry, now + chance.randrange(3))
                 model.store()
             else:
                 model.line.take_back(entry)
-            if action in ("retry", "end"):
-                assert not model.line.has(entry)
+            assert entry.state == {"finish": FINISHED, "fail": LENT}.get(action, OVER)
     model.take_over()
     for _ in range(200):
         now += 10
         model.read(1000)
         model.lend(1000, now)
         for entry in model.lent:
-            entry.state = State.FINISHING
+            entry.state = FINISHING
             model.finished.add(entry.position)
         model.store()
         for entry in model.lent:
@@ -199,7 +198,7 @@ def test_a_message_is_delivered_when_due_and_not_once_it_has_expired() -> None:
     again = line.take_back(lent[1])
     assert line.next_due == 100
     assert not line.lend(10, 60, 0.0)
-    assert not line.has(again)
+    assert again.state == FINISHED
     assert [e.record.value for e in line.lend(10, 100, 0.0)] == [b"0"]
 
 

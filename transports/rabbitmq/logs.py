@@ -1,0 +1,110 @@
+"""How logs are made and opened: the way to the streams, chosen once, and what a log consists of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from thalweg.errors import BrokerError
+
+from .amqp_streams import AmqpStreams
+from .connection import Connection, Endpoint
+from .generations import Generations, Root
+from .log import RabbitLog
+from .names import Names
+from .native import NativeStreams
+from .partition import Partition
+from .registry import Topic
+from .rolling import RollingPartition
+from .shelf import Shelf
+from .streams import Streams
+from .topology import create_stream, delete_queue
+
+__all__ = ["LogSettings", "Logs"]
+
+
+class LogSettings(msgspec.Struct, frozen=True):
+    """way: to the streams. port: of the stream plug-in. roll_bytes: see `RollingPartition`."""
+
+    way: Literal["auto", "amqp", "native"]
+    port: int
+    message_bytes: int
+    roll_bytes: int
+
+
+class Logs:
+    """Of one transport. `open` it first."""
+
+    def __init__(
+        self, endpoint: Endpoint, names: Names, reading: Connection, writing: Connection, settings: LogSettings
+    ) -> None:
+        self.warnings: list[str] = []
+        self._endpoint, self._names, self._writing, self._settings = endpoint, names, writing, settings
+        self._amqp = AmqpStreams(reading, writing)
+        self._native: NativeStreams | None = None
+        self._open: list[RabbitLog] = []
+
+    @property
+    def way(self) -> Streams:
+        return self._native or self._amqp
+
+    async def open(self) -> None:
+        """Raises `BrokerError` if the stream plug-in does not answer and nothing else is allowed."""
+        if self._settings.way == "amqp":
+            return
+        native = NativeStreams(self._endpoint, self._settings.port, self._amqp)
+        try:
+            await native.open()
+        except BrokerError as error:
+            await native.close()
+            if self._settings.way == "native":
+                raise
+            self.warnings.append(
+                f"streams go over AMQP, a tenth as fast: {error}. Enable it (rabbitmq-plugins enable rabbitmq_stream), "
+                "name its port by ?stream_port=, or choose AMQP by ?streams=amqp"
+            )
+            return
+        self._native = native
+
+    def log(self, topic: Topic) -> RabbitLog:
+        numbers = range(topic.partitions)
+        names, streams, timeout = self._names, self.way, self._endpoint.timeout
+        shelf = Shelf(streams)
+        generations = {number: Generations(names.topic(topic.name, number)) for number in numbers}
+        root: Root | None = None
+        partitions: list[Partition]
+        if topic.truncated:
+            root = chain = Root(self._amqp, names.topic(topic.name, "root"), generations, timeout)
+
+            def name(number: int, generation: int, random: str) -> str:
+                return names.topic(topic.name, number, generation, random)
+
+            async def make(stream: str) -> None:
+                await create_stream(self._writing, stream, topic)
+
+            async def delete(stream: str) -> None:
+                await delete_queue(self._writing, stream)
+
+            partitions = [
+                RollingPartition(
+                    *(streams, shelf, topic.name, number, generations[number], timeout),
+                    *(chain, name, make, delete, self._settings.roll_bytes),
+                )
+                for number in numbers
+            ]
+        else:
+            partitions = [
+                Partition(streams, shelf, topic.name, number, generations[number], timeout) for number in numbers
+            ]
+        log = RabbitLog(topic.name, partitions, shelf, root, self._settings.message_bytes)
+        shelf.changed = log.changed
+        self._open = [known for known in self._open if not known.closed] + [log]
+        return log
+
+    async def close(self) -> None:
+        for log in self._open:
+            await log.close()
+        self._open.clear()
+        if self._native is not None:
+            await self._native.close()
+        await self._amqp.close()

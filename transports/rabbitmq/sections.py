@@ -1,0 +1,200 @@
+"""A message as the stream plug-in stores it: sections of AMQP 1.0, which RabbitMQ turns into AMQP 0.9.1 and back.
+
+What is written here is what RabbitMQ makes of the same message published by AMQP 0.9.1 (`wire.py`): headers are the
+application properties, the body one data section. It has no other form of body for AMQP 0.9.1, and takes no symbols
+there. The paths for messages without headers are hot: 1 us to write one, 1.3 us to read it.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+
+from thalweg.message import Message
+
+from .wire import KEY, TIME, Value, from_headers, to_headers
+
+__all__ = ["decode", "encode", "message_id"]
+
+_DATA = b"\x00\x53\x75"
+_APPLICATION = b"\x00\x53\x74"
+_PROPERTIES = b"\x00\x53\x73"
+_KEY_NAME = b"\xa1" + bytes([len(KEY)]) + KEY.encode()
+_TIME_NAME = b"\xa1" + bytes([len(TIME)]) + TIME.encode() + b"\x81"
+_PLAIN = _APPLICATION + b"\xc1"
+_KEY_AT, _KEY_TEXT = len(_PLAIN) + 2, len(_PLAIN) + 2 + len(_KEY_NAME)
+_LONG = struct.Struct(">q")
+_SIZE = struct.Struct(">I")
+
+
+# --- out ---------------------------------------------------------------------------------------------------
+
+
+def encode(message: Message, id: str | None = None) -> bytes:
+    """id: ASCII, by which the writer will know the message again."""
+    value, key = message.value, message.key
+    if not message.headers and value is not None and key is not None and len(key) < 128 and key.isascii():
+        stamp = _LONG.pack(message.timestamp or time.time_ns() // 1_000_000)
+        size = bytes((len(key) + 42, 4, *_KEY_NAME, 0xA1, len(key)))
+        plain = b"%b%b%b%b%b" % (_PLAIN, size, key, _TIME_NAME, stamp)
+    else:
+        plain = _APPLICATION + _table(to_headers(message))
+    body = b"" if value is None else value
+    size = b"\xa0%c" % len(body) if len(body) < 256 else b"\xb0" + _SIZE.pack(len(body))
+    if id is None:
+        return b"%b%b%b%b" % (plain, _DATA, size, body)
+    named = b"%b\xc0%c\x01\xa1%c%b" % (_PROPERTIES, len(id) + 3, len(id), id.encode())
+    return b"%b%b%b%b%b" % (named, plain, _DATA, size, body)
+
+
+def _table(values: Mapping[str, Value]) -> bytes:
+    parts: list[bytes] = []
+    for name, value in values.items():
+        parts.append(_variable(0xA1, name.encode()))
+        if isinstance(value, bool):
+            parts.append(b"\x41" if value else b"\x42")
+        elif isinstance(value, int):
+            parts.append(b"\x81" + _LONG.pack(value))
+        elif isinstance(value, str):
+            parts.append(_variable(0xA1, value.encode()))
+        else:
+            parts.append(_variable(0xA0, value))
+    return b"\xd1" + struct.pack(">II", sum(map(len, parts)) + 4, len(parts)) + b"".join(parts)
+
+
+def _variable(kind: int, data: bytes) -> bytes:
+    if len(data) < 256:
+        return bytes((kind, len(data))) + data
+    return bytes((kind | 0x10,)) + _SIZE.pack(len(data)) + data
+
+
+# --- in ----------------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, written: int) -> Message:
+    """written: when, in ms, for a message that tells no time. What is no AMQP 1.0 is taken for a bare value."""
+    start = 5 + data[4] if data[:4] == b"\x00\x53\x73\xc0" else 0
+    if not start and data[:4] == _PLAIN and data[_KEY_AT:_KEY_TEXT] == _KEY_NAME and data[5] == 4:
+        found = _decode_plain(data)
+        if found is not None:
+            return found
+    elif start and data[start : start + 4] == _PLAIN and data[start + 5] == 4:
+        found = _decode_plain(data[start:])
+        if found is not None:
+            return found
+    return _decode_any(data, written)
+
+
+def _decode_plain(data: bytes) -> Message | None:
+    """As `encode` makes it of a message without headers; None if it is not that."""
+    try:
+        if data[_KEY_AT:_KEY_TEXT] != _KEY_NAME or data[_KEY_TEXT] != 0xA1:
+            return None
+        end = _KEY_TEXT + 2 + data[_KEY_TEXT + 1]
+        stamp = end + len(_TIME_NAME)
+        if data[end:stamp] != _TIME_NAME or data[stamp + 8 : stamp + 11] != _DATA:
+            return None
+        if data[stamp + 11] == 0xA0:
+            value = data[stamp + 13 :]
+            whole = len(value) == data[stamp + 12]
+        else:
+            value = data[stamp + 16 :]
+            whole = data[stamp + 11] == 0xB0 and len(value) == _SIZE.unpack_from(data, stamp + 12)[0]
+        return Message(value, data[_KEY_TEXT + 2 : end], (), _LONG.unpack_from(data, stamp)[0]) if whole else None
+    except (IndexError, struct.error):
+        return None
+
+
+def message_id(data: bytes) -> str | None:
+    """Of a message as RabbitMQ keeps it, whoever wrote it."""
+    try:
+        at = 0
+        while data[at] == 0 and data[at + 2] < 0x74:
+            section = data[at + 2]
+            value, at = _value(data, at + 3)
+            if section == 0x73:
+                first = value[0] if isinstance(value, list) and value else None
+                return first if isinstance(first, str) else None
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _decode_any(data: bytes, written: int) -> Message:
+    body, headers, at = b"", dict[str, object](), 0
+    try:
+        while at < len(data):
+            if data[at] != 0 or data[at + 1] != 0x53:
+                raise IndexError
+            section = data[at + 2]
+            value, at = _value(data, at + 3)
+            if section == 0x75 and isinstance(value, (bytes, str)):
+                body += value.encode() if isinstance(value, str) else value
+            elif section == 0x77:
+                body = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
+            elif section == 0x74 and isinstance(value, dict):
+                headers = value
+            elif section == 0x73 and isinstance(value, list) and len(value) > 9 and isinstance(value[9], int):
+                written = value[9]
+            elif not 0x70 <= section <= 0x78:
+                raise IndexError
+    except (IndexError, struct.error, UnicodeDecodeError):
+        return Message(data, timestamp=written)
+    return from_headers(body, headers, written)
+
+
+_FIXED = {
+    0x50: ">B", 0x51: ">b", 0x52: ">B", 0x53: ">B", 0x54: ">b", 0x55: ">b", 0x60: ">H", 0x61: ">h", 0x70: ">I",
+    0x71: ">i", 0x72: ">f", 0x80: ">Q", 0x81: ">q", 0x82: ">d", 0x83: ">q", 0x56: ">?",
+}  # fmt: skip
+_CONSTANT: dict[int, object] = {0x40: None, 0x41: True, 0x42: False, 0x43: 0, 0x44: 0, 0x45: []}
+
+
+def _value(data: bytes, at: int) -> tuple[object, int]:
+    """The value at this place, and where the next begins."""
+    kind = data[at]
+    at += 1
+    if kind in _CONSTANT:
+        return _CONSTANT[kind], at
+    form = _FIXED.get(kind)
+    if form is not None:
+        return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+    if kind == 0:  # described: the descriptor, then the value
+        _, at = _value(data, at)
+        return _value(data, at)
+    if kind in (0x98, 0x74, 0x84, 0x94):  # UUID, decimals
+        size = {0x74: 4, 0x84: 8}.get(kind, 16)
+        return data[at : at + size], at + size
+    if kind & 0xF0 in (0xA0, 0xC0, 0xE0):
+        size, at = data[at], at + 1
+    elif kind & 0xF0 in (0xB0, 0xD0, 0xF0):
+        size, at = _SIZE.unpack_from(data, at)[0], at + 4
+    else:
+        raise IndexError(f"no type of AMQP 1.0: {kind}")
+    end = at + size
+    if end > len(data):
+        raise IndexError("cut off")
+    content = data[at:end]
+    if kind in (0xA1, 0xB1, 0xA3, 0xB3):
+        try:
+            return content.decode(), end
+        except UnicodeDecodeError:  # AMQP 0.9.1 has byte strings there
+            return content, end
+    if kind in (0xA0, 0xB0):
+        return content, end
+    return _compound(kind, content), end
+
+
+def _compound(kind: int, content: bytes) -> object:
+    """A list or a map; of an array just its bytes."""
+    if kind & 0xF0 in (0xE0, 0xF0):
+        return content
+    count, at = (content[0], 1) if kind < 0xD0 else (_SIZE.unpack_from(content)[0], 4)
+    values: list[object] = []
+    for _ in range(count):
+        value, at = _value(content, at)
+        values.append(value)
+    if kind & 0x0F == 1:
+        return {str(name): value for name, value in zip(values[::2], values[1::2], strict=True)}
+    return values
