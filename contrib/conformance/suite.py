@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from thalweg.channel import Transport
 
+from .alarm import alarm
 from .facts import facts_of
 from .properties import Mode, Profile, Property, Unavailable, properties_of
 from .rig import Rig
@@ -111,10 +112,12 @@ class Case(pytest.Item):
         rig = self.target.rig()
         if self.settings.patience is not None:
             rig.patience = self.settings.patience
-        limit = asyncio.timeout(60 + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease))
+        seconds = min(60, 20 * rig.patience) + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease)
+        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
-                await self._run(rig)
+            with alarm(1.5 * seconds):
+                async with limit:
+                    await self._run(rig)
         except TimeoutError:
             if limit.expired():
                 raise AssertionError("the property hangs") from None

@@ -556,13 +556,6 @@ class ListsItsOwnTopics(Seeded):
 # --- queues --------------------------------------------------------------------------------------------------
 
 
-class ChangesQueueMessages(ChangesMessages):
-    def changed(self, message: Message) -> Message:
-        return replace(message, **self.fields) if isinstance(self.inner, QueueChannel) else message
-
-    fields: Any = {}
-
-
 def without(**values: Any) -> type[ChannelThrough]:
     class Without(ChannelThrough):
         async def put(self, messages: Sequence[Message]) -> None:

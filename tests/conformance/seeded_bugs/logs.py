@@ -94,7 +94,7 @@ class LargeRecordsMakeReadsSmall(Seeded):
 
     class logs(LogThrough):
         async def read(self, after: Places, limit: int, max_bytes: int, timeout: float) -> Mapping[int, Batch]:
-            largest = max((self.transport.broker.log(self.inner._topic.name).partition(n)._largest for n in after))
+            largest = max(self.transport.broker.log(self.inner._topic.name).partition(n)._largest for n in after)
             return await super().read(after, min(limit, max(1, max_bytes // max(1, largest))), max_bytes, timeout)
 
 
