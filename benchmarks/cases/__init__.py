@@ -1,6 +1,20 @@
 """The cases, in the order in which they run. A new one is a file here with a `CASE`, and a line below."""
 
-from . import ask, end_to_end, handle_passing_on, handle_sum, kafka, kafka_groups, latency, produce, redis, send, sqlite
+from . import (
+    ask,
+    end_to_end,
+    handle_passing_on,
+    handle_sum,
+    kafka,
+    kafka_groups,
+    latency,
+    nats,
+    produce,
+    rabbitmq_streams,
+    redis,
+    send,
+    sqlite,
+)
 
 CASES = (
     handle_sum.CASE,
@@ -14,4 +28,6 @@ CASES = (
     *redis.CASES,
     *kafka.CASES,
     *kafka_groups.CASES,
+    *rabbitmq_streams.CASES,
+    *nats.CASES,
 )

@@ -44,7 +44,9 @@ class Server:
         controllers: Mapping[int, int] | None = None,
     ) -> None:
         self.folder, self.certificate = folder, certificate
-        self.port, self.password_port, self.tls_port, controller_port = free_ports(4)
+        self.port, self.password_port, self.tls_port, self.proxied_port, self.proxy_port, controller_port = free_ports(
+            6
+        )
         controllers = controllers or {number: controller_port}
         copies = min(3, len(controllers))
         users = " ".join(f'user_{name}="{password}"' for name, password in USERS.items())
@@ -62,7 +64,7 @@ class Server:
             f"advertised.listeners={','.join(listeners)}",
             "controller.listener.names=CONTROLLER",
             "listener.security.protocol.map="
-            + ",".join(("CONTROLLER:PLAINTEXT", "PLAINTEXT:PLAINTEXT", "SASL_PLAINTEXT:SASL_PLAINTEXT", "SSL:SSL")),
+            "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL",
             "inter.broker.listener.name=PLAINTEXT",
             "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
             f"listener.name.sasl_plaintext.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required {users};",
@@ -149,8 +151,12 @@ def new_identity() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
+def installed() -> bool:
+    return shutil.which("java") is not None and JARS.is_dir()
+
+
 def check_installed(missing: Callable[[str, str], NoReturn]) -> None:
-    if shutil.which("java") is None or not JARS.is_dir():
+    if not installed():
         missing(
             "kafka", f"tests that stop the broker start one of their own, and need Java and {JARS} (scripts/brokers)"
         )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -199,6 +199,44 @@ async def test_what_was_aborted_is_never_read_and_moves_no_bound(broker: str) ->
         waiting = asyncio.create_task(log.read({0: 14}, LONG, LONG, 30))
         await other.abort_transaction()
         assert [record.value for record in (await waiting)[0].records] == [b"9"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_of_transactions_that_overlap_a_reader_sees_what_other_clients_see(broker: str, seed: int) -> None:
+    chance = random.Random(seed)
+    async with opened_log(broker) as (transport, log), AsyncExitStack() as stack:
+        topic = name(broker, "t")
+        others = [
+            await stack.enter_async_context(producer(broker, transactional_id=f"{topic}-{number}"))
+            for number in range(3)
+        ]
+        began: set[int] = set()
+        for step in range(80):
+            number = chance.randrange(4)
+            if number == 3:
+                await log.append({0: numbered(step)})
+            elif number not in began:
+                await others[number].begin_transaction()
+                began.add(number)
+            elif chance.random() < 0.6:
+                for part in range(chance.randint(1, 3)):
+                    await others[number].send_and_wait(topic, b"%d.%d" % (step, part), partition=0)
+            else:
+                await (
+                    others[number].commit_transaction() if chance.random() < 0.5 else others[number].abort_transaction()
+                )
+                began.discard(number)
+            if step % 20 == 19:  # while some are open
+                assert await values(await transport.log("t")) == await consumed(broker, "t")
+        for number in began:
+            await others[number].abort_transaction()
+        found = await everything(await transport.log("t"))
+        assert [record.value for _, record in found] == await consumed(broker, "t")
+        places = [position for position, _ in found]
+        assert await log.bounds(0) == Bounds(places[0], places[-1])
+        for after in range(places[-1] + 1):
+            follows = [record.value for position, record in found if position > after]
+            assert await values(log, after=after) == follows
 
 
 async def test_a_reader_at_the_end_misses_nothing_when_everything_is_deleted(broker: str) -> None:
@@ -584,7 +622,10 @@ class Traffic:
         self.appended = self.committed = 0
         self._seen: list[bytes | None] = []
 
-    async def run(self) -> None:
+    def start(self) -> None:
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
         await self._transport.declare([TopicSpec("t", partitions=2), TopicSpec("j", partitions=1)])
         self._claim = await self._transport.claim("j", 0, Message(b"m"))
         async with asyncio.TaskGroup() as group:
@@ -593,11 +634,13 @@ class Traffic:
 
     async def progress(self) -> None:
         goals = self.appended + 50, self.committed + 20
-        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1])
+        await eventually(lambda: self._running.done() or (self.appended >= goals[0] and self.committed >= goals[1]), 90)
+        if self._running.done():
+            await self._running  # raises
 
-    async def check(self, running: asyncio.Task[None]) -> None:
+    async def check(self) -> None:
         self._over.set()
-        await running
+        await self._running
         log, journal = await self._transport.log("t"), await self._transport.log("j")
         assert self._seen == [b"%d" % number for number in range(self.appended)]
         committed = [b"%d" % number for number in range(self.committed)]
@@ -630,13 +673,13 @@ class Traffic:
 async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
     async with opened(f"{server.url}?timeout=30") as transport:
         traffic = Traffic(transport)
-        running = asyncio.create_task(traffic.run())
+        traffic.start()
         for _ in range(2):
             await traffic.progress()
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
         await traffic.progress()
-        await traffic.check(running)
+        await traffic.check()
 
 
 async def test_of_three_brokers_any_may_die_and_come_back(
@@ -652,7 +695,7 @@ async def test_of_three_brokers_any_may_die_and_come_back(
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in servers)
         async with opened(f"kafka://{hosts}?timeout=30") as transport, admin(f"kafka://{hosts}") as client:
             traffic = Traffic(transport)
-            running = asyncio.create_task(traffic.run())
+            traffic.start()
             await traffic.progress()
             config = (await settings(client, f"kafka://{hosts}", ["t"]))["t"]
             assert config["min.insync.replicas"] == "2"
@@ -660,8 +703,8 @@ async def test_of_three_brokers_any_may_die_and_come_back(
                 await asyncio.to_thread(one.kill)
                 await traffic.progress()
                 await asyncio.to_thread(one.start)
-                await whole(client, ["t", "j"])
-            await traffic.check(running)
+                await whole(client, ["t", "j", "__transaction_state"])
+            await traffic.check()
             assert not [warning for warning in transport.warnings if "replica" in warning]
     finally:
         for one in servers:
@@ -680,6 +723,8 @@ async def whole(client: AIOKafkaAdminClient, topics: Sequence[str]) -> None:
 
 async def test_a_broker_that_hangs_leaves_writes_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:
     assert server.process is not None
+    async with opened(server.url):
+        pass  # a new broker needs more than a second until it has transactions
     async with opened_log(f"{server.url}?timeout=1", partitions=2) as (transport, log):
         await transport.declare([TopicSpec("j", partitions=1)])
         claim = await transport.claim("j", 0, Message(b"m"))

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import os
 import secrets
+import shutil
+import tempfile
+import time
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-import msgspec
+import nats as client
+from brokers.nats_server import PROGRAM, Server, delete_streams
 from missing import missing
-from thalweg.contrib.conformance import Rig, transport
+from nats.js import api
+from thalweg.contrib.conformance import Rig, Unavailable, transport
 from thalweg.errors import BrokerError
-from thalweg.transports.nats import NatsTransport
-from thalweg.transports.nats.connection import Connection
-from thalweg.url import Url
 
 SERVER = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 PREFIX = f"test-{secrets.token_hex(6)}"
 
 
-class _Names(msgspec.Struct):
-    streams: list[str] | None = None
+@cache
+def own_server() -> Server:
+    folder = tempfile.mkdtemp(prefix="thalweg-nats-")
+    server = Server(Path(folder))
+    server.start()
+    atexit.register(lambda: (server.kill(), shutil.rmtree(folder, ignore_errors=True)))
+    return server
 
 
 class NatsRig(Rig):
@@ -35,13 +46,39 @@ class NatsRig(Rig):
         except BrokerError as error:
             missing("nats", str(error))
 
-    async def clean(self, names: Sequence[str]) -> None:
-        connection = Connection(NatsTransport.from_url(Url(self.url))._endpoint)
-        found = (await connection.api("STREAM.NAMES", _Names)).streams or []
-        await connection.apis(
-            [(f"STREAM.DELETE.{name}", None) for name in found if name.startswith(PREFIX)], msgspec.Raw
-        )
+    async def own_broker(self) -> None:
+        if PROGRAM is None:
+            raise Unavailable("properties that stop the server start one of their own: `scripts/brokers up nats`")
+        self._server = await asyncio.to_thread(own_server)
+        self.url = self.url.replace(SERVER, self._server.url)
+
+    async def stop_broker(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+
+    async def start_broker(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    async def raw_rate(self, messages: int, size: int) -> float:
+        """nats-py: published without waiting for each answer, fetched and acknowledged."""
+        connection = await client.connect(SERVER.partition("?")[0])
+        stream, name = connection.jetstream(), f"{PREFIX}-raw"
+        await stream.add_stream(api.StreamConfig(name=name, subjects=[name]))
+        began, count = time.perf_counter(), 0
+        for _ in range(messages):
+            await stream.publish_async(name, b"x" * size)
+        await stream.publish_async_completed()
+        consumer = await stream.pull_subscribe(name, durable="raw")
+        while count < messages:
+            for message in await consumer.fetch(1000, timeout=5):
+                await message.ack()
+                count += 1
+        seconds = time.perf_counter() - began
+        await stream.delete_stream(name)
         await connection.close()
+        return messages / seconds
+
+    async def clean(self, names: Sequence[str]) -> None:
+        await delete_streams(self.url, PREFIX)
 
 
 nats = transport("nats://", NatsRig)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conformance.seeded_bugs import channels, fences, honesty, leases, logs
 from conformance.seeded_bugs.base import BUGS, Seeded
-from thalweg.contrib.conformance.suite import TRANSPORT
+from thalweg.contrib.conformance.suite import PROPERTIES
 
 TESTS = Path(__file__).parents[1]
 MODULES = (channels, logs, fences, leases, honesty)
@@ -49,7 +49,7 @@ def failed(driver: type, options: str, folder: Path, *more: str) -> set[str]:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_the_suite_catches(bug: type, tmp_path: Path) -> None:
     name, options = BUGS[bug]
-    names = failed(bug, options, tmp_path, f"--thalweg-profile={TRANSPORT[name].profile}")  # the others cost time
+    names = failed(bug, options, tmp_path, f"--thalweg-profile={PROPERTIES[name].profile}")  # the others cost time
     assert name in names, f"{bug.__name__} was not caught where it should be, but by: {sorted(names) or 'nothing'}"
 
 

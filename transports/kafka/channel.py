@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from .line import DUE, EXPIRES, FINISHED, FINISHING, LENT, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
+from .sweeping import finished_by_all
 from .topics import Topic
 
 __all__ = ["KafkaChannel", "KafkaQueue"]
@@ -34,6 +36,7 @@ _READ_RECORDS, _READ_BYTES = 500, 4 << 20
 _LONGEST_READ = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _GOODBYE = 5.0
+_SWEEP = 60.0
 
 
 class KafkaChannel:
@@ -48,6 +51,7 @@ class KafkaChannel:
         self._lease, self._session = lease, session
         self._lines: dict[int, Line] = {}
         self._turn = 0
+        self._next_place = secrets.randbelow(topic.partitions)
         self._member: Member | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
@@ -66,10 +70,11 @@ class KafkaChannel:
         """By key, as everywhere; those without one all to one partition, another one at each call."""
         self._check_open()
         parts: dict[int, list[Message]] = {}
-        self._turn += 1
+        count = self._topic.partitions
+        if not self.is_queue:
+            self._next_place += 1
         for message in messages:
-            key, count = message.key, self._topic.partitions
-            number = self._turn % count if key is None else murmur2_partitioner(key, count)
+            number = self._next_place % count if message.key is None else murmur2_partitioner(message.key, count)
             parts.setdefault(number, []).append(self._outgoing(message))
             self._spread()
         if parts:
@@ -351,6 +356,7 @@ class KafkaChannel:
                 raise
             else:
                 stored.set_result(None)
+                self._has_stored()
             finally:
                 self._in_store = set()
             self._let_go()
@@ -394,6 +400,9 @@ class KafkaChannel:
     def _spread(self) -> None:
         """Called after each message of a `put`."""
 
+    def _has_stored(self) -> None:
+        """Called when something was stored."""
+
     def _stay_awake(self) -> None:
         """Called when somebody asks."""
         self._asking += 1
@@ -426,9 +435,14 @@ class KafkaQueue(KafkaChannel):
         lease: float,
         session: float,
         dead_letters: KafkaChannel | None,
+        sweeps: bool,
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
+        self.sweep_every = _SWEEP if sweeps else math.inf
+        """Seconds between deletions of what all groups have finished."""
+        self._swept = time.monotonic()
+        self._sweeping: asyncio.Task[None] | None = None
         self._nap: asyncio.TimerHandle | None = None
         self._first_end = math.inf  # no loan ends sooner
         self._alarm: asyncio.TimerHandle | None = None
@@ -487,8 +501,22 @@ class KafkaQueue(KafkaChannel):
             headers = (*headers, (EXPIRES, b"%d" % max(1, _now() + round(message.expires * 1000))))
         return Message(message.value, message.key, headers, message.timestamp)
 
+    def _has_stored(self) -> None:
+        if self._sweeping is None and time.monotonic() - self._swept >= self.sweep_every:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"kafka {self._topic.name}")
+
+    async def _sweep(self) -> None:
+        try:
+            mine = [number for number, line in self._lines.items() if not line.leaving]
+            for number, first in (await finished_by_all(self._cluster, self._topic, mine)).items():
+                await self._log.truncate(number, first)
+        except BrokerError as error:
+            log.debug("queue %s: what is finished was not deleted this time: %s", self._topic.name, error)
+        finally:
+            self._swept, self._sweeping = time.monotonic(), None
+
     def _spread(self) -> None:
-        self._turn += 1
+        self._next_place += 1
 
     def _watch(self, until: float) -> None:
         if until < self._first_end and not self._closed:
@@ -526,9 +554,9 @@ class KafkaQueue(KafkaChannel):
             self._member.rest(resting)
 
     async def close(self) -> None:
-        for timer in (self._nap, self._alarm):
-            if timer is not None:
-                timer.cancel()
+        for waiting in (self._nap, self._alarm, self._sweeping):
+            if waiting is not None:
+                waiting.cancel()
         await super().close()
 
 

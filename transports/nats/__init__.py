@@ -7,8 +7,8 @@ A program without Thalweg writes to partition 3 of topic `withdrawals`, and read
 
 The payload is the value. Headers: `thalweg-key` (may be missing), `thalweg-time` in milliseconds since the epoch
 (missing: when the server stored it), `thalweg-tombstone` (no value at all, which differs from an empty one); all others
-are the message's own, in order. In names and values %XX stands for a byte that a header cannot carry. In subjects and
-names of streams it stands for whatever is no letter, digit, `_` or `-`.
+are the message's own, in order. In their names and values %XX stands for a byte that a header cannot carry. In subjects
+and names of streams =XX stands for a byte of what is no letter, digit, `_` or `-`.
 
 All topics lie in the stream that `?prefix=` names (`thalweg`), so that one atomic batch reaches all of them. A queue
 `orders` is the stream `thalweg+queue+orders` with the subject `thalweg.queue.orders`; `thalweg-delay` and

@@ -62,6 +62,7 @@ class Feed:
         self.wire = wire
         self.changed = changed
         self.parts = dict(parts)
+        self._wild = next((part for subject, part in parts.items() if b"*" in subject or b">" in subject), None)
         self.dead = False
         self._connection = connection
         self._stream = stream
@@ -111,7 +112,7 @@ class Feed:
         if number != self._next:
             self.dead = True  # something was lost on the way
         self._next = number + 1
-        part = self.parts.get(subject)
+        part = self._wild or self.parts.get(subject)
         if part is not None and position > part.since and not self.dead:
             part.records.append(decode(header, payload, moment // 1_000_000))
             part.positions.append(position)

@@ -109,6 +109,8 @@ class _Keeper:
         self._watched = asyncio.get_running_loop()
         self._beat = boot_clock()
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
+        self._renewing = asyncio.Lock()
+        self._telling: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="nats keeper", daemon=True)
         self._thread.start()
@@ -135,7 +137,9 @@ class _Keeper:
 
         def drop() -> None:
             self._held.pop(lease, None)
-            self._loop.create_task(self._tell(finished))
+            telling = self._loop.create_task(self._tell(finished))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
         try:
             self._loop.call_soon_threadsafe(drop)
@@ -164,7 +168,6 @@ class _Keeper:
 
     async def _renew_until_stopped(self) -> None:
         connection = Connection(self._endpoint)
-        self._renewing = asyncio.Lock()
         stopped = self._loop.create_task(self._stop.wait())
         try:
             while not stopped.done():

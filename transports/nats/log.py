@@ -51,6 +51,11 @@ class Topic(msgspec.Struct, frozen=True):
     def token(self) -> str:
         return token(self.name)
 
+    @property
+    def wild(self) -> bool:
+        """Whether its one partition has many subjects."""
+        return "*" in self.subjects or ">" in self.subjects
+
     def subject(self, partition: int) -> bytes:
         return self.subjects.replace("{partition}", str(partition)).encode()
 
@@ -83,6 +88,8 @@ class NatsLog:
     ) -> Mapping[int, Sequence[Position]]:
         self._check_open()
         topic = self._topic
+        if topic.wild:
+            raise BrokerError(f"topic {topic.name!r} is read from {topic.subjects!r}: no message can be written there")
         entries: list[Entry] = []
         for partition, messages in records.items():
             subject = topic.subject(topic.check(partition))

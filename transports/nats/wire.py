@@ -74,10 +74,11 @@ class Wire(asyncio.Protocol):
         self._handlers: dict[bytes, Handler] = {b"1": self._answered}
         self._sid = 1
         self._answers: dict[bytes, tuple[asyncio.Future[Reply], bytes]] = {}
-        self._several: dict[bytes, list[Reply]] = {}
+        self._several: dict[bytes, tuple[list[Reply], int]] = {}
         self._count = 0
         self._pongs: deque[asyncio.Future[None]] = deque()
         self._heard = time.monotonic()
+        self._looked = self._heard
         self._asked_life = 0.0
         self._lost: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -139,10 +140,14 @@ class Wire(asyncio.Protocol):
 
     def _watch(self) -> None:
         """A server that hangs, or a network that swallows everything, must not be waited for without end."""
-        now = time.monotonic()
-        if self._asked_life > self._heard and now - self._asked_life > self._patience / 2:
-            self.abort(ConnectionError(f"no sign of life for {self._patience:g} s"))
-            return
+        now, due = time.monotonic(), self._looked + self._patience / 4
+        self._looked = now
+        if self._asked_life > self._heard:
+            if now > due:  # the event loop was stuck: the answer may lie in the socket
+                self._asked_life = now
+            elif now - self._asked_life > self._patience / 2:
+                self.abort(ConnectionError(f"no sign of life for {self._patience:g} s"))
+                return
         if now - self._heard > self._patience / 4 and self._asked_life <= self._heard and self.info.done():
             self._asked_life = now
             self._transport.write(b"PING\r\n")
@@ -172,12 +177,12 @@ class Wire(asyncio.Protocol):
             future.exception()
         return self.inbox + token, future
 
-    def collect(self, subject: bytes) -> tuple[bytes, asyncio.Future[list[Reply]]]:
-        """As `expect`, for several answers up to one that says there are no more."""
+    def collect(self, subject: bytes, count: int = 0) -> tuple[bytes, asyncio.Future[list[Reply]]]:
+        """As `expect`, for `count` answers, or (0) for those before one that says there are no more."""
         reply, last = self.expect(subject)
         found: list[Reply] = []
         token = reply[len(self.inbox) :]
-        self._several[token] = found
+        self._several[token] = found, count
         everything: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
 
         def ended(_: object) -> None:
@@ -229,8 +234,10 @@ class Wire(asyncio.Protocol):
         if found is None or found[0].done():
             return
         if token in self._several and payload_follows(header):
-            self._several[token].append((header, payload))
-            return
+            answers, count = self._several[token]
+            answers.append((header, payload))
+            if not count or len(answers) < count:
+                return
         if header.startswith(b"NATS/1.0 503"):
             found[0].set_exception(NoAnswer("nobody answers there"))
         else:
@@ -249,8 +256,9 @@ class Wire(asyncio.Protocol):
             self._rest.clear()
         try:
             used = self._parse(data)
-        except Exception as error:  # not NATS, or a handler that cannot read what came
-            self.abort(error)
+        except Exception as error:
+            known = self.info.done()
+            self.abort(ConnectionError(f"what came cannot be read: {error!r}" if known else "what answers is not NATS"))
             return
         if used < len(data):
             self._rest.append(data[used:])
@@ -302,7 +310,7 @@ class Wire(asyncio.Protocol):
         elif line.startswith(b"-ERR"):
             self._complaint(line[4:].strip(b" '").decode(errors="replace"))
         elif not line.startswith(b"+OK"):
-            raise ConnectionError("what answers there is not NATS")
+            raise ValueError(line[:40])
 
     def _complaint(self, text: str) -> None:
         if not text.lower().startswith("permissions violation"):

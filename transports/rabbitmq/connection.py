@@ -63,6 +63,8 @@ class Refused(BrokerError):
     def __init__(self, message: str, reason: BaseException) -> None:
         super().__init__(message)
         self.reason = reason
+        self.away = "home node" in message
+        """It exists, but the node of the server that has it is down, or just starting."""
 
 
 class Unroutable(BrokerError):
@@ -366,6 +368,8 @@ def _remedy(error: BaseException | str, said: str, endpoint: Endpoint) -> tuple[
         return said, "grant the user configure, write and read permissions on it (rabbitmqctl set_permissions)"
     if isinstance(error, ChannelPreconditionFailed) and "larger than configured max size" in said:
         return said, "raise max_message_size in the server's rabbitmq.conf, or lower ?message_bytes="
+    if "home node" in said:
+        return said, "the node that has it is down, or just starting; wait for it"
     if isinstance(error, ssl.SSLCertVerificationError):
         return said, "name the authority's certificate by ?tls_ca="
     return said, ""

@@ -1,4 +1,4 @@
-"""What things are called on the server: at most 255 bytes, and no more than the characters that AMQP's clients allow.
+"""What things are called on the server: at most 255 bytes, and only characters that AMQP clients let through.
 
 RabbitMQ itself takes any UTF-8, but keeps `amq.` for itself.
 """
@@ -12,7 +12,8 @@ from thalweg.errors import ConfigurationError
 
 __all__ = ["Names"]
 
-_LONGEST = 255  # bytes
+_LONGEST = 100  # of each part; a longer one ends in a hash
+_LONGEST_PREFIX = 40
 _ODD = re.compile(rb"[^A-Za-z0-9_.@#,/ -]")
 
 
@@ -20,38 +21,39 @@ class Names:
     """All names begin with the URL's `prefix`. What follows a `:` is ours: it never occurs in an escaped topic name.
 
     Topic `withdrawals`: stream queues `withdrawals:0`, `withdrawals:1`… Queue `emails`: the exchange and the queue
-    `emails`, and `emails:GROUP` for a second consumer group.
+    `emails`, and `emails:GROUP` for a second consumer group. Odd characters become `+` and two hexadecimal digits.
     """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = _escape(prefix)
+        if len(self.prefix) > _LONGEST_PREFIX:
+            raise ConfigurationError(
+                f"?prefix={prefix} is too long: RabbitMQ has names of 255 bytes, and {_LONGEST_PREFIX} are left "
+                "for it (letters, digits and ._@#,/- count as one, all others as three or more)"
+            )
 
     def topic(self, name: str, *parts: str | int) -> str:
         """A part of a topic or queue: `withdrawals:3`; without parts, the topic's own name as the server has it."""
-        whole = self.prefix + ":".join([_escape(name), *(_escape(str(part)) for part in parts)])
-        if whole.startswith("amq."):
-            whole = "+61" + whole[1:]
-        return _checked(whole, name)
+        whole = self.prefix + ":".join([_short(name), *(_short(str(part)) for part in parts)])
+        return "+61" + whole[1:] if whole.startswith("amq.") else whole
 
     def own(self, *parts: str | int) -> str:
         """What belongs to no topic: `:topics`, `:delay:3`…"""
-        whole = ":".join([self.prefix, *(_escape(str(part)) for part in parts)])
-        return _checked(whole, str(parts[-1]))
+        return ":".join([self.prefix, *(_short(str(part)) for part in parts)])
 
     def address(self, name: str) -> str:
         """One word of a routing key of topic exchanges, which mean something by `.`, `*` and `#`."""
-        return hashlib.sha256(name.encode()).hexdigest()[:32]
+        return _hash(name)
 
 
 def _escape(name: str) -> str:
     return _ODD.sub(lambda found: b"+%02X" % found[0][0], name.encode()).decode()
 
 
-def _checked(whole: str, name: str) -> str:
-    size = len(whole.encode())
-    if size > _LONGEST:
-        raise ConfigurationError(
-            f"the name {name[:60]!r}… is too long: RabbitMQ takes {_LONGEST} bytes, this one has {size} with ?prefix= "
-            "and what the driver adds; choose a shorter one"
-        )
-    return whole
+def _short(name: str) -> str:
+    escaped = _escape(name)
+    return escaped if len(escaped) <= _LONGEST else f"{escaped[:67]}+{_hash(name)}"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,7 +89,7 @@ class Tail:
             if self._channel is not None and not self._channel.is_closed and self._connection.alive:
                 return
             self._channel = None
-            await self._ensure()
+            await self._ensure_in_time()
             channel = await self._connection.channel()
             offset = self._start if self._after is None else self._after + 1
             await self._connection.ask(channel.basic_qos(prefetch_count=1000))
@@ -98,6 +99,18 @@ class Tail:
             )
             self.last = asyncio.get_running_loop().time()
             self._channel = channel
+
+    async def _ensure_in_time(self) -> None:
+        """A server that has just started takes a moment until its streams are there."""
+        deadline = time.monotonic() + self._connection.endpoint.timeout
+        while True:
+            try:
+                await self._ensure()
+                return
+            except Refused as refused:
+                if not refused.away or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def _ensure(self) -> None:
         channel = await self._connection.channel()

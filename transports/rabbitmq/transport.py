@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused
@@ -80,6 +80,7 @@ class RabbitTransport:
         self._endpoint = _endpoint(url, self._options)
         self._names = Names(self._options.prefix)
         self._existing: dict[str, Topic] = {}
+        self._places: dict[tuple[str, str], asyncio.Task[Place]] = {}
         self._open_channels: list[RabbitQueue | GroupChannel] = []
         self._version = ""
         self._opened = False
@@ -117,6 +118,7 @@ class RabbitTransport:
             return
         if self._closing is not None:
             await asyncio.wait([self._closing])
+        self._places.clear()
         self._connection = Connection(self._endpoint, "writing")
         # Apart, as an alarm of the server stops a connection that writes, and reading is what may end the alarm.
         self._reading = Connection(self._endpoint, "reading")
@@ -152,6 +154,8 @@ class RabbitTransport:
     async def _close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._open_channels))
         self._open_channels.clear()
+        if self._places:
+            await asyncio.wait(self._places.values())
         await self._logs.close()
         if self._keeping is not None:
             keeper, locks, peers = self._keeping
@@ -164,12 +168,14 @@ class RabbitTransport:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
+        existing: dict[str, Topic] = {}
         for spec in topics:  # before anything is made
-            self._check(spec, self._registry.topics.get(spec.name))
+            if not spec.declare:
+                existing[spec.name] = await self._find_existing(spec)
+            self._check(spec, existing.get(spec.name) or self._registry.topics.get(spec.name))
         found: list[TopicInfo] = []
         for spec in topics:
-            topic = await self._find_existing(spec) if not spec.declare else await self._create(spec)
-            self._check(spec, topic)
+            topic = existing.get(spec.name) or await self._create(spec)
             found.append(TopicInfo(topic.name, topic.partitions, topic.queue))
         return found
 
@@ -207,7 +213,6 @@ class RabbitTransport:
         return topic
 
     def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
-        self._names.topic(spec.name, "a group, or the number of a partition")
         allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
         unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
         if unknown:
@@ -254,11 +259,22 @@ class RabbitTransport:
         return self._logs.log(await self._log_topic(topic))
 
     async def _place_of(self, topic: Topic, group: str) -> Place:
-        names, name = self._names, topic.name
+        name = topic.name
         if topic.kind == "existing":
             queue, exchange = topic.options.get("queue", name), topic.options.get("exchange", "")
             key = topic.options.get("routing_key", "" if exchange else queue)
-            return Place(name, "existing", exchange, key, queue, "", names.address(queue))
+            return Place(name, "existing", exchange, key, queue, "", self._names.address(queue))
+        known = self._places.get((name, group))
+        if known is None:
+            known = self._places[name, group] = asyncio.get_running_loop().create_task(self._make_place(topic, group))
+        try:
+            return await asyncio.shield(known)
+        except BrokerError:
+            self._places.pop((name, group), None)
+            raise
+
+    async def _make_place(self, topic: Topic, group: str) -> Place:
+        names, name = self._names, topic.name
         groups = await self._registry.groups(name, group)
         queue = await group_queue(self._connection, names, topic, None if groups[0] == group else group)
         exchange, letters = names.topic(name), topic.options.get("dead_letter", "")
@@ -316,19 +332,7 @@ def _nothing(offset: int, body: bytes) -> None:
 
 
 def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:
-    context: ssl.SSLContext | None = None
-    if url.scheme == "amqps":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme amqps://")
+    context = tls_context(url, "amqps", options)
     vhost = url.path.removeprefix("/") or "/"
     addresses = url.addresses(5671 if context else 5672)
     return Endpoint(url, addresses, vhost, context, options.timeout, options.heartbeat)

@@ -483,7 +483,10 @@ class RabbitQueue:
             await asyncio.wait(tasks, timeout=self._reading.endpoint.timeout)
         channel, self._channel = self._channel, None
         if channel is not None and not channel.is_closed:
-            with contextlib.suppress(BrokerError):
+            with contextlib.suppress(BrokerError):  # closing the channel alone would do, but in any order
+                await self._give_up(self._consumer)
+                if self._unsettled:
+                    await self._return(list(self._unsettled.values()))
                 await self._reading.ask(channel.close())
 
     def _cancelled(self, frame: Basic.Cancel) -> None:

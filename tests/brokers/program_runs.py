@@ -1,0 +1,105 @@
+"""How the tests of real brokers run `bank.py`, whatever the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from thalweg.capabilities import Log, Logs
+from thalweg.channel import Transport
+from thalweg.errors import BrokerError
+from thalweg.registry import load_transport
+
+from brokers.bank import Withdrawal
+
+T = TypeVar("T")
+
+LONG = 1_000_000
+ACCOUNTS = [f"account-{n}" for n in range(8)]
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """What other processes and the server do gives no event to wait for."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def becomes(ask: Callable[[], Awaitable[T]], answer: Callable[[T], bool], seconds: float = 30) -> T:
+    async with asyncio.timeout(seconds):
+        while not answer(found := await ask()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return found
+
+
+@asynccontextmanager
+async def opened(broker: str) -> AsyncIterator[Transport]:
+    transport = load_transport(broker)
+    await transport.open()
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def start_worker(broker: str) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
+    program = Path(__file__).with_name("bank.py")
+    return subprocess.Popen(
+        [sys.executable, str(program), "worker"],
+        env={**clean, "THALWEG_BROKER": broker},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+async def send_all(bank: Any, numbers: range) -> None:
+    for start in range(numbers.start, numbers.stop, 100):
+        batch = range(start, min(start + 100, numbers.stop))
+        await asyncio.gather(*(send(bank, number) for number in batch))
+
+
+async def send(bank: Any, number: int) -> None:
+    account = ACCOUNTS[number % len(ACCOUNTS)]
+    await bank.withdrawals.send(Withdrawal(number, account, number), key=account)
+
+
+def handled(bank: Any) -> list[int]:
+    return sorted(number for _, numbers in bank.seen.items() for number in numbers)
+
+
+async def alerts(broker: str) -> list[int]:
+    """What the program sent, as a foreign reader of the topic sees it."""
+    async with opened(broker) as transport:
+        assert isinstance(transport, Logs)
+        log = await transport.log("alerts")
+        return [int(value or b"") for partition in range(4) for value in await values(log, partition)]
+
+
+async def alerts_reach(broker: str, count: int) -> None:
+    async def how_many() -> int:
+        try:
+            return len(await alerts(broker))
+        except BrokerError:
+            return -1  # not declared yet
+
+    await becomes(how_many, lambda found: found >= count)
+
+
+async def values(log: Log, partition: int = 0, after: int | None = None) -> list[bytes | None]:
+    """All that there is, in as many reads as it takes."""
+    found: list[bytes | None] = []
+    last = (await log.bounds(partition)).last
+    while last is not None and (after is None or after < last):
+        batch = (await log.read({partition: after}, LONG, 100 * LONG, 10)).get(partition)
+        if batch is None:
+            break
+        found += [record.value for record in batch.records]
+        after = batch.positions[-1]
+    return found
