@@ -21,7 +21,7 @@ from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
 
 from brokers.bank import Withdrawal, make_bank
-from brokers.test_redis import LONG, becomes, eventually, handled, send_all, values
+from brokers.program_runs import LONG, becomes, eventually, handled, send_all, values
 
 
 class Node:
