@@ -48,7 +48,7 @@ class Settings:
 
 
 class Target:
-    """What is to be certified: a name to show, a rig for each property, and which may fail, by name, with the reason."""
+    """What is to be certified: a name to show, a rig for each property, and which may fail, with the reason."""
 
     def __init__(
         self,
