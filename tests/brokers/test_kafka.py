@@ -622,7 +622,10 @@ class Traffic:
         self.appended = self.committed = 0
         self._seen: list[bytes | None] = []
 
-    async def run(self) -> None:
+    def start(self) -> None:
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
         await self._transport.declare([TopicSpec("t", partitions=2), TopicSpec("j", partitions=1)])
         self._claim = await self._transport.claim("j", 0, Message(b"m"))
         async with asyncio.TaskGroup() as group:
@@ -631,11 +634,13 @@ class Traffic:
 
     async def progress(self) -> None:
         goals = self.appended + 50, self.committed + 20
-        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1], 90)
+        await eventually(lambda: self._running.done() or (self.appended >= goals[0] and self.committed >= goals[1]), 90)
+        if self._running.done():
+            await self._running  # raises
 
-    async def check(self, running: asyncio.Task[None]) -> None:
+    async def check(self) -> None:
         self._over.set()
-        await running
+        await self._running
         log, journal = await self._transport.log("t"), await self._transport.log("j")
         assert self._seen == [b"%d" % number for number in range(self.appended)]
         committed = [b"%d" % number for number in range(self.committed)]
@@ -668,13 +673,13 @@ class Traffic:
 async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
     async with opened(f"{server.url}?timeout=30") as transport:
         traffic = Traffic(transport)
-        running = asyncio.create_task(traffic.run())
+        traffic.start()
         for _ in range(2):
             await traffic.progress()
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
         await traffic.progress()
-        await traffic.check(running)
+        await traffic.check()
 
 
 async def test_of_three_brokers_any_may_die_and_come_back(
@@ -690,7 +695,7 @@ async def test_of_three_brokers_any_may_die_and_come_back(
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in servers)
         async with opened(f"kafka://{hosts}?timeout=30") as transport, admin(f"kafka://{hosts}") as client:
             traffic = Traffic(transport)
-            running = asyncio.create_task(traffic.run())
+            traffic.start()
             await traffic.progress()
             config = (await settings(client, f"kafka://{hosts}", ["t"]))["t"]
             assert config["min.insync.replicas"] == "2"
@@ -698,8 +703,8 @@ async def test_of_three_brokers_any_may_die_and_come_back(
                 await asyncio.to_thread(one.kill)
                 await traffic.progress()
                 await asyncio.to_thread(one.start)
-                await whole(client, ["t", "j"])
-            await traffic.check(running)
+                await whole(client, ["t", "j", "__transaction_state"])
+            await traffic.check()
             assert not [warning for warning in transport.warnings if "replica" in warning]
     finally:
         for one in servers:
