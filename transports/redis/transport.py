@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
 from thalweg.message import Message, Position
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from . import scripts
@@ -162,11 +162,8 @@ class RedisTransport:
         self._version = f"{product} {info.get('valkey_version', number)}"
         if tuple(int(part) for part in number.split(".")[:2]) < (7, 0):
             raise BrokerError(f"{self.description}: Redis 7.0 or newer (or Valkey) is needed")
-        if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1":
-            raise BrokerError(
-                f"{self.description} is a cluster: a commit there could not join what lies in different slots. Use a "
-                "server without cluster mode (a replicated pair behind one address will do)"
-            )
+        if connection.cluster:
+            self._version += " cluster"
         connection.waitaof = tuple(int(part) for part in number.split(".")[:2]) >= (7, 2)
         self._warnings = _warnings(info, await self._settings(), self._options.replicas)
 
@@ -302,13 +299,18 @@ class RedisTransport:
         return found
 
     def _name(self, kind: str, name: str = "") -> bytes:
-        return f"thalweg:{self._options.prefix}{kind}{f':{name}' if name else ''}".encode()
+        return f"thalweg:{self._tag}{self._options.prefix}{kind}{f':{name}' if name else ''}".encode()
+
+    @property
+    def _tag(self) -> str:
+        """On a cluster, all keys of a URL have this hash tag and lie in one slot, so that one script can reach them."""
+        return self._endpoint.tag if self._connection.cluster else ""
 
     def _read_topic(self, name: str, text: bytes) -> Topic:
         declared = msgspec.json.decode(text, type=_Declared)
         dead_letter = declared.options.get("dead_letter", "")
         prefix = self._options.prefix
-        return Topic(name, declared.partitions, declared.queue, prefix, declared.retention, dead_letter)
+        return Topic(name, declared.partitions, declared.queue, prefix, declared.retention, dead_letter, self._tag)
 
     async def _topic(self, name: str) -> Topic:
         topic = self._topics.get(name)
@@ -337,21 +339,11 @@ def _endpoint(url: Url, options: RedisOptions) -> Endpoint:
         raise ConfigurationError(f"{url}: the path of a redis:// URL is the number of a database, as in redis://host/3")
     if path and options.database is not None and options.database != int(path):
         raise ConfigurationError(f"{url} names two databases: {path} as its path and {options.database} as an option")
-    context: ssl.SSLContext | None = None
-    if url.scheme == "rediss":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme rediss://")
+    context = tls_context(url, "rediss", options)
     database = int(path) if path else options.database or 0
-    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout, options.replicas)
+    tag = f"{{{options.prefix.translate({ord('{'): None, ord('}'): None}) or 'thalweg'}}}"
+    addresses = url.addresses(6379)
+    return Endpoint(url, addresses, options.socket, database, context, options.timeout, options.replicas, tag)
 
 
 def _parse(info: bytes) -> Mapping[str, str]:
