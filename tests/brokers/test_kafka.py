@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from docs.snippets import blocks_of
+from msgspec import structs
 from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
@@ -594,6 +595,20 @@ async def test_the_last_owner_of_a_journal_is_known_after_any_truncation(broker:
         await b.claim("j", 0, Message(b"n"))
         with pytest.raises(Fenced):
             await a.commit({claim: Commit(numbered(2))})
+
+
+async def test_a_journal_that_cannot_be_claimed_stands_in_no_other_ones_way(broker: str) -> None:
+    async with rivals(broker, 1) as (a,), admin(broker) as client:
+        a._cluster.endpoint = structs.replace(a._cluster.endpoint, timeout=1.0)
+        await a.declare([TopicSpec("gone", partitions=1)])
+        await client.delete_topics([name(broker, "gone")])
+        await eventually_gone(client, name(broker, "gone"))
+        good, bad = await asyncio.gather(
+            a.claim("j", 0, Message(b"m")), a.claim("gone", 0, Message(b"m")), return_exceptions=True
+        )
+        assert isinstance(bad, BrokerError)
+        assert not isinstance(good, BaseException)
+        await a.commit({good: Commit(numbered(1))})
 
 
 async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(broker: str) -> None:

@@ -123,6 +123,7 @@ async def a_read_gives_at_most_limit_records_a_partition(trial: Trial) -> None:
     seen: dict[int, int] = {}
     async with trial.patience("a record of either partition"):
         while set(seen) != {0, 1}:
+            await asyncio.sleep(0)
             for number, batch in (await log.read({0: None, 1: None}, 3, LONG, 1.0)).items():
                 assert values(batch.records) == [b"%d" % n for n in range(len(batch.records))]
                 assert len(batch.records) == len(batch.positions) <= 3
@@ -155,6 +156,7 @@ async def one_large_record_does_not_make_later_reads_small(trial: Trial) -> None
     reads = 0
     async with trial.patience("100 small records"):
         while (after := (await log.bounds(0)).last) != large:
+            await asyncio.sleep(0)
             found = (await log.read({0: large}, LONG, size, 1.0)).get(0)
             if found is not None:
                 reads, large = reads + 1, found.positions[-1]
@@ -169,6 +171,7 @@ async def partitions_take_turns_so_that_none_starves(trial: Trial) -> None:
     first: set[int] = set()
     async with trial.patience("each partition to have its turn"):
         while first != {0, 1, 2}:
+            await asyncio.sleep(0)
             first |= set(await log.read({0: None, 1: None, 2: None}, LONG, 1, 1.0))
 
 
