@@ -23,6 +23,7 @@ from .errors import ConfigurationError, NotRunning
 from .functions import check_function
 from .handler import handler_body
 from .message import Headers, Message
+from .mirror import Mirrors
 from .partitioner import partitioner_for
 from .plan import SourcePlan, TopicPlan
 from .policy import DEFAULT_POLICY, Policy
@@ -60,6 +61,8 @@ class App:
     repartition topics), and no others.
     broker, store: URLs, or objects; `--broker` beats the variable THALWEG_BROKER, which beats `broker=` (likewise
     THALWEG_STORE; `env_prefix=` where two apps share a process).
+    mirror: a URL (`redis://…`, `postgresql://…`) or object: where other programs read what each table holds that names
+    no mirror itself.
     partitions: of topics that the app creates, and so the most workers that can share them.
     guarantee: "auto" is the strongest that the broker gives; "exactly_once" refuses to start without it;
     "at_least_once" saves a little where the broker has no fencing.
@@ -77,6 +80,7 @@ class App:
         *,
         broker: str | Transport = "memory://",
         store: str | Stores = "memory://",
+        mirror: str | Mirrors | None = None,
         partitions: int = 8,
         guarantee: Guarantee = "auto",
         commit_interval: float | timedelta = 0.1,
@@ -103,6 +107,7 @@ class App:
         self.lifespan = lifespan
         self.clock: Clock = RealClock()
         self._broker, self._store, self._env_prefix = broker, store, env_prefix
+        self.mirror = mirror
         self._include = tuple(include)
         self._running: Running | None = None
         self.last_transport: Transport | None = None
@@ -487,13 +492,17 @@ class App:
         like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
+        mirror: str | Mirrors | Literal[False] | None = None,
     ) -> Table[K, V]:
         """Declare a table: a dict that events change and commits keep, in the partitions of the events.
 
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
+        mirror: where other programs read what it holds (default: the app's; False: nowhere).
         """
         plan, codec_of_key = self._table_plan(name, key, value, default, codec)
+        if mirror is not None:
+            plan.mirror = mirror or None
         self.table_like[name] = like._plan if like is not None else partitions
         return Table(self, plan, codec_of_key, checker_for(value, codec))
 
@@ -518,6 +527,9 @@ class App:
             mutable=not is_immutable(value),
             verify=value not in (int, str, bytes, bool, float),
             partition_of=partitioner_for("murmur2"),
+            key_form=key_codec.form,
+            value_form=value_codec.form,
+            mirror=self.mirror,
         )
         self.tables[name] = plan
         return plan, key_codec
@@ -529,6 +541,7 @@ class App:
         plan.partition_of = topic._plan.partition_of
         plan.encode_key, plan.decode_key = topic._plan.key.encode, topic._plan.key.decode
         plan.encode, plan.decode = topic._plan.value.encode, topic._plan.value.decode
+        plan.key_form, plan.value_form = topic._plan.key.form, topic._plan.value.form
         self.table_like[name] = topic._plan
         return Table(self, plan, codec_of_key, checker_for(value), read_only=True)
 

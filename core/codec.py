@@ -20,7 +20,7 @@ import enum
 import math
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
 from typing_extensions import TypeForm
@@ -34,6 +34,7 @@ __all__ = [
     "DECODE_ERRORS",
     "ENCODE_ERRORS",
     "Codec",
+    "Form",
     "TypeCodec",
     "checker_for",
     "codec_for",
@@ -50,6 +51,10 @@ ENCODE_ERRORS: tuple[type[Exception], ...] = (Exception,)
 FORMATS = ("json", "msgpack", "raw")
 
 
+Form = Literal["json", "text", "bytes"]
+"""How encoded keys or values may be shown: JSON text, UTF-8 text, or bytes that only the codec itself reads."""
+
+
 class Codec(Protocol[T]):
     """What `codec=` takes. Both raise any exception for what they cannot do."""
 
@@ -61,12 +66,20 @@ class TypeCodec(Generic[T]):
     """A codec bound to a declared type.
 
     encode, decode: the fastest callables (see the module's docstring). type_name: the declared type in words.
-    format: "json", "msgpack", "raw", or the class of the codec object with "()".
+    format: "json", "msgpack", "raw", or the class of the codec object with "()". form: how its bytes may be shown.
     """
 
-    __slots__ = ("decode", "encode", "format", "type_name")
+    __slots__ = ("decode", "encode", "form", "format", "type_name")
 
-    def __init__(self, encode: Callable[[T], bytes], decode: Callable[[bytes], T], type_name: str, format: str) -> None:
+    def __init__(
+        self,
+        encode: Callable[[T], bytes],
+        decode: Callable[[bytes], T],
+        type_name: str,
+        format: str,
+        form: Form | None = None,
+    ) -> None:
+        self.form: Form = form or ("json" if format == "json" else "bytes")
         self.encode = encode
         self.decode = decode
         self.type_name = type_name
@@ -186,13 +199,14 @@ def _text_or_bytes(form: object) -> type | None:
 
 def _raw(form: object, base: type, name: str) -> TypeCodec[Any]:
     encode, decode = (str.encode, bytes.decode) if base is str else (bytes.__bytes__, bytes.__bytes__)
+    shown: Form = "text" if base is str else "bytes"
     if get_origin(unwrapped(form)) is not Annotated:
-        return TypeCodec(encode, decode, name, "raw")
+        return TypeCodec(encode, decode, name, "raw", shown)
 
     def constrained(data: bytes) -> object:
         return msgspec.convert(decode(data), form)
 
-    return TypeCodec(encode, constrained, name, "raw")
+    return TypeCodec(encode, constrained, name, "raw", shown)
 
 
 def _msgspec(form: object, name: str, format: str) -> TypeCodec[Any]:

@@ -16,6 +16,7 @@ __all__ = [
     "HistoryChanged",
     "JournalMismatch",
     "MessageTooLarge",
+    "MirrorError",
     "MissingCapability",
     "NotRunning",
     "OutsideEvent",
@@ -176,3 +177,7 @@ class HistoryChanged(BrokerError):
 
 class StoreError(ThalwegError):
     """A store is damaged, locked by another process or out of space."""
+
+
+class MirrorError(ThalwegError):
+    """A mirror refused, failed or cannot be reached. Tables and commits do not depend on it."""

@@ -14,10 +14,11 @@ from typing_extensions import get_protocol_members
 
 from .channel import Transport
 from .errors import ConfigurationError, ThalwegError, UnknownScheme
+from .mirror import Mirrors
 from .store import Stores
 from .url import Url
 
-__all__ = ["installed_stores", "installed_transports", "load_stores", "load_transport"]
+__all__ = ["installed_stores", "installed_transports", "load_mirrors", "load_stores", "load_transport"]
 
 
 class _Kind(NamedTuple):
@@ -44,7 +45,7 @@ _TRANSPORT = _Kind(
     },
 )
 _STORES = _Kind("store", "thalweg.stores", Stores, {"rocksdb": "rocksdb"})
-_MIRRORS = ("postgresql", "redis", "rediss")
+_MIRRORS = _Kind("mirror", "thalweg.mirrors", Mirrors, {"postgresql": "postgres", "redis": "redis", "rediss": "redis"})
 
 
 def load_transport(broker: str | Url | Transport) -> Transport:
@@ -62,6 +63,12 @@ def load_stores(store: str | Url | Stores) -> Stores:
     """The stores that a URL names, by the rules of `load_transport`, from the group `thalweg.stores`."""
     stores: Stores = _load(store, _STORES)
     return stores
+
+
+def load_mirrors(mirror: str | Url | Mirrors) -> Mirrors:
+    """The mirrors that a URL names, by the rules of `load_transport`, from the group `thalweg.mirrors`."""
+    mirrors: Mirrors = _load(mirror, _MIRRORS)
+    return mirrors
 
 
 def installed_transports() -> list[str]:
@@ -130,8 +137,8 @@ def _remedy(scheme: str, kind: _Kind) -> str:
         if extra not in offered:
             return f"{text}. {scheme}:// is planned, and not in this release"
         return f'{text}. For this one: pip install "thalweg[{extra}]"'
-    if kind is _STORES and scheme in _MIRRORS:
-        return f"{text}. {scheme}:// cannot be a store, which is local (as a table's mirror=, it is planned)"
+    if kind is _STORES and scheme in _MIRRORS.extras:
+        return f"{text}. {scheme}:// cannot be a store, which is local; it can be a table's mirror="
     schemes: dict[str, list[str]] = {}
     for name, extra in kind.extras.items():
         if name not in installed and extra in offered:

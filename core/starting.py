@@ -13,8 +13,9 @@ from .channel import Capability, TopicInfo, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
 from .errors import ConfigurationError
 from .journal.leftovers import names_in, orphaned
+from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
-from .registry import load_stores, load_transport
+from .registry import load_mirrors, load_stores, load_transport
 from .runtime.clockwork import Clockwork
 from .runtime.queue_host import QueueRunner
 from .runtime.replies import SUFFIX
@@ -27,7 +28,16 @@ from .store import Stores
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["check_leftovers", "check_needs", "client_running", "groups_of", "guarantee_of", "looking", "worker_running"]
+__all__ = [
+    "check_leftovers",
+    "check_needs",
+    "client_running",
+    "groups_of",
+    "guarantee_of",
+    "looking",
+    "mirrored",
+    "worker_running",
+]
 
 log = logging.getLogger("thalweg")
 
@@ -81,8 +91,9 @@ async def worker_running(
     transport: Transport | None = None,
     stores: Stores | None = None,
     failures: Callable[[str, BaseException], None] | None = None,
+    mirror_urls: bool = True,
 ) -> AsyncIterator[Worker]:
-    """The whole worker: started in order, stopped in reverse."""
+    """The whole worker: started in order, stopped in reverse. mirror_urls: False feeds only those given as objects."""
     if app.is_running:
         raise ConfigurationError(f"app {app.id!r} runs already")
     app.load()
@@ -93,7 +104,8 @@ async def worker_running(
         stores = stores or load_stores(app.store)
         stack.callback(stores.close)
         stack.callback(app.close_threads)
-        worker = _make_worker(app, running, stores, failures)
+        mirrors = await _open_mirrors(app, stack, mirror_urls)
+        worker = _make_worker(app, running, stores, mirrors, failures)
         running.worker = worker
         queues = [
             QueueRunner(worker, agent.plan, source)
@@ -304,8 +316,37 @@ def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
     return groups
 
 
+async def _open_mirrors(app: App, stack: AsyncExitStack, urls: bool) -> Mapping[str, Mirror]:
+    """The mirror of each table that has one. Nothing connects yet."""
+    opened: dict[str, Mirror] = {}
+    for where, tables in mirrored(app):
+        if isinstance(where, str) and not urls:
+            continue
+        database = load_mirrors(where)
+        stack.push_async_callback(database.close)
+        for table in tables:
+            opened[table.name] = database.table(table)
+    return opened
+
+
+def mirrored(app: App) -> Sequence[tuple[str | Mirrors, Sequence[MirrorTable]]]:
+    """What is mirrored where."""
+    found: dict[object, tuple[str | Mirrors, list[MirrorTable]]] = {}
+    for name, plan in app.tables.items():
+        if plan.mirror is not None:
+            where = plan.mirror
+            key = where if isinstance(where, str) else id(where)
+            table = MirrorTable(app.id, name, plan.partitions, plan.key_form, plan.value_form, plan.partition_of)
+            found.setdefault(key, (where, []))[1].append(table)
+    return list(found.values())
+
+
 def _make_worker(
-    app: App, running: Running, stores: Stores, failures: Callable[[str, BaseException], None] | None
+    app: App,
+    running: Running,
+    stores: Stores,
+    mirrors: Mapping[str, Mirror],
+    failures: Callable[[str, BaseException], None] | None,
 ) -> Worker:
     settings = Settings(
         clock=app.clock,
@@ -326,6 +367,7 @@ def _make_worker(
         app.id,
         running.transport,
         stores,
+        mirrors,
         settings,
         groups_of(app, running.transport),
         "murmur2",

@@ -111,6 +111,7 @@ class AppTest:
             transport=self._broker.again(),
             stores=load_stores("memory://"),
             failures=self._failed if self._raise else None,
+            mirror_urls=False,
         )
         self._worker = await self._running.__aenter__()
 

@@ -2,6 +2,7 @@
 
 from .properties import Unavailable
 from .rig import InProcessRig, Rig, rig_for, with_option
-from .suite import Target, transport
+from .stores.rig import StoreRig
+from .suite import Target, store, transport
 
-__all__ = ["InProcessRig", "Rig", "Target", "Unavailable", "rig_for", "transport", "with_option"]
+__all__ = ["InProcessRig", "Rig", "StoreRig", "Target", "Unavailable", "rig_for", "store", "transport", "with_option"]

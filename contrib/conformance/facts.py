@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 from thalweg.channel import Transport
+from thalweg.store import Stores
 
-__all__ = ["facts_of", "versions"]
+__all__ = ["facts_of", "facts_of_stores", "versions"]
 
 
 def facts_of(transport: Transport) -> dict[str, Any]:
@@ -24,6 +25,10 @@ def facts_of(transport: Transport) -> dict[str, Any]:
         "warnings": list(transport.warnings),
         "versions": versions(type(transport)),
     }
+
+
+def facts_of_stores(stores: Stores) -> dict[str, Any]:
+    return {"description": stores.description, "versions": versions(type(stores))}
 
 
 @cache

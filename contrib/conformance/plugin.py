@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from thalweg.errors import ConfigurationError
+from thalweg.registry import load_stores, load_transport
 from thalweg.url import Url
 
 from .certificate import Certificate, Outcome, lines_of, to_json
 from .properties import Mode, Profile
 from .rig import Commands, Rig, rig_for
-from .suite import NOTE, TRANSPORT, Settings, Suite, Target
+from .stores.rig import StoreRig
+from .suite import NOTE, PROPERTIES, Settings, Suite, Target, store
 
 __all__ = ["Conformance", "check"]
 
 
 def check(config: pytest.Config) -> None:
     """Raises `pytest.UsageError` where an option cannot be meant."""
+    for url in config.getoption("thalweg_transport"):
+        _usable(load_transport, url)
+    for url in config.getoption("thalweg_store"):
+        _usable(load_stores, url)
     for option, known in (("thalweg_mode", Mode), ("thalweg_profile", Profile)):
         for name in (config.getoption(option) or "").split(","):
             if name and name not in {word.value for word in known}:
@@ -26,7 +33,7 @@ def check(config: pytest.Config) -> None:
                 raise pytest.UsageError(f"{flag}={name}: expected some of {', '.join(w.value for w in known)}")
     for text in config.getoption("thalweg_waive"):
         name, _, reason = text.partition(":")
-        known_names = {f"{n}[{case}]" if case else n for n, p in TRANSPORT.items() for case in ("", *p.cases)}
+        known_names = {f"{n}[{case}]" if case else n for n, p in PROPERTIES.items() for case in ("", *p.cases)}
         if name.strip() not in known_names or not reason.strip():
             raise pytest.UsageError(f"--thalweg-waive={text!r}: expected 'property: reason', of an existing property")
 
@@ -40,6 +47,7 @@ class Conformance:
         self._settings = Settings(config)
         self._certificates: dict[str, Certificate] = {}
         self._targets = [Target(str(Url(url)), _maker(config, url)) for url in config.getoption("thalweg_transport")]
+        self._targets += [_store(config, url) for url in config.getoption("thalweg_store")]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
@@ -57,7 +65,7 @@ class Conformance:
         if not isinstance(note, dict) or (report.when != "call" and report.passed):
             return
         certificate = self._certificates.setdefault(
-            note["target"], Certificate(note["target"], self._settings.mode.value, self._settings.seed)
+            note["target"], Certificate(note["target"], ",".join(sorted(self._settings.modes)), self._settings.seed)
         )
         certificate.facts.update(note.get("facts", {}))
         certificate.note(note["property"], _outcome(report, note))
@@ -65,16 +73,31 @@ class Conformance:
     def pytest_sessionfinish(self) -> None:
         file = self._config.getoption("thalweg_certificate")
         if file and not hasattr(self._config, "workerinput"):
-            Path(file).write_bytes(to_json(list(self._certificates.values()), TRANSPORT))
+            Path(file).write_bytes(to_json(list(self._certificates.values()), PROPERTIES))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for certificate in self._certificates.values():
             terminalreporter.section(f"conformance of {certificate.target}", sep="=", bold=True)
-            for line in lines_of(certificate, TRANSPORT):
+            for line in lines_of(certificate, PROPERTIES):
                 terminalreporter.line(line)
         file = self._config.getoption("thalweg_certificate")
         if file:
             terminalreporter.line(f"certificate written to {file}")
+
+
+def _usable(load: Callable[[str], object], url: str) -> None:
+    try:
+        load(url)
+    except ConfigurationError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _store(config: pytest.Config, url: str) -> Target:
+    def make() -> StoreRig:
+        made = config.hook.pytest_thalweg_store_rig(url=url, config=config)
+        return made if isinstance(made, StoreRig) else StoreRig(url)
+
+    return store(str(Url(url)), make)
 
 
 def _maker(config: pytest.Config, url: str) -> Any:
@@ -84,10 +107,6 @@ def _maker(config: pytest.Config, url: str) -> Any:
         made = config.hook.pytest_thalweg_rig(url=url, config=config)
         return made if isinstance(made, Rig) else rig_for(url, commands)
 
-    try:
-        Url(url)
-    except ConfigurationError as error:
-        raise pytest.UsageError(str(error)) from None
     return make
 
 

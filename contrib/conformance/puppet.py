@@ -50,9 +50,11 @@ class Nursery:
     @classmethod
     def close_all(cls) -> None:
         for key in [key for key in cls._all if key[0] == os.getpid()]:
-            nursery = cls._all.pop(key)
-            nursery._control.close()
-            nursery._process.wait()
+            cls._all.pop(key).close()
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.wait()
 
     async def open(self) -> Puppet:
         ours, theirs = socket.socketpair()

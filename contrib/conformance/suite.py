@@ -9,18 +9,24 @@ from typing import Any
 import pytest
 from thalweg.channel import Transport
 
-from .facts import facts_of
+from . import stores as store_properties
+from . import transports as transport_properties
+from .facts import facts_of, facts_of_stores
 from .properties import Mode, Profile, Property, Unavailable, properties_of
 from .rig import Rig
-from .transport import MODULES, refuses
+from .stores.rig import StoreRig
+from .stores.trial import StoreTrial
+from .transports import refuses
 from .trial import Trial
 
-__all__ = ["NOTE", "Case", "Settings", "Suite", "Target", "transport"]
+__all__ = ["NOTE", "PROPERTIES", "Case", "Settings", "Suite", "Target", "store", "transport"]
 
 NOTE = "thalweg-conformance"
 """The name of the user property of a report that belongs to a certificate."""
 
-TRANSPORT = properties_of(MODULES)
+TRANSPORT = properties_of(transport_properties.MODULES)
+STORE = properties_of(store_properties.MODULES)
+PROPERTIES: Mapping[str, Property] = {**TRANSPORT, **STORE}
 
 
 class Settings:
@@ -43,14 +49,20 @@ class Settings:
 class Target:
     """What is to be certified: a name to show, and a rig for each property."""
 
-    def __init__(self, name: str, rig: Callable[[], Rig]) -> None:
+    def __init__(self, name: str, rig: Callable[[], Rig] | Callable[[], StoreRig], is_store: bool = False) -> None:
         self.name, self.rig = name, rig
+        self.properties = STORE if is_store else TRANSPORT
         self.facts: dict[str, Any] = {}
 
 
 def transport(name: str, rig: Callable[[], Rig]) -> Target:
-    """A module-level variable of a test module with this value becomes the whole suite: one test for each property."""
+    """A variable of a test module with this value becomes the suite of transports: one test for each property."""
     return Target(name, rig)
+
+
+def store(name: str, rig: Callable[[], StoreRig]) -> Target:
+    """The same, of stores."""
+    return Target(name, rig, is_store=True)
 
 
 class Suite(pytest.Collector):
@@ -62,7 +74,7 @@ class Suite(pytest.Collector):
 
     def collect(self) -> Iterator[Case]:
         settings = Settings(self.config)
-        for prop in TRANSPORT.values():
+        for prop in self.target.properties.values():
             if prop.profile in settings.profiles and prop.modes & settings.modes:
                 for case in prop.cases:
                     yield Case.from_parent(
@@ -94,9 +106,13 @@ class Case(pytest.Item):
         return inner if own and len(inner) < len(excinfo.traceback) else excinfo.traceback
 
     def runtest(self) -> None:
+        rig = self.target.rig()
         try:
-            with asyncio.Runner() as runner:
-                runner.run(self._watched())
+            if isinstance(rig, Rig):
+                with asyncio.Runner() as runner:
+                    runner.run(self._watched(rig))
+            else:
+                self._run_store(rig)
         except Unavailable as lack:
             pytest.skip(str(lack))
         except Exception as error:
@@ -106,9 +122,23 @@ class Case(pytest.Item):
             self.note["waived"] = f"{type(error).__name__}: {error}".splitlines()[0]
             pytest.xfail(reason)
 
-    async def _watched(self) -> None:
+    def _run_store(self, rig: StoreRig) -> None:
+        rig.prepare()
+        trial = StoreTrial(rig, self.settings.mode, f"{self.settings.seed} {self.name}")
+        try:
+            if not self.target.facts:
+                self.target.facts.update(facts_of_stores(trial.stores), keeps=trial.keeps())
+                self.note["facts"] = self.target.facts
+            if self.prop.area == "surviving" and not self.target.facts["keeps"]:
+                self.note["undeclared"] = "keeps nothing"
+                trial.keeps()
+            else:
+                self.prop.run(trial, *self.prop.cases[self.case])
+        finally:
+            trial.close()
+
+    async def _watched(self, rig: Rig) -> None:
         """A call that hangs fails its property instead of hanging the run."""
-        rig = self.target.rig()
         if self.settings.patience is not None:
             rig.patience = self.settings.patience
         limit = asyncio.timeout(60 + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease))

@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from thalweg.contrib.conformance.rig import Rig
+    from thalweg.contrib.conformance.stores.rig import StoreRig
 
 __all__: list[str] = []
 
@@ -28,6 +29,10 @@ class Hooks:
 
         Called anew for each property.
         """
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_thalweg_store_rig(self, url: str, config: pytest.Config) -> StoreRig | None:
+        """The rig (`thalweg.contrib.conformance.StoreRig`) for this URL of `--thalweg-store`; None: the usual one."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

@@ -11,9 +11,9 @@ from rich.text import Text
 from thalweg.app import App
 from thalweg.channel import Capability, TopicInfo, Transport
 from thalweg.dead_letters import dead_letter_topic
-from thalweg.errors import ThalwegError
-from thalweg.registry import load_stores, load_transport
-from thalweg.starting import check_leftovers, check_needs, groups_of, looking
+from thalweg.errors import MirrorError, ThalwegError
+from thalweg.registry import load_mirrors, load_stores, load_transport
+from thalweg.starting import check_leftovers, check_needs, groups_of, looking, mirrored
 
 from .declared import guarantee_name
 from .output import Output, redacted
@@ -63,7 +63,7 @@ def doctor(context: typer.Context) -> None:
     """
     session = session_of(context)
     app, output = session.app(), session.output
-    findings = [*_store(app), *session.run(_broker(app))]
+    findings = [*_store(app), *session.run(_broker(app)), *session.run(_mirrors(app))]
     width = max(len(finding.about) for finding in findings)
     for finding in findings:
         _print(output, finding, width)
@@ -79,6 +79,28 @@ def _store(app: App) -> Iterator[Finding]:
         yield Finding(Verdict.OK, "store", load_stores(app.store).description)
     except ThalwegError as error:
         yield Finding(Verdict.PROBLEM, "store", str(error))
+
+
+async def _mirrors(app: App) -> list[Finding]:
+    """One that cannot be reached is no problem: the worker runs, and it catches up."""
+    findings: list[Finding] = []
+    for where, tables in mirrored(app):
+        names = ", ".join(table.name for table in tables)
+        try:
+            mirrors = load_mirrors(where)
+            try:
+                for table in tables:
+                    mirrors.table(table)
+                findings.append(Finding(Verdict.OK, "mirror", f"{await mirrors.check()}, of {names}"))
+            except MirrorError as error:
+                findings.append(
+                    Finding(Verdict.WARNING, "mirror", f"{error}. Until it is back, {names} cannot be read there")
+                )
+            finally:
+                await mirrors.close()
+        except ThalwegError as error:
+            findings.append(Finding(Verdict.PROBLEM, "mirror", str(error)))
+    return findings
 
 
 async def _broker(app: App) -> list[Finding]:

@@ -11,9 +11,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 from thalweg.app import App
-from thalweg.registry import load_stores
+from thalweg.registry import load_mirrors, load_stores
 from thalweg.runtime.worker import Worker
 from thalweg.serving import serve
+from thalweg.starting import mirrored
 
 from .declared import agent_rows, guarantee_name, schedule_rows, table_rows
 from .output import Output, facts, table, to_json
@@ -49,6 +50,10 @@ def _announce(app: App, running: Worker, output: Output, took: float) -> None:
         ("app", app.id),
         ("broker", running.transport.description),
         ("store", load_stores(app.store).description),
+        *(
+            ("mirror", f"{load_mirrors(where).description}: {', '.join(t.name for t in tables)}")
+            for where, tables in mirrored(app)
+        ),
         ("guarantee", guarantee_name(app.guarantee)),
         ("tasks", str(len(running.tasks))),
     ]

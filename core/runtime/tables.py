@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from thalweg.codec import ENCODE_ERRORS
+from thalweg.codec import ENCODE_ERRORS, Form
 from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
 from thalweg.journal.rows import below, prefix
+from thalweg.mirror import Mirrors
 from thalweg.store import Store
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class TablePlan(msgspec.Struct):
     mutable: bool
     verify: bool  # the class of a value does not prove that it will decode
     partition_of: Callable[[bytes, int], int]
+    key_form: Form = "bytes"
+    value_form: Form = "bytes"
+    mirror: str | Mirrors | None = None  # where other programs read it
 
     def raw_key(self, key: Any) -> bytes:
         """The key's bytes. Raises EncodeError naming the table and the key."""

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,6 +42,7 @@ from .agent_task import AgentTask, Verdict
 from .deliveries import Deliveries
 from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
+from .mirroring import Feed, Standing
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
@@ -129,6 +131,7 @@ class Task:
         self.held_up: asyncio.Future[None] | None = None
         """A commit waits for open events to finish: done when it has been cut."""
         self.deliveries: Deliveries | None = None
+        self.feeds: list[Feed] = []
         self._stopping = False
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
@@ -182,6 +185,7 @@ class Task:
         careful = self._count_crash(store, fold.unclean > 0)
         self._opened = True
         self.deliveries.start()
+        self._feed_mirrors(store, marker.epoch)
         for agent in self.agents:
             agent.careful = careful
             for input_ in agent.inputs:
@@ -199,6 +203,23 @@ class Task:
                 f"{self.worker.transport.description} takes messages of at most {limit} bytes, and a journal needs "
                 f"{needed}: raise the broker's limit (or `message_bytes=` in its URL)"
             )
+
+    def _feed_mirrors(self, store: Store, epoch: int) -> None:
+        for plan in self._table_plans:
+            mirror = self.worker.mirrors.get(plan.name)
+            if mirror is not None:
+                feed = Feed(
+                    plan.name,
+                    self.index,
+                    mirror,
+                    epoch,
+                    store,
+                    partial(self.worker.log, self.journal[0]),
+                    self.settings.clock,
+                    self.worker.complaints,
+                )
+                feed.start(_standing(store))
+                self.feeds.append(feed)
 
     def _open_store(self) -> Store:
         if self._store is None:
@@ -499,6 +520,8 @@ class Task:
         assert self.deliveries is not None
         local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
+        for feed in self.feeds:
+            feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
         for table in self.tables.values():
             table.flying = {}
             table.trim()
@@ -558,6 +581,11 @@ class Task:
                 self.settings.drain_timeout,
             )
 
+    async def settle(self) -> None:
+        """Return when all that was committed has reached its outboxes' destinations and mirrors, where they answer."""
+        outboxes = [] if self.deliveries is None else [self.deliveries.settle()]
+        await asyncio.gather(*outboxes, *(feed.settle() for feed in self.feeds))
+
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
@@ -572,6 +600,7 @@ class Task:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -619,6 +648,15 @@ class Task:
         return round(self.settings.clock.now() * 1000)
 
 
+def _standing(store: Store) -> Standing | None:
+    """Where in the journal the store stands; None for an empty one."""
+    checkpoint, raw = store.checkpoint(), store.get(LOCAL_MARKER)
+    if checkpoint is None or raw is None:
+        return None
+    local = journal_rows.decode(raw, type=_Position)
+    return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
+
+
 class RolledBack(Exception):
     """Not an error: the task starts over from its last commit."""
 
@@ -640,12 +678,10 @@ class _Replay:
         self._seen: Checkpoint | None = None  # of the last record in `_pending`,
         self._there: _Position | None = None  # and where in the numbering it stands
         self.fold = Fold()
-        checkpoint = store.checkpoint()
-        raw = store.get(LOCAL_MARKER)
-        if checkpoint is not None and raw is not None:
-            local = journal_rows.decode(raw, type=_Position)
-            self.fold = Fold(local.marker, local.number)
-            self._after = checkpoint.position
+        standing = _standing(store)
+        if standing is not None:
+            self.fold = Fold(standing.marker, standing.number)
+            self._after = standing.position
 
     async def to_end(self) -> None:
         await self._check_store()

@@ -18,6 +18,7 @@ from thalweg.journal.readback import ReadBackWriter
 from thalweg.journal.rows import below, prefix, reached_key
 from thalweg.journal.writer import FencedWriter, JournalWriter
 from thalweg.message import Message, Position
+from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Store, Stores
 
@@ -62,6 +63,7 @@ class Worker:
         app_id: str,
         transport: Transport,
         stores: Stores,
+        mirrors: Mapping[str, Mirror],
         settings: Settings,
         groups: Mapping[str, Group],
         partitioner: str,
@@ -81,6 +83,8 @@ class Worker:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception when the worker cannot go on."""
         self._stores, self._groups = stores, groups
+        self.mirrors = mirrors
+        """By table, of those that have one."""
         self._logs: dict[str, Log] = {}
         self._sources: dict[tuple[str, str], Source] = {}
         self._services: list[asyncio.Task[Any]] = []
@@ -217,8 +221,7 @@ class Worker:
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
                 await self.committer.finish(task)
-                if task.deliveries is not None:
-                    await task.deliveries.settle()
+                await task.settle()
             await task.stop_lanes()
             if in_good_order and self.committer.tasks.get(task.journal) is task:
                 await self.committer.finish(task)  # what finished while the others were being cancelled

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -199,6 +199,44 @@ async def test_what_was_aborted_is_never_read_and_moves_no_bound(broker: str) ->
         waiting = asyncio.create_task(log.read({0: 14}, LONG, LONG, 30))
         await other.abort_transaction()
         assert [record.value for record in (await waiting)[0].records] == [b"9"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_of_transactions_that_overlap_a_reader_sees_what_other_clients_see(broker: str, seed: int) -> None:
+    chance = random.Random(seed)
+    async with opened_log(broker) as (transport, log), AsyncExitStack() as stack:
+        topic = name(broker, "t")
+        others = [
+            await stack.enter_async_context(producer(broker, transactional_id=f"{topic}-{number}"))
+            for number in range(3)
+        ]
+        began: set[int] = set()
+        for step in range(80):
+            number = chance.randrange(4)
+            if number == 3:
+                await log.append({0: numbered(step)})
+            elif number not in began:
+                await others[number].begin_transaction()
+                began.add(number)
+            elif chance.random() < 0.6:
+                for part in range(chance.randint(1, 3)):
+                    await others[number].send_and_wait(topic, b"%d.%d" % (step, part), partition=0)
+            else:
+                await (
+                    others[number].commit_transaction() if chance.random() < 0.5 else others[number].abort_transaction()
+                )
+                began.discard(number)
+            if step % 20 == 19:  # while some are open
+                assert await values(await transport.log("t")) == await consumed(broker, "t")
+        for number in began:
+            await others[number].abort_transaction()
+        found = await everything(await transport.log("t"))
+        assert [record.value for _, record in found] == await consumed(broker, "t")
+        places = [position for position, _ in found]
+        assert await log.bounds(0) == Bounds(places[0], places[-1])
+        for after in range(places[-1] + 1):
+            follows = [record.value for position, record in found if position > after]
+            assert await values(log, after=after) == follows
 
 
 async def test_a_reader_at_the_end_misses_nothing_when_everything_is_deleted(broker: str) -> None:
@@ -593,7 +631,7 @@ class Traffic:
 
     async def progress(self) -> None:
         goals = self.appended + 50, self.committed + 20
-        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1])
+        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1], 90)
 
     async def check(self, running: asyncio.Task[None]) -> None:
         self._over.set()
@@ -680,6 +718,8 @@ async def whole(client: AIOKafkaAdminClient, topics: Sequence[str]) -> None:
 
 async def test_a_broker_that_hangs_leaves_writes_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:
     assert server.process is not None
+    async with opened(server.url):
+        pass  # a new broker needs more than a second until it has transactions
     async with opened_log(f"{server.url}?timeout=1", partitions=2) as (transport, log):
         await transport.declare([TopicSpec("j", partitions=1)])
         claim = await transport.claim("j", 0, Message(b"m"))

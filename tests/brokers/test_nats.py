@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 import nats
 import nkeys
 import pytest
+from docs.snippets import blocks_of
 from nats.js import api
+from thalweg import App, Stream
 from thalweg.capabilities import Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import (
@@ -35,6 +37,7 @@ from thalweg.errors import (
     UnknownOption,
 )
 from thalweg.message import Delivery, Message, QueueMessage
+from thalweg.partitioner import murmur2_partitioner
 from thalweg.transports.nats import NatsTransport
 from thalweg.transports.nats.queue import NatsQueue
 from thalweg.url import Url
@@ -348,6 +351,33 @@ async def test_other_programs_write_and_read_a_topic_with_any_client(broker: str
         found = await other.get_msg(prefix, place)
         assert (found.subject, found.data.decode()) == (subject, "ä")
         assert found.headers == {"thalweg-key": "bob", "thalweg-time": "1700000000000", "n": "50% of it"}
+
+
+async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of server and prefix."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "import nats" in block.code]
+    code = code.replace("nats://localhost:4222", broker.partition("?")[0])
+    code = code.replace("thalweg.log", f"{Url(broker).query['prefix']}.log")
+    code = code.replace('"thalweg"', repr(Url(broker).query["prefix"]))
+    theirs: dict[str, Any] = {"partition": murmur2_partitioner(b"ada", 4)}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("bank", broker=broker, partitions=4)
+    withdrawals = app.topic("withdrawals", key=str, value=int)
+    alerts = app.topic("alerts", key=str, value=str)
+    totals = app.table("totals", key=str, value=int, default=int)
+
+    @app.agent(withdrawals)
+    async def total(stream: Stream[int]) -> None:
+        async for amount in stream:
+            totals["ada"] += amount
+            if amount > 100:
+                await alerts.send(f"{amount} at once", key="ada", headers={"level": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["produce"]()
+        await theirs["consume"]()
+        await eventually(lambda: totals["ada"] == 505)
 
 
 async def test_a_stream_of_others_is_read_by_its_sequences_and_left_as_it_is(broker: str) -> None:

@@ -1,4 +1,4 @@
-"""`kafka://host:port,host:port`, and `kafkas://` with TLS: Apache Kafka 2.5 or newer, or what speaks its protocol.
+"""`kafka://host:port,host:port`, and `kafkas://` with TLS: Apache Kafka (tried with 3.9 and 4.3).
 
 A topic is a Kafka topic of its name, its partitions are Kafka's; so are key, value, headers and timestamp. A queue
 `orders` is the topic `queue.orders`. With `?prefix=shop.` the names become `shop.withdrawals` and `shop.queue.orders`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -48,6 +49,7 @@ class KafkaChannel:
         self._lease, self._session = lease, session
         self._lines: dict[int, Line] = {}
         self._turn = 0
+        self._next_place = secrets.randbelow(topic.partitions)
         self._member: Member | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
@@ -66,10 +68,11 @@ class KafkaChannel:
         """By key, as everywhere; those without one all to one partition, another one at each call."""
         self._check_open()
         parts: dict[int, list[Message]] = {}
-        self._turn += 1
+        count = self._topic.partitions
+        if not self.is_queue:
+            self._next_place += 1
         for message in messages:
-            key, count = message.key, self._topic.partitions
-            number = self._turn % count if key is None else murmur2_partitioner(key, count)
+            number = self._next_place % count if message.key is None else murmur2_partitioner(message.key, count)
             parts.setdefault(number, []).append(self._outgoing(message))
             self._spread()
         if parts:
@@ -488,7 +491,7 @@ class KafkaQueue(KafkaChannel):
         return Message(message.value, message.key, headers, message.timestamp)
 
     def _spread(self) -> None:
-        self._turn += 1
+        self._next_place += 1
 
     def _watch(self, until: float) -> None:
         if until < self._first_end and not self._closed:

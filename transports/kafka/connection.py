@@ -21,10 +21,12 @@ from aiokafka.protocol.metadata import MetadataRequest
 from thalweg.errors import BrokerError
 from thalweg.url import Url
 
-__all__ = ["GROUP", "RETRIABLE", "TRANSACTION", "Cluster", "Endpoint", "Lost", "Unreachable"]
+__all__ = ["DENIED", "GROUP", "RETRIABLE", "TRANSACTION", "Cluster", "Denied", "Endpoint", "Lost", "Unreachable"]
 
 RETRIABLE = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 56, 74, 75, 76, 78})
 """Codes of answers that may be others in a moment: leaders move, coordinators load, replicas come back."""
+
+DENIED = frozenset({31, 53})
 
 UNKNOWN_TOPIC = 3
 
@@ -62,6 +64,10 @@ class Unreachable(BrokerError):
 
 class Lost(BrokerError):
     """It was sent, and no answer came: what was asked may or may not have been done."""
+
+
+class Denied(BrokerError):
+    """The user has no right to transactions."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -216,7 +222,8 @@ class Cluster:
             code = answer.error_code
             if code:
                 text = self.endpoint.explain(code, f"coordinator of {key!r}: ")
-                raise Unreachable(text) if code in RETRIABLE else BrokerError(text)
+                kind_of = Denied if code in DENIED else Unreachable if code in RETRIABLE else BrokerError
+                raise kind_of(text)
             node = answer.coordinator_id
             if node not in self.brokers:
                 await self.metadata([])

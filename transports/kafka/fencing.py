@@ -80,9 +80,9 @@ class Fencer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    async def begin(self, patience: float) -> None:
-        """Take an id. Raises BrokerError if there are no transactions to be had within `patience` seconds."""
-        await self._ready(time.monotonic() + patience)
+    async def begin(self) -> None:
+        """Take an id. Raises Denied where the user has no right to, BrokerError where there are no transactions now."""
+        await self._ready(self._deadline())
 
     # --- claiming ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from thalweg.message import Position
 
-from .connection import RETRIABLE, TRANSACTION, Cluster, Lost, Unreachable
+from .connection import DENIED, RETRIABLE, TRANSACTION, Cluster, Denied, Lost, Unreachable
 from .records import Outgoing
 
 __all__ = ["CONCURRENT", "FENCED", "TOO_LARGE", "Pause", "Place", "Producer", "Refused", "Unknown"]
@@ -74,7 +74,7 @@ class Producer:
     ) -> Producer:
         """A transactional id loses its former producer by this, and its open transaction.
 
-        Raises BrokerError.
+        Raises Denied or another BrokerError.
         """
         pause = Pause(deadline, first=0.002, longest=0.1)
         request = InitProducerIdRequest(transactional_id, round(transaction_timeout * 1000))
@@ -88,6 +88,8 @@ class Producer:
                 code = answer.error_code
                 if code == 0:
                     return cls(cluster, answer.producer_id, answer.producer_epoch, transactional_id)
+                if code in DENIED:
+                    raise Denied(cluster.endpoint.explain(code, "asking for the id of a producer: "))
                 if code not in RETRIABLE and code not in FENCED and code != CONCURRENT:
                     raise cluster.explain(code, "asking for the id of a producer: ")
                 problem = cluster.explain(code, "asking for the id of a producer: ")

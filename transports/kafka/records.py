@@ -104,9 +104,6 @@ class Chunk(msgspec.Struct, gc=False):
     positions: Sequence[Position]
     size: int
 
-    def covers(self, offset: Position) -> bool:
-        return self.start <= offset < self.next
-
 
 def unpack(data: bytes, start: Position, aborted: Iterable[tuple[int, int]] | None, hide: bool = True) -> Chunk:
     """The records of fetched bytes, from offset `start` on.

@@ -179,10 +179,10 @@ class Topics:
         if topic.queue != spec.queue:
             kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
             raise TopicMismatch(f"{spec.name!r} is a {kind} on Kafka at {place}, but is declared as a {wanted}")
-        if spec.partitions is not None and spec.partitions != topic.partitions:
+        if not spec.queue and spec.partitions not in (None, topic.partitions):
             raise TopicMismatch(
-                f"{'queue' if topic.queue else 'topic'} {spec.name!r} has {topic.partitions} partitions on Kafka at "
-                f"{place}, but is declared with {spec.partitions}"
+                f"topic {spec.name!r} has {topic.partitions} partitions on Kafka at {place}, but is declared with "
+                f"{spec.partitions}"
             )
 
     async def _create(self, specs: Sequence[TopicSpec]) -> None:
@@ -215,7 +215,7 @@ class Topics:
             config["min.insync.replicas"] = "2"
         config.update((name, value) for name, value in spec.options.items() if not (spec.queue and name in OF_QUEUES))
         if spec.queue:
-            partitions = spec.partitions or queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
+            partitions = queue_partitions(spec) or max(spec.default_partitions, QUEUE_PARTITIONS)
         else:
             partitions = spec.partitions or spec.default_partitions
         return place, partitions, replication, [], list(config.items())

@@ -18,7 +18,7 @@ from thalweg.url import Url
 
 from .appending import Appender
 from .channel import KafkaChannel, KafkaQueue
-from .connection import Cluster, Endpoint
+from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
 from .group import TaskGroups
 from .log import KafkaLog
@@ -191,13 +191,17 @@ class KafkaTransport:
         timeout = min(_TRANSACTION_TIMEOUT, most)
         fencer = Fencer(self._cluster, self._topics, options.prefix, options.compression, timeout)
         try:
-            await fencer.begin(options.timeout / 2)
-        except BrokerError as error:
+            await fencer.begin()
+        except Denied as error:
             self._warnings.append(
                 f"no transactions, so journals are read back and outputs go through an outbox: {error}; they need the "
-                f"right to write as a transactional id that begins with {options.prefix + 'thalweg-'!r}, and as many "
-                "brokers as transaction.state.log.replication.factor says"
+                f"right to write as a transactional id that begins with {options.prefix + 'thalweg-'!r}"
             )
+        except BrokerError as error:  # to go on without them now would let old owners commit that have them
+            raise BrokerError(
+                f"{error}; transactions need as many brokers as transaction.state.log.replication.factor says, "
+                "and ?fencing=false takes none (on all workers alike)"
+            ) from None
         else:
             self._fencer = fencer
 

@@ -19,6 +19,7 @@ from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability, Stal
 from thalweg.message import Delivery, Message, QueueMessage
 
 from .connection import ApiError, Connection, ConnectionLost
+from .done import DoneNotes
 from .log import Topic
 from .publish import Entry, check, publish_all
 from .pull import Pull
@@ -35,6 +36,16 @@ _MOST = 1000  # messages that one `get` takes, whatever its limit
 _LATE = 0.005  # seconds added to delays, so that a message is not back before its time
 
 
+class _Info(msgspec.Struct):
+    """Answer to STREAM.INFO, as far as it is of use."""
+
+    state: _Consumers
+
+
+class _Consumers(msgspec.Struct):
+    consumer_count: int = 0
+
+
 class _Loan(msgspec.Struct, eq=False):
     """The handle of a delivery. until: when it ends here (boot clock); wanted: when it shall end, by `extend`."""
 
@@ -47,7 +58,7 @@ class _Loan(msgspec.Struct, eq=False):
 
 
 class NatsQueue:
-    """`put_to` finds the queue of a name, for dead letters."""
+    """`put_to` finds the queue of a name, for dead letters. `make_notes` creates their stream, if there is none."""
 
     def __init__(
         self,
@@ -58,6 +69,8 @@ class NatsQueue:
         message_bytes: int,
         atomic: bool,
         put_to: Callable[[str], Awaitable[Topic]],
+        notes: DoneNotes,
+        make_notes: Callable[[], Awaitable[None]],
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -66,6 +79,8 @@ class NatsQueue:
         self._message_bytes = message_bytes
         self._atomic = atomic
         self._put_to = put_to
+        self._notes = notes
+        self._make_notes = make_notes
         self._loans: dict[bytes, _Loan] = {}
         self._fetched: deque[Delivery] = deque()
         self._pulls: set[Pull] = set()
@@ -93,6 +108,10 @@ class NatsQueue:
             except ApiError as error:
                 if error.code != _NO_CONSUMER:
                     raise
+        if (await self._connection.api(f"STREAM.INFO.{stream}", _Info)).state.consumer_count > 1:
+            await self._make_notes()
+            self._notes.needed = True
+            await self._notes.ring()
 
     # --- putting ---------------------------------------------------------------------------------------------
 
@@ -166,6 +185,7 @@ class NatsQueue:
             nonlocal brought
             brought = self._arrived(reply, header, payload, until) or brought
 
+        await self._notes.recall()
         wire = await self._connection.wire()
         subject = f"{self._connection.endpoint.api}CONSUMER.MSG.NEXT.{self._topic.stream}.{self._consumer}"
         try:
@@ -191,7 +211,10 @@ class NatsQueue:
             self._wake()
 
     def _arrived(self, reply: bytes, header: bytes, payload: bytes, until: float) -> bool:
-        attempts, _, _, stored = place_of(reply)
+        attempts, sequence, _, stored = place_of(reply)
+        if (sequence, stored) in self._notes:
+            self._say(reply, b"+ACK")
+            return False
         if header and (delay := header_value(header, DELAY)):
             if (left := stored / 1e9 + float(delay) - time.time()) > 0:
                 self._say(reply, _nak(left + _LATE))
@@ -299,6 +322,9 @@ class NatsQueue:
         if not good:
             return stale
         connection, subject = self._connection, good[0].reply
+        if self._notes.needed and words.startswith((b"+ACK", b"+TERM")):
+            places = [place_of(loan.reply) for loan in good]
+            await self._notes.note([(sequence, stored) for _, sequence, _, stored in places])
         wire = await connection.wire()
         reply, heard = wire.collect(subject, len(good))
         try:

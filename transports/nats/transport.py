@@ -16,6 +16,7 @@ from thalweg.url import Url
 
 from . import leases
 from .connection import ApiError, Connection, Endpoint
+from .done import DoneNotes, done_config
 from .floors import WRONG_SEQUENCE, Floors, StoredMessage, StreamState, last_message
 from .group import NatsChannel
 from .leases import Leases
@@ -246,6 +247,9 @@ class NatsTransport:
     async def _make_leases(self) -> None:
         await self._make(leases.stream_config(self._prefix, self._options.replicas))
 
+    async def _make_notes(self) -> None:
+        await self._make(done_config(self._prefix, self._options.replicas))
+
     async def _make_main(self) -> None:
         kinds = ("topic", "log", "own", "floor", "group")
         config: dict[str, object] = {
@@ -413,7 +417,15 @@ class NatsTransport:
         channel: NatsQueue | NatsChannel
         if found.queue:
             channel = NatsQueue(
-                connection, found, group, options.lease, self._message_bytes, self._fencing, self._queue_topic
+                connection,
+                found,
+                group,
+                options.lease,
+                self._message_bytes,
+                self._fencing,
+                self._queue_topic,
+                DoneNotes(connection, self._prefix, topic, group),
+                self._make_notes,
             )
             await channel.join()
         else:

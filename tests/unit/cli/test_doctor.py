@@ -103,3 +103,23 @@ def test_warnings_of_the_broker_are_shown(shell: Shell) -> None:
     code, said = examine(shell, "--broker", "sqlite:///bank.db?synchronous=normal")
     assert code == 0
     assert any(row["verdict"] == "warning" and "power cut" in row["says"] for row in said)
+
+
+def test_a_mirror_is_named_and_one_that_cannot_be_reached_is_a_warning(shell: Shell) -> None:
+    text = (shell.folder / "bank.py").read_text()
+    shell.write("bank.py", text.replace('app.table("', 'app.table(mirror="redis://:hunter2@127.0.0.1:1", name="', 1))
+    code, said = examine(shell)
+    assert code == 0
+    (row,) = [row for row in said if row["about"] == "mirror"]
+    assert row["verdict"] == "warning"
+    assert "127.0.0.1:1" in row["says"]
+    assert "totals cannot be read there" in row["says"]
+    assert "hunter2" not in str(said)
+
+
+def test_a_mirror_that_cannot_be_one_is_a_problem(shell: Shell) -> None:
+    text = (shell.folder / "bank.py").read_text()
+    shell.write("bank.py", text.replace('app.table("', 'app.table(mirror="mongodb://x", name="', 1))
+    code, said = examine(shell)
+    assert code == 1
+    assert "no driver for the mirror mongodb://x" in problems(said)["mirror"]

@@ -54,6 +54,7 @@ async def closing_with_puts_in_flight_ends_each_of_them_and_forgets_none_that_re
         heir = await trial.channel(topic)
         found = await trial.rest(heir)
         await heir.commit(found)
+        await heir.close()
         assert told <= set(values(found)), "a put returned, and its message is not there"
 
 
