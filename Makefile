@@ -22,6 +22,7 @@ BROKERS := redis nats rabbitmq kafka postgres
 
 brokers: env ## Start those brokers of the tests that do not run yet (scripts/brokers); says loudly what cannot be had
 	@scripts/brokers up $(BROKERS) || echo "!!! Tests of missing brokers are skipped, or fail where required." >&2
+	@scripts/brokers install $(BROKERS) >/dev/null || echo "!!! Tests that stop a broker need one of their own." >&2
 
 bench: env ## Run the benchmarks
 	$(RUN) python benchmarks/run.py $(ARGS)

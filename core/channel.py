@@ -81,7 +81,14 @@ class TopicInfo(msgspec.Struct, frozen=True):
 class Channel(Protocol):
     """One topic as one consumer group sees it.
 
-    Members of a group compete for messages; each group gets them all, from the oldest still kept.
+    Members of a group compete for messages; each group gets them all, from the oldest still kept (of a queue, a group
+    that comes later than others may begin with what is put from then on). Members may get what they share in any way:
+    by key, by partition (then at most as many of them work as a topic has partitions), message by message.
+
+    Of a topic, messages of one key are in the hands of one member at a time, and come in their order. What a member
+    has in hand stays its own as long as its process lives and runs; of a queue, for the lease of each delivery. When
+    it is killed, hangs or is cut off, that comes back to the group within the lease. A channel goes on by itself when
+    the network or the broker is back; meanwhile its calls raise `BrokerError`.
     """
 
     async def put(self, messages: Sequence[Message]) -> None:
@@ -95,7 +102,9 @@ class Channel(Protocol):
     async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """At most `limit` messages; waits at most `timeout` seconds for the first. Empty is a normal answer.
 
-        Cancelled: loses nothing. Messages of one key come in order, a redelivered one as early as can be.
+        It may be empty, most of all with `timeout=0`, although the broker has messages: deliveries take their time.
+        Cancelled: loses nothing. Messages of one key come in order, a redelivered one before later ones of a topic (of
+        a queue, as early as can be).
         """
         ...
 
@@ -103,12 +112,17 @@ class Channel(Protocol):
         """These are done: they never come back. Returns when the broker has taken it. Twice is harmless.
 
         What is not committed comes back, after a crash or a close, with `attempts` one higher. Raises `StaleDelivery`
-        if some had gone back already, once the others are committed, and `BrokerError`.
+        if some had gone back already, once the others are committed, and `BrokerError`, as for a delivery of another
+        channel. Cancelled: each is committed or not, and the channel still works.
         """
         ...
 
     async def close(self) -> None:
-        """Give back what is lent and free everything. Twice is harmless; a waiting `get` returns empty or raises."""
+        """Give back what is lent, at once, and free everything. Twice, and at once, is harmless.
+
+        Calls under way end: a waiting `get` returns empty or raises, a `put` or `commit` returns if it is done, else
+        raises `BrokerError`. Later calls raise it too.
+        """
         ...
 
 
@@ -146,7 +160,10 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close what is open. Twice is harmless."""
+        """Close what is open, channels and logs too. Twice is harmless; no task, thread or connection stays behind.
+
+        It can be opened again, and then finds what it left.
+        """
         ...
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
@@ -159,7 +176,11 @@ class Transport(Protocol):
         ...
 
     async def topics(self) -> Sequence[TopicInfo]:
-        """All topics and queues on this broker, internal ones included, sorted by name."""
+        """All topics and queues on this broker, internal ones included, sorted by name.
+
+        A name may hold any character; a driver escapes what its broker cannot take, so that names which differ are
+        different topics, and gives names back as they were declared.
+        """
         ...
 
     async def channel(self, topic: str, group: str) -> Channel:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ import hiredis
 import msgspec
 from thalweg.errors import ConfigurationError, Fenced, MirrorError
 from thalweg.mirror import MirrorTable, Place
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 __all__ = ["RedisMirror", "RedisMirrors"]
@@ -148,7 +148,7 @@ class _Client:
         if path and not path.isdigit():
             raise ConfigurationError(f"{url}: the path of a redis:// URL is the number of a database: redis://host/3")
         self._database = path or "0"
-        self._tls = _tls(url, options)
+        self._tls = tls_context(url, "rediss", options)
         self._turn = asyncio.Lock()
         self._wire: tuple[asyncio.StreamReader, asyncio.StreamWriter, hiredis.Reader] | None = None
         hosts = ",".join(f"{host}:{port}" for host, port in self._addresses)
@@ -221,18 +221,3 @@ class _Client:
     async def close(self) -> None:
         async with self._turn:
             await self._drop()
-
-
-def _tls(url: Url, options: RedisMirrorOptions) -> ssl.SSLContext | None:
-    if url.scheme != "rediss":
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.tls_ca)
-        if options.tls_cert is not None:
-            context.load_cert_chain(options.tls_cert, options.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-    if not options.tls_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

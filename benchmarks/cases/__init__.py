@@ -10,6 +10,7 @@ from . import (
     latency,
     nats,
     produce,
+    rabbitmq_streams,
     redis,
     send,
     sqlite,
@@ -27,5 +28,6 @@ CASES = (
     *redis.CASES,
     *kafka.CASES,
     *kafka_groups.CASES,
+    *rabbitmq_streams.CASES,
     *nats.CASES,
 )

@@ -77,8 +77,8 @@ class History:
     def committed(self, message: str, member: str, began: int, outcome: str = "done") -> None:
         self.events.append(Committed(message, member, began, self.now(), outcome))
 
-    def given_back(self, member: str, why: str) -> None:
-        self.events.append(GivenBack(member, why, self.now()))
+    def given_back(self, member: str, why: str, since: int | None = None) -> None:
+        self.events.append(GivenBack(member, why, self.now() if since is None else since))
 
     @property
     def acknowledged(self) -> set[str]:

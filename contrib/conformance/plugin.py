@@ -15,7 +15,7 @@ from .certificate import Certificate, Outcome, lines_of, to_json
 from .properties import Mode, Profile
 from .rig import Commands, Rig, rig_for
 from .stores.rig import StoreRig
-from .suite import NOTE, PROPERTIES, Settings, Suite, Target, store
+from .suite import NOTE, PROPERTIES, Settings, Suite, Target, names_of, store, transport
 
 __all__ = ["Conformance", "check"]
 
@@ -33,8 +33,7 @@ def check(config: pytest.Config) -> None:
                 raise pytest.UsageError(f"{flag}={name}: expected some of {', '.join(w.value for w in known)}")
     for text in config.getoption("thalweg_waive"):
         name, _, reason = text.partition(":")
-        known_names = {f"{n}[{case}]" if case else n for n, p in PROPERTIES.items() for case in ("", *p.cases)}
-        if name.strip() not in known_names or not reason.strip():
+        if name.strip() not in names_of(PROPERTIES) or not reason.strip():
             raise pytest.UsageError(f"--thalweg-waive={text!r}: expected 'property: reason', of an existing property")
 
 
@@ -46,7 +45,7 @@ class Conformance:
         self._config = config
         self._settings = Settings(config)
         self._certificates: dict[str, Certificate] = {}
-        self._targets = [Target(str(Url(url)), _maker(config, url)) for url in config.getoption("thalweg_transport")]
+        self._targets = [transport(str(Url(url)), _maker(config, url)) for url in config.getoption("thalweg_transport")]
         self._targets += [_store(config, url) for url in config.getoption("thalweg_store")]
 
     @pytest.hookimpl(tryfirst=True)

@@ -34,11 +34,13 @@ class Rig:
     """A broker under test, for one property at a time. Override what your broker can do, or does differently.
 
     lease: seconds after which what a dead or hung member held is another's. Used for locks and members too.
+    step: seconds between two looks at what is awaited.
     patience: seconds to wait for what must happen before it counts as missing; costs time in failing properties only.
     """
 
     lease = 30.0
     patience = 30.0
+    step = 0.02
 
     def __init__(self, url: str, commands: Commands | None = None) -> None:
         self.url, self.commands = url, commands or Commands()
@@ -163,12 +165,18 @@ class InProcessRig(Rig):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self.lease = float(Url(url).query.get("lease", self.lease))
         self.clock = VirtualClock(1_577_836_800.0)
         loaded = load_transport(url)
         if not isinstance(loaded, InProcess):
             raise ConfigurationError(f"{Url(url)}: its transport lacks what InProcess asks for")
         self._first = loaded.private(self.clock)
         self._opened = 0
+
+    @property
+    def step(self) -> float:  # type: ignore[override]
+        """A lease takes so many steps that whoever works is never long without one, and few enough to wait for it."""
+        return self.lease / 60
 
     async def open(self) -> Transport:
         first = self._first

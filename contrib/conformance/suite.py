@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from .stores.trial import StoreTrial
 from .transports import refuses
 from .trial import Trial
 
-__all__ = ["NOTE", "PROPERTIES", "Case", "Settings", "Suite", "Target", "store", "transport"]
+__all__ = ["NOTE", "PROPERTIES", "Case", "Settings", "Suite", "Target", "names_of", "store", "transport"]
 
 NOTE = "thalweg-conformance"
 """The name of the user property of a report that belongs to a certificate."""
@@ -47,22 +48,38 @@ class Settings:
 
 
 class Target:
-    """What is to be certified: a name to show, and a rig for each property."""
+    """What is to be certified: a name to show, a rig for each property, and which may fail, with the reason."""
 
-    def __init__(self, name: str, rig: Callable[[], Rig] | Callable[[], StoreRig], is_store: bool = False) -> None:
-        self.name, self.rig = name, rig
-        self.properties = STORE if is_store else TRANSPORT
+    def __init__(
+        self,
+        name: str,
+        rig: Callable[[], Rig] | Callable[[], StoreRig],
+        properties: Mapping[str, Property],
+        waive: Mapping[str, str],
+    ) -> None:
+        self.name, self.rig, self.properties, self.waivers = name, rig, properties, waive
         self.facts: dict[str, Any] = {}
+        unknown = set(waive) - names_of(properties)
+        if unknown:
+            raise ValueError(f"{name}: no property is named {' or '.join(sorted(unknown))}")
 
 
-def transport(name: str, rig: Callable[[], Rig]) -> Target:
-    """A variable of a test module with this value becomes the suite of transports: one test for each property."""
-    return Target(name, rig)
+def names_of(properties: Mapping[str, Property]) -> set[str]:
+    """Of properties, and of each of their cases."""
+    return {f"{name}[{case}]" if case else name for name, prop in properties.items() for case in ("", *prop.cases)}
 
 
-def store(name: str, rig: Callable[[], StoreRig]) -> Target:
+def transport(name: str, rig: Callable[[], Rig], waive: Mapping[str, str] = MappingProxyType({})) -> Target:
+    """A variable of a test module with this value becomes the suite of transports: one test for each property.
+
+    waive: as `--thalweg-waive`: reasons by `property` or `property[case]`.
+    """
+    return Target(name, rig, TRANSPORT, waive)
+
+
+def store(name: str, rig: Callable[[], StoreRig], waive: Mapping[str, str] = MappingProxyType({})) -> Target:
     """The same, of stores."""
-    return Target(name, rig, is_store=True)
+    return Target(name, rig, STORE, waive)
 
 
 class Suite(pytest.Collector):
@@ -116,7 +133,8 @@ class Case(pytest.Item):
         except Unavailable as lack:
             pytest.skip(str(lack))
         except Exception as error:
-            reason = self.settings.waivers.get(self.name, self.settings.waivers.get(self.prop.name))
+            waivers = {**self.target.waivers, **self.settings.waivers}
+            reason = waivers.get(self.name, waivers.get(self.prop.name))
             if reason is None:
                 raise
             self.note["waived"] = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from thalweg.channel import Channel, TopicSpec, Transport
 from thalweg.errors import BrokerError, StaleDelivery
@@ -76,21 +77,24 @@ class Traffic:
         for member in self.members:
             self.history.given_back(member.name, why)
 
+    async def pass_time(self, seconds: float) -> None:
+        """Of a queue, what a member has in hand meanwhile may outlive its lease."""
+        for _ in range(8):
+            await self.trial.rig.pass_time(seconds / 8)
+            if self.topic.queue:
+                self.disturbed("time passes")
+
     async def some(self, count: int) -> None:
         """Until so many more messages are settled, or all are."""
         goal = len(self.history.settled) + count
-        async with self.trial.patience(f"{count} more messages to be settled"):
-            while len(self.history.settled) < goal and not self._all_settled():
-                await self._tick()
+        await self._until(lambda: len(self.history.settled) >= goal or self._all_settled(), f"{count} more messages")
 
     async def finish(self) -> None:
         """Until every put has ended and every message that was acknowledged is settled; then judge."""
         try:
-            async with self.trial.patience("all messages to be settled"):
-                while not self._all_settled():
-                    await self._tick()
+            await self._until(self._all_settled, "all messages to be settled")
             if self.history.acknowledged - self.history.settled:  # time for those that were not settled to come again
-                await self.trial.rig.pass_time(self.trial.rig.lease * 1.3)
+                await self.pass_time(self.trial.rig.lease * 1.3)
         except AssertionError:
             self.history.check()  # says which are missing
             raise
@@ -102,6 +106,14 @@ class Traffic:
                 await self.trial.step()
         await ending
         self.history.check()
+
+    async def _until(self, reached: Callable[[], bool], what: str) -> None:
+        """Patience ends when nothing has been settled for so long."""
+        while not reached():
+            before = len(self.history.settled)
+            async with self.trial.patience(what):
+                while len(self.history.settled) == before and not reached():
+                    await self._tick()
 
     def _all_settled(self) -> bool:
         open_ones = self.history.acknowledged - self.history.settled - self.history.uncertain
@@ -137,11 +149,14 @@ class Traffic:
             except BrokerError:
                 await self.trial.step()
                 continue
+            since, asked = self.history.now(), time.monotonic()
             for delivery in deliveries:
                 self.history.delivered(_name(delivery), _key(delivery), member.name, delivery.attempts, began)
             if dice.random() < 0.5:
                 await self.trial.step()
             await self._commit(member, deliveries)
+            if time.monotonic() - asked > 0.7 * self.trial.rig.lease:  # this machine is too busy to keep a lease
+                self.history.given_back(member.name, "slow", since)
 
     async def _commit(self, member: Member, deliveries: Sequence[Delivery]) -> None:
         """Tried until it is known how it went."""

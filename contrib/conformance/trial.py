@@ -135,7 +135,7 @@ class Trial:
 
     async def step(self) -> None:
         """Let a little time pass, of whichever kind rules this rig."""
-        await self.rig.pass_time(0.02)
+        await self.rig.pass_time(self.rig.step)
 
     # --- waiting -------------------------------------------------------------------------------------------
 

@@ -22,10 +22,12 @@ from thalweg.store import Store
 
 from .complaints import Complaints
 
-__all__ = ["Feed", "Standing"]
+__all__ = ["Feed", "Kept", "Standing"]
 
-MOST_ROWS, MOST_BYTES = 50_000, 16 * 1024 * 1024
+MOST_ROWS = 50_000
 """What a feed keeps for a mirror that is slow; beyond, the journal keeps it."""
+MOST_BYTES = 64 * 1024 * 1024
+"""What all feeds of a worker keep."""
 PART = 2000
 """Rows that go to a mirror in one call."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 10.0
@@ -55,6 +57,13 @@ class Standing(msgspec.Struct, array_like=True, frozen=True):
             return None
 
 
+class Kept:
+    """How many bytes the feeds of a worker keep."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
 class Feed:
     """One table's partition, while this worker owns it."""
 
@@ -68,7 +77,9 @@ class Feed:
         open_journal: Callable[[], Awaitable[Log]],
         clock: Clock,
         complaints: Complaints,
+        kept: Kept,
     ) -> None:
+        self._kept = kept
         self.table, self._partition, self._mirror, self._epoch = table, partition, mirror, epoch
         self._store, self._open_journal, self._clock, self._complaints = store, open_journal, clock, complaints
         self._prefix = prefix(table)
@@ -96,8 +107,8 @@ class Feed:
         if not self._lost:
             mine = {key[cut:]: value for key, value in rows.items() if key.startswith(self._prefix)}
             self._pending.update(mine)
-            self._size += sum(len(key) + len(value or b"") for key, value in mine.items())
-            if len(self._pending) > MOST_ROWS or self._size > MOST_BYTES:
+            self._keep(sum(len(key) + len(value or b"") for key, value in mine.items()))
+            if len(self._pending) > MOST_ROWS or self._kept.size > MOST_BYTES:
                 self._lose()
         self._now = now
         if not self._trouble:
@@ -116,6 +127,7 @@ class Feed:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._lose()
 
     # --- to the mirror -----------------------------------------------------------------------------------------
 
@@ -157,7 +169,12 @@ class Feed:
 
     def _lose(self) -> None:
         self._lost = True
-        self._pending, self._size = {}, 0
+        self._pending = {}
+        self._keep(-self._size)
+
+    def _keep(self, size: int) -> None:
+        self._size += size
+        self._kept.size += size
 
     async def _catch_up(self) -> None:
         while self._now is not None and (
@@ -181,14 +198,15 @@ class Feed:
         """What is pending. A row that comes meanwhile is newer than one that has to go again."""
         pending, size, now = self._pending, self._size, self._now
         assert now is not None
-        self._pending, self._size = {}, 0
+        self._pending = {}
         try:
             await self._write(list(pending.items()), now.place())
         except BaseException:
             if not self._lost:
                 self._pending = {**pending, **self._pending}
-                self._size += size
             raise
+        if not self._lost:
+            self._keep(-size)
 
     async def _write(self, rows: Sequence[tuple[bytes, bytes | None]], place: Place | None) -> None:
         """Its place changes with the last part only: it may be read from the old one again, until it has all."""

@@ -129,7 +129,11 @@ class Task:
         self._calm_at: float | None = None
         self.land()
         self.held_up: asyncio.Future[None] | None = None
-        """A commit waits for open events to finish: done when it has been cut."""
+        """A commit waits for open events to finish, or holds as many outputs as it may: done when it has been cut."""
+        self._uncut = 0
+        """How many outputs finished events have sent since the last cut."""
+        most = self.worker.commit_messages
+        self._hold_at = None if most is None or most < 4 else most // 2  # so that what open events still send fits in
         self.deliveries: Deliveries | None = None
         self.feeds: list[Feed] = []
         self._stopping = False
@@ -217,6 +221,7 @@ class Task:
                     partial(self.worker.log, self.journal[0]),
                     self.settings.clock,
                     self.worker.complaints,
+                    self.worker.kept_for_mirrors,
                 )
                 feed.start(_standing(store))
                 self.feeds.append(feed)
@@ -346,6 +351,9 @@ class Task:
         """A finished event's sends and answers join the next commit."""
         for destination, message in lane.outputs:
             self.outputs[destination].append(message)
+        self._uncut += len(lane.outputs)
+        if self._hold_at is not None and self._uncut >= self._hold_at and self.held_up is None:
+            self.held_up = asyncio.get_running_loop().create_future()
         for record, data in lane.answers:
             self.answers.append((lane.plan, record, data))
 
@@ -460,7 +468,7 @@ class Task:
         if not (rows or outputs or answers or self.deliveries.news):
             return None
         self._committing, self.carried_out = self.carried_out, {}
-        self.rows, self.outputs, self.answers = {}, defaultdict(list), []
+        self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
         joining = self._joining(outputs, self.deliveries)
         others = {to: messages for to, messages in outputs.items() if to not in joining}
         ahead = {} if self.settings.exactly_once else others
@@ -535,6 +543,8 @@ class Task:
             self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
         if self.checking:
             self.checking = False
+        if self.held_up is not None:
+            self.worker.committer.soon()
         for agent in self.agents:
             self.idle(agent)
 

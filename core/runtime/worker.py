@@ -26,6 +26,7 @@ from .agent_task import AgentTask
 from .committer import Committer
 from .complaints import Complaints
 from .membership import Membership
+from .mirroring import Kept
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
@@ -85,6 +86,7 @@ class Worker:
         self._stores, self._groups = stores, groups
         self.mirrors = mirrors
         """By table, of those that have one."""
+        self.kept_for_mirrors = Kept()
         self._logs: dict[str, Log] = {}
         self._sources: dict[tuple[str, str], Source] = {}
         self._services: list[asyncio.Task[Any]] = []

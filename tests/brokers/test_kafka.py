@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from docs.snippets import blocks_of
+from msgspec import structs
 from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
@@ -596,6 +597,20 @@ async def test_the_last_owner_of_a_journal_is_known_after_any_truncation(broker:
             await a.commit({claim: Commit(numbered(2))})
 
 
+async def test_a_journal_that_cannot_be_claimed_stands_in_no_other_ones_way(broker: str) -> None:
+    async with rivals(broker, 1) as (a,), admin(broker) as client:
+        a._cluster.endpoint = structs.replace(a._cluster.endpoint, timeout=1.0)
+        await a.declare([TopicSpec("gone", partitions=1)])
+        await client.delete_topics([name(broker, "gone")])
+        await eventually_gone(client, name(broker, "gone"))
+        good, bad = await asyncio.gather(
+            a.claim("j", 0, Message(b"m")), a.claim("gone", 0, Message(b"m")), return_exceptions=True
+        )
+        assert isinstance(bad, BrokerError)
+        assert not isinstance(good, BaseException)
+        await a.commit({good: Commit(numbered(1))})
+
+
 async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(broker: str) -> None:
     chance = random.Random(7)
     async with rivals(broker, 1) as (a,):
@@ -622,7 +637,10 @@ class Traffic:
         self.appended = self.committed = 0
         self._seen: list[bytes | None] = []
 
-    async def run(self) -> None:
+    def start(self) -> None:
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
         await self._transport.declare([TopicSpec("t", partitions=2), TopicSpec("j", partitions=1)])
         self._claim = await self._transport.claim("j", 0, Message(b"m"))
         async with asyncio.TaskGroup() as group:
@@ -631,11 +649,13 @@ class Traffic:
 
     async def progress(self) -> None:
         goals = self.appended + 50, self.committed + 20
-        await eventually(lambda: self.appended >= goals[0] and self.committed >= goals[1], 90)
+        await eventually(lambda: self._running.done() or (self.appended >= goals[0] and self.committed >= goals[1]), 90)
+        if self._running.done():
+            await self._running  # raises
 
-    async def check(self, running: asyncio.Task[None]) -> None:
+    async def check(self) -> None:
         self._over.set()
-        await running
+        await self._running
         log, journal = await self._transport.log("t"), await self._transport.log("j")
         assert self._seen == [b"%d" % number for number in range(self.appended)]
         committed = [b"%d" % number for number in range(self.committed)]
@@ -668,13 +688,13 @@ class Traffic:
 async def test_a_broker_that_restarts_loses_nothing_and_nobody_has_to_do_anything(server: Server) -> None:
     async with opened(f"{server.url}?timeout=30") as transport:
         traffic = Traffic(transport)
-        running = asyncio.create_task(traffic.run())
+        traffic.start()
         for _ in range(2):
             await traffic.progress()
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
         await traffic.progress()
-        await traffic.check(running)
+        await traffic.check()
 
 
 async def test_of_three_brokers_any_may_die_and_come_back(
@@ -690,7 +710,7 @@ async def test_of_three_brokers_any_may_die_and_come_back(
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in servers)
         async with opened(f"kafka://{hosts}?timeout=30") as transport, admin(f"kafka://{hosts}") as client:
             traffic = Traffic(transport)
-            running = asyncio.create_task(traffic.run())
+            traffic.start()
             await traffic.progress()
             config = (await settings(client, f"kafka://{hosts}", ["t"]))["t"]
             assert config["min.insync.replicas"] == "2"
@@ -698,8 +718,8 @@ async def test_of_three_brokers_any_may_die_and_come_back(
                 await asyncio.to_thread(one.kill)
                 await traffic.progress()
                 await asyncio.to_thread(one.start)
-                await whole(client, ["t", "j"])
-            await traffic.check(running)
+                await whole(client, ["t", "j", "__transaction_state"])
+            await traffic.check()
             assert not [warning for warning in transport.warnings if "replica" in warning]
     finally:
         for one in servers:

@@ -353,6 +353,40 @@ async def test_a_queue_says_what_it_cannot_do(cluster: str) -> None:
             await transport.declare([TopicSpec("other", queue=True, options={"partitions": "many"})])
 
 
+async def test_what_every_group_of_a_queue_has_finished_is_deleted(cluster: str) -> None:
+    spec = TopicSpec("q", queue=True, options={"partitions": "2"})
+    async with AsyncExitStack() as stack:
+        one, two = [await open_channel(stack, cluster, spec, group) for group in ("one", "two")]
+        transport = await stack.enter_async_context(opened(cluster))
+        log = transport.open_log(await transport._topics.get("q"))
+
+        async def firsts() -> list[int | None]:
+            return [(await log.bounds(number)).first for number in range(2)]
+
+        await one.put([Message(b"%d" % n) for n in range(20)])
+        lent, same = await receive(one, 20), await receive(two, 20)
+        one.sweep_every = 0.0
+        await two.commit([delivery for delivery in same if delivery.record.value != b"14"])
+        for delivery in lent:
+            await one.commit([delivery])
+            await until_swept(one)
+        assert sorted(first or -1 for first in await firsts()) == [
+            -1,
+            7,
+        ]  # one is empty, of the other 14 to 18 are left
+        two.sweep_every = 0.0
+        await two.commit(same)
+        await until_swept(two)
+        assert await firsts() == [None, None]
+        await one.put([Message(b"new")])
+        assert values(await receive(two, 1)) == [b"new"]
+
+
+async def until_swept(queue: KafkaQueue) -> None:
+    while queue._sweeping is not None:
+        await asyncio.wait([queue._sweeping])
+
+
 async def test_kafkas_own_tools_see_how_far_a_group_is(cluster: str) -> None:
     async with AsyncExitStack() as stack:
         channel = await open_channel(stack, cluster, TopicSpec("t", partitions=1))

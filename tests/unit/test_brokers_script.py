@@ -40,6 +40,7 @@ def process(status: str) -> int:
 
 @pytest.mark.skipif(not shutil.which("redis-server", path="/usr/bin:/usr/local/bin"), reason="needs redis-server")
 def test_up_starts_what_is_missing_once_and_down_stops_it(url: str) -> None:
+    assert brokers("install", "redis", url=url).stdout == "redis: installed\n"
     assert brokers("status", "redis", url=url).returncode == 1
     first = brokers("up", "redis", url=url)
     assert (first.returncode, first.stderr) == (0, "")

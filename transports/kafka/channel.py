@@ -23,6 +23,7 @@ from .line import DUE, EXPIRES, FINISHED, FINISHING, LENT, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
+from .sweeping import finished_by_all
 from .topics import Topic
 
 __all__ = ["KafkaChannel", "KafkaQueue"]
@@ -35,6 +36,7 @@ _READ_RECORDS, _READ_BYTES = 500, 4 << 20
 _LONGEST_READ = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _GOODBYE = 5.0
+_SWEEP = 60.0
 
 
 class KafkaChannel:
@@ -354,6 +356,7 @@ class KafkaChannel:
                 raise
             else:
                 stored.set_result(None)
+                self._has_stored()
             finally:
                 self._in_store = set()
             self._let_go()
@@ -397,6 +400,9 @@ class KafkaChannel:
     def _spread(self) -> None:
         """Called after each message of a `put`."""
 
+    def _has_stored(self) -> None:
+        """Called when something was stored."""
+
     def _stay_awake(self) -> None:
         """Called when somebody asks."""
         self._asking += 1
@@ -429,9 +435,14 @@ class KafkaQueue(KafkaChannel):
         lease: float,
         session: float,
         dead_letters: KafkaChannel | None,
+        sweeps: bool,
     ) -> None:
         super().__init__(cluster, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
+        self.sweep_every = _SWEEP if sweeps else math.inf
+        """Seconds between deletions of what all groups have finished."""
+        self._swept = time.monotonic()
+        self._sweeping: asyncio.Task[None] | None = None
         self._nap: asyncio.TimerHandle | None = None
         self._first_end = math.inf  # no loan ends sooner
         self._alarm: asyncio.TimerHandle | None = None
@@ -490,6 +501,20 @@ class KafkaQueue(KafkaChannel):
             headers = (*headers, (EXPIRES, b"%d" % max(1, _now() + round(message.expires * 1000))))
         return Message(message.value, message.key, headers, message.timestamp)
 
+    def _has_stored(self) -> None:
+        if self._sweeping is None and time.monotonic() - self._swept >= self.sweep_every:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"kafka {self._topic.name}")
+
+    async def _sweep(self) -> None:
+        try:
+            mine = [number for number, line in self._lines.items() if not line.leaving]
+            for number, first in (await finished_by_all(self._cluster, self._topic, mine)).items():
+                await self._log.truncate(number, first)
+        except BrokerError as error:
+            log.debug("queue %s: what is finished was not deleted this time: %s", self._topic.name, error)
+        finally:
+            self._swept, self._sweeping = time.monotonic(), None
+
     def _spread(self) -> None:
         self._next_place += 1
 
@@ -529,9 +554,9 @@ class KafkaQueue(KafkaChannel):
             self._member.rest(resting)
 
     async def close(self) -> None:
-        for timer in (self._nap, self._alarm):
-            if timer is not None:
-                timer.cancel()
+        for waiting in (self._nap, self._alarm, self._sweeping):
+            if waiting is not None:
+                waiting.cancel()
         await super().close()
 
 

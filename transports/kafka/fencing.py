@@ -103,12 +103,24 @@ class Fencer:
                 self._wanted = [one for one in self._wanted if wanted[one.place] is not one]
                 try:
                     await self._claim(wanted)
-                except BaseException as error:
-                    problem = error if isinstance(error, BrokerError) else self._cluster.explain(error, "claiming: ")
-                    for one in wanted.values():
-                        one.done.set_exception(problem)
-                    if not isinstance(error, Exception):
-                        raise
+                except Exception as error:
+                    await self._claim_singly(wanted, error)
+
+    async def _claim_singly(self, wanted: Mapping[Place, _Wanted], problem: Exception) -> None:
+        """One that cannot be claimed must not stand in the way of the others; of more, the broker is to blame."""
+        places, failures = list(wanted), 0
+        random.shuffle(places)
+        for place in places:
+            if len(places) > 1 and failures < 2:
+                try:
+                    await self._claim({place: wanted[place]})
+                except Exception as error:
+                    problem, failures = error, failures + 1
+                else:
+                    failures = 0
+                    continue
+            kept = problem if isinstance(problem, BrokerError) else self._cluster.explain(problem, "claiming: ")
+            wanted[place].done.set_exception(kept)
 
     async def _claim(self, wanted: Mapping[Place, _Wanted]) -> None:
         journals = {place: one.journal for place, one in wanted.items()}

@@ -19,6 +19,9 @@ DUE, EXPIRES = "thalweg-due", "thalweg-expires"
 MOST_OPEN = 1000
 """Unfinished messages of one partition, at most: the next ones wait, for the stored text must hold all gaps."""
 
+MOST_LATER_BYTES = 4 << 20
+"""And so much of those that are not due yet, for they wait in memory."""
+
 
 WAITING, LENT, FINISHING, FINISHED, OVER = range(5)
 """States of an entry. FINISHING: it is as good as finished, and `Line.progress` says so. OVER: another entry or another
@@ -58,7 +61,8 @@ class Line:
         self._stored = stored
         self._entries: dict[Position, Entry] = {}
         self._ready: deque[Entry] = deque()
-        self._later: list[tuple[int, Position]] = []
+        self._later: list[tuple[int, Position, int]] = []  # when, where, bytes
+        self._later_bytes = 0
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ class Line:
     @property
     def room(self) -> int:
         """How many more it takes."""
-        return 0 if self.leaving else MOST_OPEN - len(self._entries)
+        return 0 if self.leaving or self._later_bytes > MOST_LATER_BYTES else MOST_OPEN - len(self._entries)
 
     def add(self, batch: Batch) -> None:
         """What was read after `after`."""
@@ -106,7 +110,7 @@ class Line:
                 entry.due, entry.retried = stored.due[position], True
             self._entries[position] = entry
             if entry.due:
-                heapq.heappush(self._later, (entry.due, position))
+                self._wait_for(entry)
             else:
                 self._ready.append(entry)
 
@@ -152,11 +156,18 @@ class Line:
     def _take_due(self, now: int) -> None:
         due: list[Entry] = []
         while self._later and self._later[0][0] <= now:
-            entry = self._entries.get(heapq.heappop(self._later)[1])
+            _, position, size = heapq.heappop(self._later)
+            self._later_bytes -= size
+            entry = self._entries.get(position)
             if entry is not None and entry.state == WAITING and 0 < entry.due <= now:
                 entry.due = 0
                 due.append(entry)
         self._ready.extendleft(sorted(due, key=_position, reverse=True))
+
+    def _wait_for(self, entry: Entry) -> None:
+        size = len(entry.record.value or b"") + len(entry.record.key or b"")
+        self._later_bytes += size
+        heapq.heappush(self._later, (entry.due, entry.position, size))
 
     @property
     def next_due(self) -> int | None:
@@ -173,7 +184,7 @@ class Line:
         self.on_loan -= 1
         entry.state = OVER
         if due:
-            heapq.heappush(self._later, (due, entry.position))
+            self._wait_for(again)
         else:
             self._ready.appendleft(again)
         return again
@@ -196,6 +207,8 @@ class Line:
         for entry in self._entries.values():
             entry.state = OVER
         self._entries.clear()
+        self._ready.clear()  # the collector does not see that entries refer to the line
+        self._later.clear()
 
     # --- storing -----------------------------------------------------------------------------------------------
 

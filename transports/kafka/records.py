@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from thalweg.errors import BrokerError, MessageTooLarge
-from thalweg.message import Message, Position, Record
+from thalweg.message import Headers, Message, Position
 
 from .topics import Topic
 
@@ -100,7 +101,7 @@ class Chunk(msgspec.Struct, gc=False):
 
     start: Position
     next: Position
-    records: Sequence[Record]
+    records: Sequence[Message]
     positions: Sequence[Position]
     size: int
 
@@ -111,7 +112,7 @@ def unpack(data: bytes, start: Position, aborted: Iterable[tuple[int, int]] | No
     aborted: producer and first offset of the transactions among them that were aborted; what those wrote is left out.
     hide: leave out, too, the records that no reader sees.
     """
-    records: list[Any] = []
+    records: list[Message] = []
     positions: Sequence[Position] = range(0)
     following = start
     ahead = sorted(aborted or (), key=lambda entry: entry[1])
@@ -132,43 +133,42 @@ def unpack(data: bytes, start: Position, aborted: Iterable[tuple[int, int]] | No
             continue
         if aborting and batch.is_transactional and batch.producer_id in aborting:
             continue
-        found: list[Any] = list(batch)
-        first = found[0].offset if found else following
-        dense = first + len(found) == following
-        if first < start:
-            found = [record for record in found if record.offset >= start]
-            first = start
+        found, places = _records(batch)
+        if places and places[0] < start:
+            skipped = bisect_left(places, start)
+            found, places = found[skipped:], places[skipped:]
         if hide and len(found) == 1 and len(found[0].headers) == 2 and found[0].headers[1][0] == AGAIN:
             continue
-        places: Sequence[Position] = range(first, following) if dense else [record.offset for record in found]
         positions = _joined(positions, places)
-        records += _plain(found, batch)
+        records += found
     return Chunk(start, following, records, positions, len(data))
 
 
+def _records(batch: Any) -> tuple[list[Message], Sequence[Position]]:
+    """Hot: 0.4 us a record. Copied: the garbage collector tracks two objects for each of aiokafka's, none for ours."""
+    records: list[Message] = []
+    offsets: list[Position] = []
+    add, note = records.append, offsets.append
+    for record in batch:
+        headers = record.headers
+        add(Message(record.value, record.key, _headers(headers) if headers else (), record.timestamp or 0))
+        note(record.offset)
+    if offsets and offsets[-1] - offsets[0] == len(offsets) - 1:
+        return records, range(offsets[0], offsets[-1] + 1)
+    return records, offsets
+
+
+def _headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """Kafka's may have no value; Thalweg's then have an empty one."""
+    return tuple([(name, value or b"") for name, value in headers])
+
+
 def _joined(left: Sequence[Position], right: Sequence[Position]) -> Sequence[Position]:
+    if not left:
+        return right
+    if isinstance(left, range) and isinstance(right, range) and left.stop == right.start:
+        return range(left.start, right.stop)
     if isinstance(left, list):
         left.extend(right)
         return left
-    if isinstance(left, range) and isinstance(right, range) and left.stop == right.start:
-        return range(left.start, right.stop)
-    return [*left, *right] if left else right
-
-
-def _plain(records: list[Any], batch: Any) -> list[Any]:
-    """Kafka's own records, but for what Thalweg's cannot have: headers without a value, no timestamp (before 0.10)."""
-    if getattr(batch, "magic", 0) < 2:
-        return [Message(record.value, record.key, (), max(record.timestamp or 0, 0)) for record in records]
-    for record in records:
-        if record.headers:
-            break
-    else:
-        return records
-    return [
-        Message(
-            record.value, record.key, tuple((name, value or b"") for name, value in record.headers), record.timestamp
-        )
-        if any(value is None for _, value in record.headers)
-        else record
-        for record in records
-    ]
+    return [*left, *right]

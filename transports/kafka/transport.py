@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from thalweg.capabilities import Claim, Commit, Log
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .appending import Appender
@@ -92,6 +92,7 @@ class KafkaTransport:
         self._message_bytes = 0
         self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
+        self._swept: set[str] = set()
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -212,6 +213,7 @@ class KafkaTransport:
         }
         declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
         self._dead_letters.update(buried)
+        self._swept |= {spec.name for spec in topics if spec.queue and spec.declare}
         return [topic.info for topic in declared[: len(topics)]]
 
     async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
@@ -235,7 +237,8 @@ class KafkaTransport:
             channel = KafkaChannel(*how)
         else:
             dead_letters = self._dead_letters.get(topic)
-            channel = KafkaQueue(*how, None if dead_letters is None else await self.channel(dead_letters, ""))
+            letters = None if dead_letters is None else await self.channel(dead_letters, "")
+            channel = KafkaQueue(*how, letters, sweeps=topic in self._swept)
         self._channels.add(channel)
         return channel
 
@@ -272,19 +275,7 @@ def _endpoint(url: Url, options: KafkaOptions) -> Endpoint:
         raise ConfigurationError(f"{url}: a {url.scheme}:// URL has no path")
     if url.password is not None and not url.username:
         raise ConfigurationError(f"{url}: a password needs a user: {url.scheme}://user:password@host")
-    context: ssl.SSLContext | None = None
-    if url.scheme == "kafkas":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme kafkas://")
+    context = tls_context(url, "kafkas", options)
     sasl = options.sasl if url.username else ""
     return Endpoint(url, url.addresses(9092), options.client_id, context, sasl, options.timeout)
 

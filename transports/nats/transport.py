@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, MissingCapability, TopicMismatch
 from thalweg.message import Message, Position
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from . import leases
@@ -539,18 +539,8 @@ class NatsTransport:
 def _endpoint(url: Url, options: NatsOptions) -> Endpoint:
     if url.path.strip("/"):
         raise ConfigurationError(f"{url}: a {url.scheme}:// URL has no path; ?prefix= names a part of the account")
-    context: ssl.SSLContext | None = None
-    if url.scheme == "tls":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert or options.tls_first:
+    context = tls_context(url, "tls", options)
+    if context is None and options.tls_first:
         raise ConfigurationError(f"{url}: TLS options need the scheme tls://")
     return Endpoint(
         url,

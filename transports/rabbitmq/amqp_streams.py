@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.message import Message
 
@@ -137,8 +138,10 @@ class _AmqpAttachment:
             self._receiver.feed(AmqpBlock(message))
 
     def watch(self) -> None:
-        def gone(_: object) -> None:
-            self._end(ConnectionLost(f"reading {self._stream!r}: the channel was closed"))
+        def gone(closing: asyncio.Future[Any]) -> None:
+            why = None if closing.cancelled() else closing.exception()
+            kind = NoStream if isinstance(why, ChannelNotFoundEntity) else ConnectionLost
+            self._end(kind(f"reading {self._stream!r}: the channel was closed: {why}"))
 
         def cancelled(_: object) -> None:
             self._end(NoStream(f"stream {self._stream!r} was deleted, or moved to another node"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -47,7 +48,8 @@ class Cursor:
         """Called for each block that arrives."""
         self._streams, self._changed, self.tail = streams, changed, tail
         self._attachment: Attachment | None = None
-        self._blocks: deque[Block] = deque()
+        self._blocks: list[Block] = []
+        self._firsts: list[int] = []  # of the blocks, to search in
         self._held = 0  # bytes of the blocks
         self._owed: deque[Block] = deque()
         self._served = -1  # the last offset that anyone was given
@@ -102,6 +104,7 @@ class Cursor:
         for watcher in self.watchers:
             watcher(block)
         self._blocks.append(block)
+        self._firsts.append(block.first)
         self._held += block.size
         self._owed.append(block)
         self._trim()
@@ -110,18 +113,22 @@ class Cursor:
     def lost(self, error: BrokerError) -> None:
         if self.lost_by is None:
             self.lost_by = error
+        self._blocks.clear()  # another stream may come under the name
+        self._firsts.clear()
+        self._held = 0
         if not self.ended.done():
             self.ended.set_result(None)
         self._changed()
 
     def _trim(self) -> None:
-        blocks = self._blocks
-        while self._held > _ROOM and blocks:
-            oldest = blocks[0]
-            if not self.tail and oldest.first + oldest.count - 1 > self._served:
+        dropped = 0
+        for oldest in self._blocks:
+            if self._held <= _ROOM or (not self.tail and oldest.first + oldest.count - 1 > self._served):
                 break
             self._held -= oldest.size
-            blocks.popleft()
+            dropped += 1
+        if dropped:
+            del self._blocks[:dropped], self._firsts[:dropped]
         if self._attachment is not None and (self.tail or self._held <= _ROOM):
             while self._owed:
                 self._attachment.taken(self._owed.popleft())
@@ -141,17 +148,14 @@ class Cursor:
             return self.start == offset
         return self._blocks[0].first <= offset + 1 and offset < self._blocks[-1].first + self._blocks[-1].count
 
-    def holds(self, after: int | None) -> bool:
-        """Whether there is a record after this offset."""
-        return bool(self._blocks) and (after is None or after + 1 < self._blocks[-1].first + self._blocks[-1].count)
-
     def take(self, after: int | None, limit: int, room: int) -> tuple[int, list[Message], int]:
         """The offset of the first of these records, the records, and how many bytes they are. At least one, if any."""
         found: list[Message] = []
         first = used = 0
-        for block in self._blocks:
-            end = block.first + block.count
-            if after is not None and end <= after + 1:
+        start = 0 if after is None else max(0, bisect_right(self._firsts, after + 1) - 1)
+        for number in range(start, len(self._blocks)):
+            block = self._blocks[number]
+            if after is not None and block.first + block.count <= after + 1:
                 continue
             begin = 0 if after is None else max(0, after + 1 - block.first)
             records = block.records

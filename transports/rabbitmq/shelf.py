@@ -41,9 +41,9 @@ class Shelf:
         self.changed()
 
     def ready(self, stream: str, after: int | None) -> Cursor | None:
-        """A cursor that has records after this offset, or is alive and waits for them."""
+        """A cursor that has records after this offset, or waits for them."""
         for cursor in self._cursors.get(stream, ()):
-            if cursor.checked and cursor.covers(after) and (cursor.lost_by is None or cursor.holds(after)):
+            if cursor.checked and cursor.lost_by is None and cursor.covers(after):
                 cursor.used = time.monotonic()
                 return cursor
         return None
@@ -100,6 +100,8 @@ class Shelf:
         task.add_done_callback(self._closing.discard)
 
     def _tidy(self, stream: str) -> None:
+        for cursor in [c for c in self._cursors.get(stream, ()) if c.lost_by is not None]:
+            self.drop(cursor)
         spare = [c for c in self._cursors.get(stream, ()) if not c.users and not c.tail]
         spare.sort(key=lambda cursor: cursor.used)
         for cursor in spare[:-_SPARE]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused
@@ -333,19 +333,7 @@ def _nothing(offset: int, body: bytes) -> None:
 
 
 def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:
-    context: ssl.SSLContext | None = None
-    if url.scheme == "amqps":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme amqps://")
+    context = tls_context(url, "amqps", options)
     vhost = url.path.removeprefix("/") or "/"
     addresses = url.addresses(5671 if context else 5672)
     heartbeat = options.heartbeat or min(60, max(1, int(options.lease / 3)))

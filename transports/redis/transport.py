@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
 from thalweg.message import Message, Position
+from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from . import scripts
@@ -337,19 +337,7 @@ def _endpoint(url: Url, options: RedisOptions) -> Endpoint:
         raise ConfigurationError(f"{url}: the path of a redis:// URL is the number of a database, as in redis://host/3")
     if path and options.database is not None and options.database != int(path):
         raise ConfigurationError(f"{url} names two databases: {path} as its path and {options.database} as an option")
-    context: ssl.SSLContext | None = None
-    if url.scheme == "rediss":
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_cert is not None:
-                context.load_cert_chain(options.tls_cert, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{url}: its TLS files cannot be used: {error}") from None
-        if not options.tls_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-    elif options.tls_ca or options.tls_cert:
-        raise ConfigurationError(f"{url}: TLS options need the scheme rediss://")
+    context = tls_context(url, "rediss", options)
     database = int(path) if path else options.database or 0
     return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout, options.replicas)
 

@@ -1,8 +1,12 @@
 """The properties of stores."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from . import opening, rows, scans, surviving
 
 __all__ = ["MODULES"]
 
-MODULES = (rows, scans, opening, surviving)
+MODULES: Sequence[object] = (rows, scans, opening, surviving)
 """In the order in which a certificate lists them."""

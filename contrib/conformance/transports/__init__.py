@@ -1,5 +1,9 @@
 """The properties of transports."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from . import (
     cancelling,
     chaos,
@@ -26,7 +30,7 @@ from .honesty import refuses
 
 __all__ = ["MODULES", "refuses"]
 
-MODULES = (
+MODULES: Sequence[object] = (
     honesty,
     topics,
     messages,

@@ -37,7 +37,7 @@ class Chaos:
         hung = await self.traffic.join(await self.trial.open_elsewhere())
         await self.traffic.some(self.trial.dice.randint(0, 10))
         await self.traffic.hang(hung)
-        await self.trial.rig.pass_time(self.trial.rig.lease * self.trial.dice.choice([0.1, 1.5]))
+        await self.traffic.pass_time(self.trial.rig.lease * self.trial.dice.choice([0.1, 1.5]))
         await self.traffic.resume(hung)
 
     async def cut(self) -> None:

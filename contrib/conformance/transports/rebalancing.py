@@ -41,7 +41,7 @@ async def members_that_are_killed_lose_nothing_and_repeat_only_what_they_had_in_
         doomed = await traffic.join(await trial.open_elsewhere())
         await traffic.some(10)
         await traffic.kill(doomed)
-    await trial.rig.pass_time(trial.rig.lease * 1.1)
+    await traffic.pass_time(trial.rig.lease * 1.1)
     await traffic.finish()
 
 
@@ -55,6 +55,6 @@ async def a_member_that_hangs_and_goes_on_loses_nothing_and_settles_nothing_of_o
     for _ in range(trial.size):
         await traffic.some(10)
         await traffic.hang(hung)
-        await trial.rig.pass_time(trial.rig.lease * 1.3)
+        await traffic.pass_time(trial.rig.lease * 1.3)
         await traffic.resume(hung)
     await traffic.finish()

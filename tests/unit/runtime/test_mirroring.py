@@ -187,8 +187,11 @@ async def test_a_mirror_that_is_away_or_hangs_holds_up_nothing_and_catches_up(
     assert 0 < caplog.text.count("its mirror is behind") <= 11  # in 300 s, however many tables and partitions there are
 
 
-async def test_what_is_too_much_to_keep_comes_from_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "MOST_ROWS", 5)
+@pytest.mark.parametrize("limit", [("MOST_ROWS", 5), ("MOST_BYTES", 20)])
+async def test_what_is_too_much_to_keep_comes_from_the_journal(
+    limit: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirroring, *limit)
     database = Database()
     app, source, sums = make_app(database)
     async with app.test() as t:
@@ -201,10 +204,12 @@ async def test_what_is_too_much_to_keep_comes_from_the_journal(monkeypatch: pyte
             await t.settle()
         kept = [len(feed._pending) for task in t._worker.tasks.values() for feed in task.feeds]
         assert max(kept) <= 5
+        assert t._worker.kept_for_mirrors.size <= 40
         database.down = False
         await t.advance(20)
         assert database.read("sums") == dict(sums.items())
         assert database.fills == filled
+        assert t._worker.kept_for_mirrors.size == 0
 
 
 async def test_where_the_journal_does_not_reach_back_the_rows_come_from_the_store(
@@ -339,6 +344,7 @@ async def test_after_any_faults_it_holds_the_committed_state(seed: int, monkeypa
                     database.restore(backup)
         database.chance, database.down = None, False
         await t.advance(60)
+        assert t._worker.kept_for_mirrors.size == 0
         for key in KEYS:  # a loss is noticed at the next write
             await source.send(1, key=key)
         await t.advance(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
@@ -82,6 +83,31 @@ async def test_outputs_join_the_commit_again_once_what_was_ahead_of_them_has_arr
         numbered = [any(name == HEADER for name, _ in message.headers) for _, _, message in records(t)]
         assert numbered[:2] == [False, False]
         assert all(numbered[2:])  # from then on each carries its number: a late copy of those before is known by it
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_backlog_goes_in_commits_that_hold_its_outputs(concurrency: int) -> None:
+    """So that a foreign reader sees each output once too."""
+    app = App("small", partitions=2)
+    source = app.topic("source", key=str, value=int)
+    target = app.topic("target", key=str, value=int)
+
+    @app.agent(source, concurrency=concurrency)
+    async def pass_on(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            await target.send(event.value, key=event.key)
+
+    async with app.test(broker="memory://?commit_messages=10") as t:
+        expected = 0
+        for _ in range(3):
+            await source.send_many([(KEYS[number % 16], expected + number) for number in range(500)])
+            expected += 500
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await t.crash()
+        await t.settle()
+        assert sorted(int(message.value or b"") for _, _, message in records(t)) == list(range(expected))
+        assert not any(message.headers for _, _, message in records(t))
 
 
 async def test_a_late_copy_from_the_outbox_is_dropped_by_who_began_to_read_after_it() -> None:

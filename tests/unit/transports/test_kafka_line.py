@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thalweg.errors import BrokerError
 from thalweg.message import Batch, Message
-from thalweg.transports.kafka.line import DUE, EXPIRES, FINISHED, FINISHING, LENT, MOST_OPEN, OVER, Entry, Line, settle
+from thalweg.transports.kafka.line import (
+    DUE,
+    EXPIRES,
+    FINISHED,
+    FINISHING,
+    LENT,
+    MOST_LATER_BYTES,
+    MOST_OPEN,
+    OVER,
+    Entry,
+    Line,
+    settle,
+)
 from thalweg.transports.kafka.progress import Progress, Run
 
 
@@ -187,6 +199,20 @@ def test_a_full_line_reads_no_further_until_something_is_finished() -> None:
     (entry,) = line.lend(1, 0, 0.0)
     line.finished(entry)
     assert line.room == 1
+
+
+def test_what_waits_in_memory_is_bounded_in_bytes() -> None:
+    line = Line(None, 0, None, True)
+    later = Message(b"x" * MOST_LATER_BYTES, b"k", ((DUE, b"100"),))
+    line.add(Batch([later], range(1)))
+    assert line.room == 0
+    (entry,) = line.lend(1, 100, 0.0)
+    assert line.room == MOST_OPEN - 1
+    again = line.take_back(entry, 200)
+    assert line.room == 0
+    line.lend_again(entry, again)
+    assert not line.lend(1, 200, 0.0)
+    assert line.room == MOST_OPEN - 1
 
 
 def test_a_message_is_delivered_when_due_and_not_once_it_has_expired() -> None:
