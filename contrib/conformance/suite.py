@@ -12,6 +12,7 @@ from thalweg.channel import Transport
 
 from . import stores as store_properties
 from . import transports as transport_properties
+from .alarm import alarm
 from .facts import facts_of, facts_of_stores
 from .properties import Mode, Profile, Property, Unavailable, properties_of
 from .rig import Rig
@@ -159,10 +160,12 @@ class Case(pytest.Item):
         """A call that hangs fails its property instead of hanging the run."""
         if self.settings.patience is not None:
             rig.patience = self.settings.patience
-        limit = asyncio.timeout(60 + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease))
+        seconds = min(60, 20 * rig.patience) + 6 * rig.patience + 20 * (0 if rig.lease >= 30 else rig.lease)
+        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
-                await self._run(rig)
+            with alarm(1.5 * seconds):
+                async with limit:
+                    await self._run(rig)
         except TimeoutError:
             if limit.expired():
                 raise AssertionError("the property hangs") from None

@@ -190,6 +190,7 @@ class Trial:
         async with self.patience(f"the message {last!r}"):
             while True:
                 got += await channel.get(100, 1.0)
+                await asyncio.sleep(0)
                 found = [delivery for delivery in got if delivery.record.value == last]
                 if found:
                     await channel.commit(found)
@@ -222,7 +223,9 @@ class Trial:
                 at = positions[-1] if positions else after
                 caught_up = end is None or (at is not None and at >= end)
                 batch = (await log.read({partition: at}, LONG, LONG, 0 if caught_up else 1.0)).get(partition)
+                await asyncio.sleep(0)  # a driver that never waits must not keep time-outs from ending this
                 if batch is not None:
+                    assert at is None or batch.positions[0] > at, f"read after {at} begins with {batch.positions[0]}"
                     records += batch.records
                     positions += batch.positions
                 elif caught_up:

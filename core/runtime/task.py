@@ -218,7 +218,7 @@ class Task:
                     mirror,
                     epoch,
                     store,
-                    partial(self.worker.log, self.journal[0]),
+                    partial(self.worker.new_log, self.journal[0]),
                     self.settings.clock,
                     self.worker.complaints,
                     self.worker.kept_for_mirrors,

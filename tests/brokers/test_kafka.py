@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
 import secrets
@@ -871,8 +872,11 @@ def guarded(tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]) -> I
     server.kill()
 
 
-async def test_passwords_certificates_and_rights(guarded: Server, tmp_path: Path) -> None:
+async def test_passwords_certificates_and_rights(
+    guarded: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One test, for a broker takes its time to start."""
+    caplog.set_level(logging.DEBUG)
     place = f"127.0.0.1:{guarded.password_port}"
     password = USERS["ada"].replace(" ", "%20")
     for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
@@ -905,6 +909,9 @@ async def test_passwords_certificates_and_rights(guarded: Server, tmp_path: Path
         assert await values(log) == [b"1"] * 3 + [b"2"]
         with pytest.raises(BrokerError, match="ACL"):
             await transport.declare([TopicSpec("secrets", partitions=1)])
+        await log.append({0: [Message(b"private")]})
+    for secret in (*USERS.values(), "wr0ng", "private"):
+        assert secret not in caplog.text
 
 
 async def deny(server: Server, user: str, kind: int, name: str, operation: int) -> None:

@@ -22,9 +22,9 @@ from thalweg.channel import Channel, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.transports.kafka import KafkaTransport
-from thalweg.transports.kafka.channel import KafkaQueue
 from thalweg.transports.kafka.line import MOST_OPEN
 from thalweg.transports.kafka.progress import Progress
+from thalweg.transports.kafka.queue import KafkaQueue
 
 from brokers.kafka_server import Server, check_installed
 from brokers.post import make_post

@@ -15,18 +15,18 @@ from functools import partial
 
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, Gap, MissingCapability, StaleDelivery
-from thalweg.message import Delivery, Headers, Message, QueueMessage
+from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from .connection import Cluster
-from .line import DUE, EXPIRES, FINISHED, FINISHING, LENT, Entry, Line, settle
+from .line import FINISHED, FINISHING, LENT, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
-from .sweeping import finished_by_all
+from .storing import Storing
 from .topics import Topic
 
-__all__ = ["KafkaChannel", "KafkaQueue"]
+__all__ = ["KafkaChannel", "now"]
 
 log = logging.getLogger("thalweg")
 
@@ -35,8 +35,6 @@ _READ_RECORDS, _READ_BYTES = 500, 4 << 20
 
 _LONGEST_READ = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_GOODBYE = 5.0
-_SWEEP = 60.0
 
 
 class KafkaChannel:
@@ -57,10 +55,7 @@ class KafkaChannel:
         self._problem: BrokerError | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
-        self._to_store: set[int] = set()
-        self._in_store: set[int] = set()
-        self._stored: asyncio.Future[None] | None = None
-        self._storing: asyncio.Task[None] | None = None
+        self._storing = Storing(f"kafka offsets of {group}", self._store_now, self._has_stored)
         self._asking = 0
         self._resting = False
         self._closed = False
@@ -124,7 +119,7 @@ class KafkaChannel:
             if entry.state == FINISHING:
                 places.add(entry.line.number)
         if places:
-            stored = self._store(places)
+            stored = self._storing.store(places)
             stored.add_done_callback(partial(self._finished, ending))
             await asyncio.shield(stored)
         stale = [entry for entry in entries if entry.state != FINISHED]
@@ -143,9 +138,7 @@ class KafkaChannel:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        if self._storing is not None:
-            await asyncio.wait([self._storing], timeout=_GOODBYE)
-            self._storing.cancel()
+        await self._storing.close()
         if self._member is not None:
             await self._member.close()
         self._drop_lines()
@@ -159,12 +152,12 @@ class KafkaChannel:
         lines = list(self._lines.values())
         self._turn += 1
         start = self._turn % len(lines) if lines else 0
-        now, until = _now(), boot_clock() + self._lease if self.is_queue else math.inf
+        until = boot_clock() + self._lease if self.is_queue else math.inf
         lent: list[Entry] = []
         for line in lines[start:] + lines[:start]:
             if len(lent) == limit:
                 break
-            lent += line.lend(limit - len(lent), now, until)
+            lent += line.lend(limit - len(lent), now(), until)
         if lent:
             self._watch(until)
         return lent
@@ -173,7 +166,7 @@ class KafkaChannel:
         """First it is stored that they were delivered, so that whoever gets them after a crash knows."""
         handed_out = False
         try:
-            await asyncio.shield(self._store({entry.line.number for entry in entries}))
+            await asyncio.shield(self._storing.store({entry.line.number for entry in entries}))
             handed_out = True
         except StaleDelivery:
             return []
@@ -202,7 +195,7 @@ class KafkaChannel:
         if self._reading is None and self._lines:
             self._reading = asyncio.get_running_loop().create_task(self._read(min(seconds, _LONGEST_READ)))
             self._reading.add_done_callback(self._has_read)
-        due = [(line.next_due - _now()) / 1000 for line in self._lines.values() if line.next_due is not None]
+        due = [(line.next_due - now()) / 1000 for line in self._lines.values() if line.next_due is not None]
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(news)
         # A read that does not wait ends by itself, and has to be waited for.
@@ -213,6 +206,8 @@ class KafkaChannel:
                 news.result()
         finally:
             self._waiting.discard(news)
+            if news.done():
+                news.exception()  # if it came together with a cancellation, nobody else asks
 
     async def _read(self, timeout: float) -> None:
         lines = {number: line for number, line in self._lines.items() if line.room > 0}
@@ -316,7 +311,7 @@ class KafkaChannel:
 
     def _let_go(self) -> None:
         """Give up what is to leave and is at rest."""
-        busy = self._to_store | self._in_store
+        busy = self._storing.busy
         for number in [n for n, line in self._lines.items() if line.leaving and not line.on_loan and n not in busy]:
             self._lines.pop(number).drop()
         if self._member is not None:
@@ -331,35 +326,6 @@ class KafkaChannel:
             self._reading.cancel()
 
     # --- storing -----------------------------------------------------------------------------------------------
-
-    def _store(self, numbers: Iterable[int]) -> asyncio.Future[None]:
-        """Done when what is true of these partitions now is stored; many calls share one request."""
-        loop = asyncio.get_running_loop()
-        self._to_store.update(numbers)
-        if self._stored is None:
-            self._stored = loop.create_future()
-            self._stored.add_done_callback(asyncio.Future.exception)  # whoever waited may be gone
-        if self._storing is None or self._storing.done():
-            self._storing = loop.create_task(self._store_all(), name=f"kafka offsets of {self._group}")
-        return self._stored
-
-    async def _store_all(self) -> None:
-        while self._stored is not None:
-            stored, self._stored = self._stored, None
-            self._in_store, self._to_store = self._to_store, set()
-            try:
-                await self._store_now(self._in_store)
-            except BrokerError as error:
-                stored.set_exception(error)
-            except BaseException:
-                stored.set_exception(BrokerError(f"this channel of {self._topic.name!r} is closed"))
-                raise
-            else:
-                stored.set_result(None)
-                self._has_stored()
-            finally:
-                self._in_store = set()
-            self._let_go()
 
     async def _store_now(self, numbers: Iterable[int]) -> None:
         assert self._member is not None
@@ -401,7 +367,8 @@ class KafkaChannel:
         """Called after each message of a `put`."""
 
     def _has_stored(self) -> None:
-        """Called when something was stored."""
+        """Called when something was stored, or could not be."""
+        self._let_go()
 
     def _stay_awake(self) -> None:
         """Called when somebody asks."""
@@ -421,144 +388,6 @@ class KafkaChannel:
             raise BrokerError(f"this channel of {self._topic.name!r} is closed; open another by transport.channel()")
 
 
-class KafkaQueue(KafkaChannel):
-    """A queue's channel, as `WorkQueue` of the contract. A delivery comes back when its own lease ends."""
-
-    is_queue = True
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        topic_log: KafkaLog,
-        topic: Topic,
-        group: str,
-        lease: float,
-        session: float,
-        dead_letters: KafkaChannel | None,
-        sweeps: bool,
-    ) -> None:
-        super().__init__(cluster, topic_log, topic, group, lease, session)
-        self._dead_letters = dead_letters
-        self.sweep_every = _SWEEP if sweeps else math.inf
-        """Seconds between deletions of what all groups have finished."""
-        self._swept = time.monotonic()
-        self._sweeping: asyncio.Task[None] | None = None
-        self._nap: asyncio.TimerHandle | None = None
-        self._first_end = math.inf  # no loan ends sooner
-        self._alarm: asyncio.TimerHandle | None = None
-
-    async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
-        entries = self._entries_of(deliveries)
-        self._end_loans()
-        valid = [entry for entry in entries if entry.state in (LENT, FINISHING)]
-        until = boot_clock() + lease
-        for entry in valid:
-            entry.until = until
-        self._watch(until)
-        if len(valid) < len(entries):
-            raise self._stale(len(entries) - len(valid), len(entries), "the others are extended")
-
-    async def retry(self, delivery: Delivery, delay: float) -> None:
-        (entry,) = self._entries_of([delivery])
-        self._end_loans()
-        if entry.state != LENT:
-            raise self._stale(1, 1, "nothing was changed")
-        again = entry.line.take_back(entry, _now() + round(delay * 1000) if delay > 0 else 0)
-        stored = self._store([entry.line.number])
-        stored.add_done_callback(partial(self._given_back, entry, again))
-        await asyncio.shield(stored)
-
-    def _given_back(self, entry: Entry, again: Entry, stored: asyncio.Future[None]) -> None:
-        if stored.cancelled() or stored.exception() is not None:
-            entry.line.lend_again(entry, again)
-            self._watch(entry.until)
-        self._let_go()
-        self._wake()
-
-    async def reject(self, delivery: Delivery, reason: str) -> None:
-        """Its copy on the queue that the option `dead_letter` names tells where it was rejected, and why.
-
-        A crash between the two may leave it on both queues, never on none.
-        """
-        (entry,) = self._entries_of([delivery])
-        record = delivery.record
-        if self._dead_letters is not None and entry.state == LENT:
-            about: Headers = (("rejected-from", self._topic.name.encode()), ("rejected-because", reason.encode()))
-            await self._dead_letters.put(
-                [Message(record.value, record.key, (*record.headers, *about), record.timestamp)]
-            )
-        await self.commit([delivery])
-
-    def _outgoing(self, message: Message) -> Message:
-        if not isinstance(message, QueueMessage):
-            return message
-        if message.priority:
-            raise MissingCapability(f"queue {self._topic.name!r}: Kafka knows no priority")
-        headers: Headers = message.headers
-        if message.delay > 0:
-            headers = (*headers, (DUE, b"%d" % (_now() + round(message.delay * 1000))))
-        if message.expires is not None:
-            headers = (*headers, (EXPIRES, b"%d" % max(1, _now() + round(message.expires * 1000))))
-        return Message(message.value, message.key, headers, message.timestamp)
-
-    def _has_stored(self) -> None:
-        if self._sweeping is None and time.monotonic() - self._swept >= self.sweep_every:
-            self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name=f"kafka {self._topic.name}")
-
-    async def _sweep(self) -> None:
-        try:
-            mine = [number for number, line in self._lines.items() if not line.leaving]
-            for number, first in (await finished_by_all(self._cluster, self._topic, mine)).items():
-                await self._log.truncate(number, first)
-        except BrokerError as error:
-            log.debug("queue %s: what is finished was not deleted this time: %s", self._topic.name, error)
-        finally:
-            self._swept, self._sweeping = time.monotonic(), None
-
-    def _spread(self) -> None:
-        self._next_place += 1
-
-    def _watch(self, until: float) -> None:
-        if until < self._first_end and not self._closed:
-            self._first_end = until
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = asyncio.get_running_loop().call_later(max(0.0, until - boot_clock()), self._end_loans)
-
-    def _end_loans(self) -> None:
-        now = boot_clock()
-        if now < self._first_end:
-            return
-        self._first_end = math.inf
-        lent = [entry for line in self._lines.values() for entry in line.lent()]
-        over = [entry for entry in lent if entry.until <= now]
-        if over:
-            self._give_back(over)
-        self._watch(min((entry.until for entry in lent if entry.until > now), default=math.inf))
-
-    def _stay_awake(self) -> None:
-        super()._stay_awake()
-        if self._nap is not None:
-            self._nap.cancel()
-        self._rest(False)
-
-    def _may_rest(self) -> None:
-        """One that is not asked for so long is full or stuck: others get the partitions that have nothing on loan."""
-        if not self._closed:
-            self._nap = asyncio.get_running_loop().call_later(self._lease, self._rest, True)
-
-    def _rest(self, resting: bool) -> None:
-        self._end_loans()
-        self._resting = resting
-        if self._member is not None:
-            self._member.rest(resting)
-
-    async def close(self) -> None:
-        for waiting in (self._nap, self._alarm, self._sweeping):
-            if waiting is not None:
-                waiting.cancel()
-        await super().close()
-
-
-def _now() -> int:
+def now() -> int:
+    """Milliseconds since the epoch."""
     return round(time.time() * 1000)

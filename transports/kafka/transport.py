@@ -17,12 +17,13 @@ from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .appending import Appender
-from .channel import KafkaChannel, KafkaQueue
+from .channel import KafkaChannel
 from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
 from .group import TaskGroups
 from .log import KafkaLog
 from .names import check_prefix
+from .queue import KafkaQueue
 from .topics import OVERHEAD, Topic, Topics, broker_settings
 
 __all__ = ["KafkaOptions", "KafkaTransport"]

@@ -10,8 +10,12 @@ that of the entry's id), and `header:NAME` for each header, in order; a name may
 streams `queue:{orders}:0` to `:9`, by priority; with a field `expires` (milliseconds since the epoch) a message is
 dropped undelivered.
 
-The number of a partition is a hash tag, for the day when a cluster is supported. With `?prefix=shop.` the names become
-`{3}:shop.withdrawals` and `queue:{shop.orders}:0`.
+With `?prefix=shop.` the names become `{3}:shop.withdrawals` and `queue:{shop.orders}:0`.
+
+On a Redis Cluster, all that a URL names lies in one slot, hence on one node, so that a commit and its outputs remain
+one step: its hash tag is the prefix, or `thalweg`, and goes before all others: `{shop.}{3}:shop.withdrawals`,
+`queue:{shop.}{shop.orders}:0`. Programs with other prefixes use other slots. The connection follows the slot to
+whichever node has it; while it is being moved, calls wait.
 """
 
 from __future__ import annotations

@@ -61,12 +61,11 @@ class RedisChannel:
         self._leases = leases
         self._topic = topic
         self._options = options
-        base = f"group:{{{topic.prefix}{topic.name}}}:"
-        self._groups = base.encode()
+        self._groups = topic.key("group").encode() + b":"
         self._name = group.encode()
         self._key = self._groups + self._name
-        self._bell = f"bell:{{{topic.prefix}{topic.name}}}".encode()
-        self._delayed = f"delayed:{{{topic.prefix}{topic.name}}}".encode()
+        self._bell = topic.key("bell").encode()
+        self._delayed = topic.key("delayed").encode()
         self._streams = self._all_streams()
         self._lease: Lease | None = None
         self._me = b""
@@ -304,8 +303,7 @@ class RedisQueue(RedisChannel):
             arguments += (PRIORITIES - priority, name, delay, expires)
             arguments += encode([message], self._options.message_bytes, topic.name)
         if messages:
-            tag = f"{{{topic.prefix}{topic.name}}}".encode()
-            keys = [b"bell:" + tag, b"delayed:" + tag, *queue_streams(topic)]
+            keys = [topic.key("bell").encode(), topic.key("delayed").encode(), *queue_streams(topic)]
             await self._connection.write(scripts.PUT, keys, *arguments)
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> None:
@@ -348,8 +346,7 @@ class RedisQueue(RedisChannel):
 
 def queue_streams(topic: Topic) -> list[bytes]:
     """Highest priority first; `…:0` is where messages without a priority go."""
-    base = f"queue:{{{topic.prefix}{topic.name}}}:"
-    return [f"{base}{priority}".encode() for priority in reversed(range(PRIORITIES))]
+    return [f"{topic.key('queue')}:{priority}".encode() for priority in reversed(range(PRIORITIES))]
 
 
 def _places(loans: Iterable[_Loan]) -> list[bytes | int]:

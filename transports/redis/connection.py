@@ -27,13 +27,17 @@ Reply: TypeAlias = Any
 """What hiredis makes of an answer: bytes, int, None or a list of those."""
 
 _REMEDIES = {
+    "ASK": "the cluster is moving what this program keeps to another node; wait",
+    "CLUSTERDOWN": "the cluster has no node for this program's slot at present; wait for its fail-over, or repair it",
     "LOADING": "it is reading its data set from disk; wait",
     "MASTERDOWN": "this is a replica without its primary; name the primary",
     "MISCONF": "it cannot write to its disk; free space on it, and see the server's log",
     "NOAUTH": "put user and password into the URL: redis://user:password@host",
     "NOPERM": "let the user run this command on these keys (ACL SETUSER)",
     "OOM": "maxmemory is reached and nothing was written; raise it, or truncate and consume what is there",
+    "MOVED": "the cluster has moved this program's slot to a node that cannot be reached",
     "READONLY": "this is a replica; name the primary",
+    "TRYAGAIN": "the cluster is moving what this program keeps to another node; wait",
     "WRONGPASS": "check user and password in the URL",
     "WRONGTYPE": "another program uses this key for something else; choose another ?prefix= or topic name",
 }
@@ -47,7 +51,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Where the server is and how to enter. timeout: seconds to connect, and for an answer.
 
     Of several addresses, that of the primary is taken, also after a fail-over. replicas: how many must have a write
-    before it counts as done.
+    before it counts as done. tag: the hash tag by which all keys lie in one slot of a cluster, braces included.
     """
 
     url: Url
@@ -57,6 +61,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     tls: ssl.SSLContext | None
     timeout: float
     replicas: int = 0
+    tag: str = "{}"
 
     @property
     def place(self) -> str:
@@ -80,6 +85,18 @@ class _Replica(Exception):
     """The primary is elsewhere."""
 
 
+class _Moved(Exception):
+    """The slot is on the node that the cluster names."""
+
+
+def _not_done(reply: Reply) -> bool:
+    """Whether a cluster said that the keys are not here, or not all of them: nothing was done."""
+    if not isinstance(reply, _ServerSaid):
+        return False
+    said = str(reply)
+    return said.startswith(("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")) or "non local key in a cluster node" in said
+
+
 class _Wire(asyncio.Protocol):
     """One socket while it lasts."""
 
@@ -88,6 +105,7 @@ class _Wire(asyncio.Protocol):
         self._pending: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._patience = patience
         self._lost: BaseException | None = None
+        self._retired = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.WriteTransport
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,6 +135,8 @@ class _Wire(asyncio.Protocol):
                 future, _ = self._pending.popleft()
                 if not future.done():
                     future.set_result(reply)
+            if self._retired:
+                self.retire()
         except Exception as error:  # not Redis
             self.abort(error)
 
@@ -125,6 +145,12 @@ class _Wire(asyncio.Protocol):
             self._lost = error
             self._transport.abort()
             self._fail()
+
+    def retire(self) -> None:
+        """Close it as soon as all that was asked is answered; nobody asks more."""
+        self._retired = True
+        if not self._pending:
+            self.abort(ConnectionError("the slot was moved"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._lost is None:
@@ -159,10 +185,13 @@ class Connection:
     def __init__(self, endpoint: Endpoint, patience: float = 0.0) -> None:
         self.endpoint = endpoint
         self.number = 0
+        self.cluster = False
         self.waitaof = False
         self._patience = patience
         self._wire: _Wire | None = None
+        self._retired: set[_Wire] = set()
         self._connecting: asyncio.Task[_Wire] | None = None
+        self._nodes: list[tuple[str, int]] = []  # of a cluster, as it named them last
         self._open = True
 
     async def call(self, *command: Argument) -> Reply:
@@ -177,14 +206,38 @@ class Connection:
         return replies
 
     async def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
-        """Their answers, errors among them."""
+        """Their answers, errors among them.
+
+        What a cluster has not done because the slot was moved is asked of the node that has it now, and what it cannot
+        do while it is moving the slot, or electing a primary for it, once that is over; if that is within the time-out.
+        """
+        wire, replies = await self._send(commands)
+        deadline = time.monotonic() + self.endpoint.timeout
+        while self.cluster and time.monotonic() < deadline:
+            at = next((number for number, reply in enumerate(replies) if _not_done(reply)), None)
+            if at is None:
+                break
+            if str(replies[at]).startswith("MOVED "):
+                self._leave(wire)
+            await asyncio.sleep(0.02)
+            wire, replies[at:] = await self._send(commands[at:])
+        return replies
+
+    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> tuple[_Wire, list[Reply]]:
         wire = self._wire
         if wire is None or not wire.usable:
             wire = await self._connect()
         try:
-            return [await future for future in wire.send(commands)]
+            return wire, [await future for future in wire.send(commands)]
         except ConnectionLost as error:
             raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
+
+    def _leave(self, wire: _Wire) -> None:
+        """The slot is elsewhere. What others still wait for on this wire is answered there."""
+        if self._wire is wire:
+            self._wire = None
+        self._retired = {old for old in self._retired if old.usable} | {wire}
+        wire.retire()
 
     async def run(self, script: Script, keys: Sequence[bytes], *arguments: Argument) -> Reply:
         """Run a script, atomically: all of it or, if this raises anything but `ConnectionLost`, nothing."""
@@ -227,9 +280,10 @@ class Connection:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
-        if self._wire is not None:
-            self._wire.abort(ConnectionError("closed"))
-            await self._wire.closed
+        for wire in (self._wire, *self._retired):
+            if wire is not None:
+                wire.abort(ConnectionError("closed"))
+                await wire.closed
 
     async def _connect(self) -> _Wire:
         """One attempt, shared by all who wait for it."""
@@ -254,13 +308,21 @@ class Connection:
         problem: BrokerError | None = None
         try:
             async with asyncio.timeout(endpoint.timeout):
-                for address in [None] if endpoint.socket else endpoint.addresses:
+                addresses: list[tuple[str, int] | None] = [None] if endpoint.socket else [*endpoint.addresses]
+                addresses += [node for node in self._nodes if node not in addresses]
+                while addresses:
+                    address = addresses.pop(0)
                     try:
                         return await self._enter(address)
                     except (OSError, ConnectionLost) as error:
                         problem = endpoint.explain(error, "it cannot be reached: ")
                     except _Replica:
                         problem = endpoint.explain("this is a replica; name the primary, or all of them")
+                    except _Moved as moved:
+                        problem = endpoint.explain(str(moved))
+                        await asyncio.sleep(0.02)  # nodes that have not heard of a move name one another
+                        node = _node(str(moved), address)
+                        addresses = [node, *(other for other in addresses if other != node)]
         except TimeoutError:
             problem = endpoint.explain(f"no answer within {endpoint.timeout:g} s", "it cannot be reached: ")
         assert problem is not None
@@ -291,7 +353,7 @@ class Connection:
         if self.endpoint.database:
             commands.append((b"SELECT", self.endpoint.database))
         at = len(commands)
-        commands += [(b"CLIENT", b"ID"), (b"INFO", b"replication")]
+        commands += [(b"CLIENT", b"ID"), (b"INFO", b"replication"), (b"INFO", b"cluster")]
         commands += [(b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS]
         while True:
             replies = [await future for future in wire.send(commands)]
@@ -302,5 +364,26 @@ class Connection:
                 raise self.endpoint.explain(problem)
             await asyncio.sleep(0.1)
         self.number = int(replies[at])
-        if b"role:slave" in replies[at + 1]:
+        self.cluster = b"cluster_enabled:1" in replies[at + 2]
+        if self.cluster:
+            await self._find_slot(wire)
+        elif b"role:slave" in replies[at + 1]:
             raise _Replica
+
+    async def _find_slot(self, wire: _Wire) -> None:
+        """Raises `_Moved` unless the slot of all our keys is on this node of a cluster."""
+        asked = wire.send([(b"CLUSTER", b"SLOTS"), (b"EXISTS", self.endpoint.tag)])
+        ranges, exists = [await future for future in asked]
+        if isinstance(ranges, list):
+            nodes = {(node[0].decode(), int(node[1])) for _, _, *some in ranges for node in some if node[0]}
+            self._nodes = sorted(nodes)
+        if isinstance(exists, _ServerSaid) and str(exists).startswith("MOVED "):
+            raise _Moved(str(exists))
+        if isinstance(exists, _ServerSaid) and not _not_done(exists):
+            raise self.endpoint.explain(exists)
+
+
+def _node(moved: str, asked: tuple[str, int] | None) -> tuple[str, int]:
+    """Where `MOVED slot host:port` leads; without a host: another port of the one that was asked."""
+    host, _, port = moved.split(" ")[2].rpartition(":")
+    return host or (asked[0] if asked else "localhost"), int(port)

@@ -25,7 +25,7 @@ _PAGE = 1000
 
 
 class Topic(msgspec.Struct, frozen=True):
-    """A declared topic or queue, with its prefix. retention: seconds."""
+    """A declared topic or queue, with its prefix. retention: seconds. tag: the hash tag of all keys, on a cluster."""
 
     name: str
     partitions: int
@@ -33,10 +33,14 @@ class Topic(msgspec.Struct, frozen=True):
     prefix: str
     retention: float | None = None
     dead_letter: str = ""
+    tag: str = ""
 
     def stream(self, partition: int) -> bytes:
-        """The partition is the hash tag: what has the same number can change together on a cluster too."""
-        return f"{{{partition}}}:{self.prefix}{self.name}".encode()
+        return f"{self.tag}{{{partition}}}:{self.prefix}{self.name}".encode()
+
+    def key(self, kind: str) -> str:
+        """Of what belongs to the topic as a whole."""
+        return f"{kind}:{self.tag}{{{self.prefix}{self.name}}}"
 
     def fence(self, partition: int) -> bytes:
         return b"fence:" + self.stream(partition)

@@ -225,6 +225,7 @@ _GROUP = (
     _RING
     + """
 local group = KEYS[1]
+redis.call('EXISTS', group .. ':nothing')  -- while a cluster moves the slot, this fails, before anything is written
 local function part(name) return group .. ':' .. name end
 local CURSOR, FREE, LOANS, ATTEMPTS = part('cursor'), part('free'), part('loans'), part('attempts')
 local UNTIL, LATER, CONSUMERS = part('until'), part('later'), part('consumers')

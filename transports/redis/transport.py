@@ -162,11 +162,8 @@ class RedisTransport:
         self._version = f"{product} {info.get('valkey_version', number)}"
         if tuple(int(part) for part in number.split(".")[:2]) < (7, 0):
             raise BrokerError(f"{self.description}: Redis 7.0 or newer (or Valkey) is needed")
-        if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1":
-            raise BrokerError(
-                f"{self.description} is a cluster: a commit there could not join what lies in different slots. Use a "
-                "server without cluster mode (a replicated pair behind one address will do)"
-            )
+        if connection.cluster:
+            self._version += " cluster"
         connection.waitaof = tuple(int(part) for part in number.split(".")[:2]) >= (7, 2)
         self._warnings = _warnings(info, await self._settings(), self._options.replicas)
 
@@ -302,13 +299,18 @@ class RedisTransport:
         return found
 
     def _name(self, kind: str, name: str = "") -> bytes:
-        return f"thalweg:{self._options.prefix}{kind}{f':{name}' if name else ''}".encode()
+        return f"thalweg:{self._tag}{self._options.prefix}{kind}{f':{name}' if name else ''}".encode()
+
+    @property
+    def _tag(self) -> str:
+        """On a cluster, all keys of a URL have this hash tag and lie in one slot, so that one script can reach them."""
+        return self._endpoint.tag if self._connection.cluster else ""
 
     def _read_topic(self, name: str, text: bytes) -> Topic:
         declared = msgspec.json.decode(text, type=_Declared)
         dead_letter = declared.options.get("dead_letter", "")
         prefix = self._options.prefix
-        return Topic(name, declared.partitions, declared.queue, prefix, declared.retention, dead_letter)
+        return Topic(name, declared.partitions, declared.queue, prefix, declared.retention, dead_letter, self._tag)
 
     async def _topic(self, name: str) -> Topic:
         topic = self._topics.get(name)
@@ -339,7 +341,9 @@ def _endpoint(url: Url, options: RedisOptions) -> Endpoint:
         raise ConfigurationError(f"{url} names two databases: {path} as its path and {options.database} as an option")
     context = tls_context(url, "rediss", options)
     database = int(path) if path else options.database or 0
-    return Endpoint(url, url.addresses(6379), options.socket, database, context, options.timeout, options.replicas)
+    tag = f"{{{options.prefix.translate({ord('{'): None, ord('}'): None}) or 'thalweg'}}}"
+    addresses = url.addresses(6379)
+    return Endpoint(url, addresses, options.socket, database, context, options.timeout, options.replicas, tag)
 
 
 def _parse(info: bytes) -> Mapping[str, str]:

@@ -123,6 +123,7 @@ async def a_read_gives_at_most_limit_records_a_partition(trial: Trial) -> None:
     seen: dict[int, int] = {}
     async with trial.patience("a record of either partition"):
         while set(seen) != {0, 1}:
+            await asyncio.sleep(0)
             for number, batch in (await log.read({0: None, 1: None}, 3, LONG, 1.0)).items():
                 assert values(batch.records) == [b"%d" % n for n in range(len(batch.records))]
                 assert len(batch.records) == len(batch.positions) <= 3
@@ -155,6 +156,7 @@ async def one_large_record_does_not_make_later_reads_small(trial: Trial) -> None
     reads = 0
     async with trial.patience("100 small records"):
         while (after := (await log.bounds(0)).last) != large:
+            await asyncio.sleep(0)
             found = (await log.read({0: large}, LONG, size, 1.0)).get(0)
             if found is not None:
                 reads, large = reads + 1, found.positions[-1]
@@ -169,6 +171,7 @@ async def partitions_take_turns_so_that_none_starves(trial: Trial) -> None:
     first: set[int] = set()
     async with trial.patience("each partition to have its turn"):
         while first != {0, 1, 2}:
+            await asyncio.sleep(0)
             first |= set(await log.read({0: None, 1: None, 2: None}, LONG, 1, 1.0))
 
 
@@ -320,3 +323,33 @@ async def find_leads_to_the_earliest_record_of_a_time_even_if_times_go_back(
 async def find_in_an_empty_partition_means_from_the_beginning(trial: Trial) -> None:
     _, log = await trial.log()
     assert await log.find(0, 1000) is None
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def an_append_that_does_not_ask_for_positions_writes_the_same(trial: Trial) -> None:
+    _, log = await trial.log(partitions=2)
+    for number in range(5 * trial.size):
+        await log.append({0: numbered(number), 1: numbered(number)}, positions=False)
+    for partition in range(2):
+        assert await trial.read(log, partition) == [b"%d" % n for n in range(5 * trial.size)]
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def a_compacted_topic_keeps_the_newest_record_of_each_key(trial: Trial) -> None:
+    transport = await trial.open()
+    await trial.declare(transport, TopicSpec("t", partitions=1, compact=True))
+    log = await trial.reader(transport)
+    for turn in range(3):
+        await log.append({0: [Message(b"%d" % turn, b"%d" % key) for key in range(10)]})
+    await log.append({0: [Message(None, b"0")]})
+    newest = {record.key: record.value for record in await trial.records(log)}
+    newest.setdefault(b"0", None)  # a tombstone may go with what it deletes
+    assert newest == {b"%d" % key: b"2" if key else None for key in range(10)}
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def appends_made_at_once_by_one_writer_lie_in_the_order_they_were_called(trial: Trial) -> None:
+    _, log = await trial.log()
+    count = 50 * trial.size
+    await asyncio.gather(*(log.append({0: numbered(n)}) for n in range(count)))
+    assert await trial.read(log) == [b"%d" % n for n in range(count)]

@@ -33,6 +33,20 @@ def problems(said: list[dict[str, str]]) -> dict[str, str]:
     return {row["about"]: row["says"] for row in said if row["verdict"] == "problem"}
 
 
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ("grouped=true&locks=false&peers=false", set()),
+        ("grouped=false", set()),
+        ("locks=false", {"no locks", "no grouped"}),
+    ],
+)
+def test_what_another_power_makes_up_for_is_not_missed(shell: Shell, options: str, missing: set[str]) -> None:
+    done = shell.run("-A", "bank:app", "--json", "doctor", THALWEG_BROKER=f"memory://?{options}")
+    about = {json.loads(line)["about"] for line in done.stdout.splitlines()}
+    assert about & {"no locks", "no peers", "no grouped"} == missing
+
+
 async def test_a_program_that_can_run_is_well(shell: Shell) -> None:
     code, said = examine(shell)
     assert code == 0
