@@ -50,10 +50,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
     try:
         server.start()
+        asyncio.run(make_first_stream(server))
         server.settle()
         yield server
     finally:
         server.close()
+
+
+async def make_first_stream(server: RabbitServer) -> None:
+    """What the server remembers too late is that it has streams at all."""
+    async with await aio_pika.connect(server.url.partition("?")[0]) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("first", durable=True, arguments={"x-queue-type": "stream"})
 
 
 def with_options(url: str, way: str, more: str = "") -> str:

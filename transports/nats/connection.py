@@ -123,6 +123,13 @@ class Connection:
             wire = await self._connect()
         return wire
 
+    async def reached(self, wire: Wire) -> None:
+        """Returns once the server has seen all that was sent by this connection. Raises `ConnectionLost`."""
+        try:
+            await wire.ping()
+        except WireLost as error:
+            raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
+
     async def request(self, subject: bytes, payload: bytes = b"") -> Reply:
         wire = await self.wire()
         reply, future = wire.expect(subject)
