@@ -612,6 +612,33 @@ async def test_a_journal_that_cannot_be_claimed_stands_in_no_other_ones_way(brok
         await a.commit({good: Commit(numbered(1))})
 
 
+async def test_what_is_in_doubt_is_not_written_again(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the connection breaks after the broker has decided."""
+    from thalweg.transports.kafka import transactions
+
+    end = transactions._end
+
+    async def lost(*arguments: Any) -> None:
+        await end(*arguments)
+        raise AmbiguousCommit("the answer was lost")
+
+    async with rivals(broker, 1, journals=2) as (a,):
+        monkeypatch.setattr(transactions, "_end", lost)
+        claiming = [a.claim("j", number, Message(b"m")) for number in range(2)]
+        for result in await asyncio.gather(*claiming, return_exceptions=True):
+            assert isinstance(result, AmbiguousCommit)
+        monkeypatch.undo()
+        claims = [await a.claim("j", number, Message(b"n")) for number in range(2)]
+        monkeypatch.setattr(transactions, "_end", lost)
+        with pytest.raises(AmbiguousCommit):
+            await a.commit({claim: Commit(numbered(1), {("out", 0): numbered(1)}) for claim in claims})
+        monkeypatch.undo()
+        await a.commit({claim: Commit(numbered(2), {("out", 0): numbered(2)}) for claim in claims})
+        for number in range(2):
+            assert await values(await a.log("j"), number) == [b"m", b"n", b"1", b"2"]
+    assert await consumed(broker, "out") == [b"1", b"1", b"2", b"2"]
+
+
 async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(broker: str) -> None:
     chance = random.Random(7)
     async with rivals(broker, 1) as (a,):
