@@ -38,6 +38,7 @@ _TRANSPORT = _Kind(
         "amqp": "rabbitmq",
         "amqps": "rabbitmq",
         "kafka": "kafka",
+        "kafkas": "kafka",
         "nats": "nats",
         "redis": "redis",
         "rediss": "redis",

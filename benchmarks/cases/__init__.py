@@ -10,6 +10,7 @@ from . import (
     latency,
     nats,
     produce,
+    rabbitmq,
     rabbitmq_streams,
     redis,
     send,
@@ -28,6 +29,7 @@ CASES = (
     *redis.CASES,
     *kafka.CASES,
     *kafka_groups.CASES,
+    *rabbitmq.CASES,
     *rabbitmq_streams.CASES,
     *nats.CASES,
 )

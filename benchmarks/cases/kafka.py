@@ -262,7 +262,7 @@ CASES = (
     Case(
         "kafka-sum",
         "stateful sum by key on Kafka, exactly once, against a loop written by hand on aiokafka",
-        {"by hand": bare_sum, "thalweg": thalweg_sum},
+        {"bare": bare_sum, "thalweg": thalweg_sum},
         target=0.5,
     ),
 ) * answers()

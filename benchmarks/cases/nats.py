@@ -1,29 +1,38 @@
 """The NATS driver against nats-py, on the server of NATS_URL: 1000 messages a call on both sides.
 
-nats-py publishes without waiting for each answer (`publish_async`) and fetches 1000 at a time. There are no such cases
-where no server answers.
+nats-py publishes without waiting for each answer (`publish_async`) and fetches 1000 at a time. And a whole program, the
+stateful sum exactly once, against a loop written by hand on nats-py that does no more than that: fetch, decode, add,
+and publish the sums that changed with the positions, as one message every 100 ms that asserts the one before.
+
+There are no such cases where no server answers.
 """
 
 import os
 import secrets
 import socket
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from urllib.parse import urlsplit
 
+import msgspec
 import nats
 from measuring import Case, Run
 from nats.js import JetStreamContext, api
+from programs import finished, new_app, summing
 from thalweg.capabilities import Commit
 from thalweg.channel import TopicSpec
 from thalweg.message import Message
 from thalweg.transports.nats import NatsTransport
 from thalweg.url import Url
+from workload import Withdrawal, check_totals, withdrawals
 
 URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 BATCH = 1000
 VALUE = b'{"account": "account-123", "country": "NO", "amount": 5}'.ljust(100)
 HEADERS = {"thalweg-key": "account-123", "thalweg-time": "1790000000000"}
+COMMIT_INTERVAL = 0.1
 MESSAGES = [Message(VALUE, b"account-123", (), 1_790_000_000_000)] * BATCH
 
 
@@ -44,19 +53,28 @@ async def bare_client() -> AsyncIterator[tuple[JetStreamContext, str]]:
 
 
 @asynccontextmanager
-async def transport() -> AsyncIterator[NatsTransport]:
+async def broker() -> AsyncIterator[tuple[str, str]]:
+    """A URL with a prefix of its own, and that prefix; what lies under it is deleted at the end."""
     prefix = f"bench-{secrets.token_hex(6)}"
-    opened = NatsTransport.from_url(Url(f"{URL}{'&' if '?' in URL else '?'}prefix={prefix}"))
-    await opened.open()
     try:
-        await opened.declare([TopicSpec("log"), TopicSpec("journal"), TopicSpec("queue", queue=True)])
-        yield opened
+        yield f"{URL}{'&' if '?' in URL else '?'}prefix={prefix}", prefix
     finally:
-        await opened.close()
         async with bare_client() as (stream, _):
             for found in await stream.streams_info():
                 if found.config.name is not None and found.config.name.startswith(prefix):
                     await stream.delete_stream(found.config.name)
+
+
+@asynccontextmanager
+async def transport() -> AsyncIterator[NatsTransport]:
+    async with broker() as (url, _):
+        opened = NatsTransport.from_url(Url(url))
+        await opened.open()
+        try:
+            await opened.declare([TopicSpec("log"), TopicSpec("journal"), TopicSpec("queue", queue=True)])
+            yield opened
+        finally:
+            await opened.close()
 
 
 async def fill(stream: JetStreamContext, subject: str, run: Run, headers: dict[str, str] | None) -> None:
@@ -155,6 +173,55 @@ async def queue(run: Run) -> None:
                 count += len(deliveries)
 
 
+# --- whole programs ------------------------------------------------------------------------------------------
+
+
+async def fill_topic(url: str, count: int) -> None:
+    """The same backlog for both sides, as the program itself writes it."""
+    app = new_app(url)
+    source = app.topic("withdrawals", key=str, value=Withdrawal)
+    async with app.client():
+        await source.send_many((w.account, w) for w in withdrawals(count))
+
+
+async def bare_sum(run: Run) -> None:
+    decode, encode = msgspec.json.Decoder(Withdrawal).decode, msgspec.msgpack.encode
+    totals: dict[str, int] = defaultdict(int)
+    changed: dict[str, int] = {}
+    async with broker() as (url, prefix), bare_client() as (stream, name):
+        await fill_topic(url, run.messages)
+        config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+        consumer = await stream.pull_subscribe(f"{prefix}.log.withdrawals.*", stream=prefix, config=config)
+        count, sequence, position = 0, 0, 0
+        with run.timed():
+            last = perf_counter()
+            while count < run.messages:
+                for message in await consumer.fetch(BATCH, timeout=5):
+                    withdrawal = decode(message.data)
+                    totals[withdrawal.account] = total = totals[withdrawal.account] + withdrawal.amount
+                    changed[withdrawal.account] = total
+                    count += 1
+                position = message.metadata.sequence.stream
+                if perf_counter() - last > COMMIT_INTERVAL or count == run.messages:
+                    headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
+                    sequence = (await stream.publish(f"{name}.0", encode([position, changed]), headers=headers)).seq
+                    changed.clear()
+                    last = perf_counter()
+    check_totals(totals, run.messages)
+
+
+async def thalweg_sum(run: Run) -> None:
+    async with broker() as (url, _):
+        await fill_topic(url, run.messages)
+        program = summing(new_app(url))
+        async with program.app:
+            with run.timed():
+                program.begin.set()
+                await finished(program, run.messages)
+            assert program.totals is not None
+            check_totals(dict(program.totals.items()), run.messages)
+
+
 def answers() -> bool:
     parts = urlsplit(URL)
     try:
@@ -184,6 +251,13 @@ CASES = (
         "consuming and acknowledging, against fetch and ack of nats-py, which confirms one of a thousand",
         {"bare": bare_queue, "get and commit": queue},
         share=0.25,
+        target=0.8,
+    ),
+    Case(
+        "nats-sum",
+        "stateful sum by key on NATS, exactly once, against a loop written by hand on nats-py",
+        {"by hand": bare_sum, "thalweg": thalweg_sum},
+        share=0.5,
         target=0.8,
     ),
 ) * answers()

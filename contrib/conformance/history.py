@@ -58,10 +58,13 @@ Event = Put | Delivered | Committed | GivenBack
 
 
 class History:
-    """ordered: messages of a key must be delivered in the order put, by one member at a time (a topic's promise)."""
+    """ordered: messages of a key must be delivered in the order put, by one member at a time (a topic's promise).
 
-    def __init__(self, ordered: bool) -> None:
-        self.ordered = ordered
+    counts_survive: attempts must grow even if the broker was killed in between (`Rig.counts_survive_restarts`).
+    """
+
+    def __init__(self, ordered: bool, counts_survive: bool = True) -> None:
+        self.ordered, self.counts_survive = ordered, counts_survive
         self.events: list[Event] = []
         self._count = count()
 
@@ -97,7 +100,7 @@ class History:
 
     def check(self) -> None:
         """Raises AssertionError with all that is wrong, and with the events of the first message concerned."""
-        faults = list(faults_of(self.events, self.ordered))
+        faults = list(faults_of(self.events, self.ordered, self.counts_survive))
         if faults:
             first = faults[0].split()[1].rstrip(":")
             story = [str(event) for event in self.events if getattr(event, "message", first) == first][:40]
@@ -105,7 +108,7 @@ class History:
             raise AssertionError("\n".join([*faults[:10], *(["…"] if more else []), "", *story]) + more)
 
 
-def faults_of(events: Sequence[Event], ordered: bool) -> Iterator[str]:
+def faults_of(events: Sequence[Event], ordered: bool, counts_survive: bool = True) -> Iterator[str]:
     """Everything that must not be, a sentence each; the second word is the message."""
     puts = {event.message: event for event in events if isinstance(event, Put)}
     deliveries: dict[str, list[Delivered]] = {}
@@ -116,11 +119,12 @@ def faults_of(events: Sequence[Event], ordered: bool) -> Iterator[str]:
             deliveries.setdefault(event.message, []).append(event)
         elif isinstance(event, Committed):
             commits.setdefault(event.message, []).append(event)
+    killed = [] if counts_survive else [event.began for event in returns if event.why == "restart"]
     yield from _lost(puts.values(), deliveries, commits)
     for message, several in deliveries.items():
         if message not in puts:
             yield f"phantom {message}: delivered to {several[0].member}, never put"
-        yield from _repeated(several, commits.get(message, []), returns)
+        yield from _repeated(several, commits.get(message, []), returns, killed)
     if ordered:
         yield from _overtaken(puts, deliveries, commits)
         yield from _two_hands(deliveries, commits, returns)
@@ -136,7 +140,9 @@ def _lost(
             yield f"lost {put.message}: it was delivered and never committed, and did not come again"
 
 
-def _repeated(several: list[Delivered], commits: list[Committed], returns: list[GivenBack]) -> Iterator[str]:
+def _repeated(
+    several: list[Delivered], commits: list[Committed], returns: list[GivenBack], killed: list[int]
+) -> Iterator[str]:
     done = min((commit.ended for commit in commits if commit.outcome == "done"), default=None)
     for earlier, later in pairwise(several):
         if done is not None and later.began > done:
@@ -149,7 +155,8 @@ def _repeated(several: list[Delivered], commits: list[Committed], returns: list[
                 "alive and within its lease"
             )
     for earlier, later in pairwise(several):
-        if later.attempts <= earlier.attempts and later.began > earlier.ended:
+        forgotten = any(earlier.began < moment < later.ended for moment in killed)
+        if later.attempts <= earlier.attempts and later.began > earlier.ended and not forgotten:
             yield f"uncounted {later.message}: attempts {earlier.attempts}, then {later.attempts}"
 
 

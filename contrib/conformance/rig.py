@@ -36,10 +36,12 @@ class Rig:
     lease: seconds after which what a dead or hung member held is another's. Used for locks and members too.
     step: seconds between two looks at what is awaited.
     patience: seconds to wait for what must happen before it counts as missing; costs time in failing properties only.
+    counts_survive_restarts: False for a broker that, killed, forgets how often it has just delivered a message.
     """
 
     lease = 30.0
     patience = 30.0
+    counts_survive_restarts = True
     step = 0.02
 
     def __init__(self, url: str, commands: Commands | None = None) -> None:

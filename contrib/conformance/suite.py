@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -57,8 +57,10 @@ class Target:
         rig: Callable[[], Rig] | Callable[[], StoreRig],
         properties: Mapping[str, Property],
         waive: Mapping[str, str],
+        profiles: Collection[str],
     ) -> None:
         self.name, self.rig, self.properties, self.waivers = name, rig, properties, waive
+        self.profiles = frozenset(Profile(profile) for profile in profiles or Profile)
         self.facts: dict[str, Any] = {}
         unknown = set(waive) - names_of(properties)
         if unknown:
@@ -70,17 +72,23 @@ def names_of(properties: Mapping[str, Property]) -> set[str]:
     return {f"{name}[{case}]" if case else name for name, prop in properties.items() for case in ("", *prop.cases)}
 
 
-def transport(name: str, rig: Callable[[], Rig], waive: Mapping[str, str] = MappingProxyType({})) -> Target:
+def transport(
+    name: str,
+    rig: Callable[[], Rig],
+    waive: Mapping[str, str] = MappingProxyType({}),
+    profiles: Collection[str] = (),
+) -> Target:
     """A variable of a test module with this value becomes the suite of transports: one test for each property.
 
-    waive: as `--thalweg-waive`: reasons by `property` or `property[case]`.
+    waive: as `--thalweg-waive`: reasons by `property` or `property[case]`. profiles: only these, for one that differs
+    from another in some things; by default all.
     """
-    return Target(name, rig, TRANSPORT, waive)
+    return Target(name, rig, TRANSPORT, waive, profiles)
 
 
 def store(name: str, rig: Callable[[], StoreRig], waive: Mapping[str, str] = MappingProxyType({})) -> Target:
     """The same, of stores."""
-    return Target(name, rig, STORE, waive)
+    return Target(name, rig, STORE, waive, ())
 
 
 class Suite(pytest.Collector):
@@ -93,7 +101,7 @@ class Suite(pytest.Collector):
     def collect(self) -> Iterator[Case]:
         settings = Settings(self.config)
         for prop in self.target.properties.values():
-            if prop.profile in settings.profiles and prop.modes & settings.modes:
+            if prop.profile in settings.profiles & self.target.profiles and prop.modes & settings.modes:
                 for case in prop.cases:
                     yield Case.from_parent(
                         self,

@@ -29,7 +29,7 @@ class Traffic:
 
     def __init__(self, trial: Trial, topic: TopicSpec, keys: int = 6) -> None:
         self.trial, self.topic = trial, topic
-        self.history = History(ordered=not topic.queue)
+        self.history = History(not topic.queue, trial.rig.counts_survive_restarts)
         self.members: list[Member] = []
         self._keys = [f"key{number}" for number in range(keys)]
         self._producers: list[asyncio.Task[None]] = []

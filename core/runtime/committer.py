@@ -170,6 +170,7 @@ class Committer:
             elif isinstance(outcome, Written):
                 task.worker.answer(cut.answers)
         except Exception as error:
+            task.refused(cut, error)
             task.land()
             task.failed(error)
 

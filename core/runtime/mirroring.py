@@ -227,30 +227,32 @@ class Feed:
         if standing == until:
             return True
         journal = await self._open_journal()
+        try:
+            return await self._is_there(journal, standing) and await self._read(journal, standing, until)
+        except Gap:
+            return False
+        finally:
+            await journal.close()
+
+    async def _read(self, journal: Log, standing: Standing, until: Standing) -> bool:
         fold = Fold(standing.marker, standing.number)
         changes: Changes = {}
         after = standing.position
         cut = len(self._prefix)
-        try:
-            if not await self._is_there(journal, standing):
+        while after < until.position:
+            batch = (await journal.read({self._partition: after}, 1000, 1 << 24, 10.0)).get(self._partition)
+            if batch is None:
                 return False
-            while after < until.position:
-                batch = (await journal.read({self._partition: after}, 1000, 1 << 24, 10.0)).get(self._partition)
-                if batch is None:
-                    return False
-                for position, record in zip(batch.positions, batch.records, strict=True):
-                    entry = fold.feed(record.value)
-                    after = position
-                    if isinstance(entry, Rows):
-                        mine = {key[cut:]: value for key, value in entry.rows.items() if key.startswith(self._prefix)}
-                        changes.update(mine)
-                    if position >= until.position:
-                        break
-                if len(changes) > MOST_ROWS:
-                    await self._write(list(changes.items()), self._there)
-                    changes = {}
-        except Gap:
-            return False
+            for position, record in zip(batch.positions, batch.records, strict=True):
+                entry = fold.feed(record.value)
+                after = position
+                if isinstance(entry, Rows):
+                    changes.update((k[cut:], value) for k, value in entry.rows.items() if k.startswith(self._prefix))
+                if position >= until.position:
+                    break
+            if len(changes) > MOST_ROWS:
+                await self._write(list(changes.items()), self._there)
+                changes = {}
         await self._write(list(changes.items()), until.place())
         return True
 

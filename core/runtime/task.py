@@ -19,6 +19,7 @@ import msgspec
 from thalweg.capabilities import Commit, Log
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
+    AmbiguousCommit,
     BrokerError,
     ConfigurationError,
     EncodeError,
@@ -64,6 +65,8 @@ REPLAY_ROWS = 10_000
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
 MOST_CAREFUL = 64
+REFUSALS = 3
+"""After so many commits with outputs that failed in a row, the next one is tried without."""
 
 
 class Cut(msgspec.Struct):
@@ -109,6 +112,7 @@ class Task:
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
+        self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
@@ -218,7 +222,7 @@ class Task:
                     mirror,
                     epoch,
                     store,
-                    partial(self.worker.log, self.journal[0]),
+                    partial(self.worker.new_log, self.journal[0]),
                     self.settings.clock,
                     self.worker.complaints,
                     self.worker.kept_for_mirrors,
@@ -482,16 +486,17 @@ class Task:
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
     ) -> Mapping[Destination, list[Message]]:
-        """Those that are part of the commit: none where the broker cannot take so many in one (design rule 4)."""
+        """Those that are part of the commit: none where the broker cannot take so many in one, or refuses some for
+        good (design rule 4). Then they wait in their outboxes, each for itself, and the task goes on.
+        """
         joining = {
             to: messages
             for to, messages in outputs.items()
             if self.worker.joins_commits(to) and deliveries.may_join(to)
         }
         most = self.worker.commit_messages
-        if most is not None and sum(map(len, joining.values())) >= most:  # the journal record itself is one
-            return {}
-        return joining
+        too_many = most is not None and sum(map(len, joining.values())) >= most  # the journal record itself is one
+        return {} if too_many or self._refusals >= REFUSALS else joining
 
     def _build(
         self,
@@ -513,6 +518,11 @@ class Task:
         number = self._fold.number + len(records)
         return Cut(rows, Commit(records, outputs), answers, outboxed, ahead, number, size, marker.token)
 
+    def refused(self, cut: Cut, error: Exception) -> None:
+        """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
+        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit):
+            self._refusals += 1
+
     def made(self, cut: Cut) -> bool:
         """Whether this is a cut of the task as it is now: it may have started over since."""
         return self._fold.marker is not None and self._fold.marker.token == cut.token
@@ -521,6 +531,7 @@ class Task:
         """The journal has it: now the store may, then the world."""
         self.land()
         self.commits += 1
+        self._refusals = 0
         self._fold.number = cut.number
         marker = self._fold.marker
         assert self._store is not None

@@ -109,7 +109,7 @@ class Worker:
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
             return FencedWriter(self.transport, self.commit_messages)
-        return ReadBackWriter(self._new_log, self.settings.clock)
+        return ReadBackWriter(self.new_log, self.settings.clock)
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -335,10 +335,11 @@ class Worker:
     async def log(self, topic: str) -> Log:
         """One shared reader a topic, for looking things up."""
         if topic not in self._logs:
-            self._logs[topic] = await self._new_log(topic)
+            self._logs[topic] = await self.new_log(topic)
         return self._logs[topic]
 
-    async def _new_log(self, topic: str) -> Log:
+    async def new_log(self, topic: str) -> Log:
+        """A reader of the caller's own."""
         assert isinstance(self.transport, Logs)
         return await self.transport.log(topic)
 
@@ -357,7 +358,7 @@ class Worker:
     def fetch(self, agent: AgentTask, input_: TopicInput) -> None:
         key = (agent.plan.name, input_.topic.name)
         if key not in self._sources:
-            self._sources[key] = Source(input_.topic.name, self._new_log, self.settings, self.complaints)
+            self._sources[key] = Source(input_.topic.name, self.new_log, self.settings, self.complaints)
             self._run(self._sources[key].run(), f"source {key[0]} {key[1]}")
         self._sources[key].add(input_)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
 import secrets
@@ -294,6 +295,23 @@ async def test_compaction_leaves_positions_as_they_were(
             assert places[0] <= ((await log.bounds(0)).first or 0) < places[-1]
     finally:
         server.kill()
+
+
+async def test_many_read_at_many_places_of_one_log_at_once(broker: str) -> None:
+    async with opened_log(broker) as (_, log):
+        for number in range(100):
+            await log.append({0: numbered(number)})
+
+        async def read(after: int) -> None:
+            seen = after
+            while seen < 99:
+                batch = (await log.read({0: seen}, 7, LONG, 5))[0]
+                assert [record.value for record in batch.records] == [b"%d" % place for place in batch.positions]
+                assert batch.positions[0] == seen + 1
+                seen = batch.positions[-1]
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(read(after) for after in range(100)))
 
 
 # --- topics that change under a reader -----------------------------------------------------------------------
@@ -611,6 +629,33 @@ async def test_a_journal_that_cannot_be_claimed_stands_in_no_other_ones_way(brok
         await a.commit({good: Commit(numbered(1))})
 
 
+async def test_what_is_in_doubt_is_not_written_again(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the connection breaks after the broker has decided."""
+    from thalweg.transports.kafka import transactions
+
+    end = transactions._end
+
+    async def lost(*arguments: Any) -> None:
+        await end(*arguments)
+        raise AmbiguousCommit("the answer was lost")
+
+    async with rivals(broker, 1, journals=2) as (a,):
+        monkeypatch.setattr(transactions, "_end", lost)
+        claiming = [a.claim("j", number, Message(b"m")) for number in range(2)]
+        for result in await asyncio.gather(*claiming, return_exceptions=True):
+            assert isinstance(result, AmbiguousCommit)
+        monkeypatch.undo()
+        claims = [await a.claim("j", number, Message(b"n")) for number in range(2)]
+        monkeypatch.setattr(transactions, "_end", lost)
+        with pytest.raises(AmbiguousCommit):
+            await a.commit({claim: Commit(numbered(1), {("out", 0): numbered(1)}) for claim in claims})
+        monkeypatch.undo()
+        await a.commit({claim: Commit(numbered(2), {("out", 0): numbered(2)}) for claim in claims})
+        for number in range(2):
+            assert await values(await a.log("j"), number) == [b"m", b"n", b"1", b"2"]
+    assert await consumed(broker, "out") == [b"1", b"1", b"2", b"2"]
+
+
 async def test_a_cancelled_commit_is_whole_or_absent_and_the_next_one_works(broker: str) -> None:
     chance = random.Random(7)
     async with rivals(broker, 1) as (a,):
@@ -871,8 +916,11 @@ def guarded(tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]) -> I
     server.kill()
 
 
-async def test_passwords_certificates_and_rights(guarded: Server, tmp_path: Path) -> None:
+async def test_passwords_certificates_and_rights(
+    guarded: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One test, for a broker takes its time to start."""
+    caplog.set_level(logging.DEBUG)
     place = f"127.0.0.1:{guarded.password_port}"
     password = USERS["ada"].replace(" ", "%20")
     for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
@@ -905,6 +953,9 @@ async def test_passwords_certificates_and_rights(guarded: Server, tmp_path: Path
         assert await values(log) == [b"1"] * 3 + [b"2"]
         with pytest.raises(BrokerError, match="ACL"):
             await transport.declare([TopicSpec("secrets", partitions=1)])
+        await log.append({0: [Message(b"private")]})
+    for secret in (*USERS.values(), "wr0ng", "private"):
+        assert secret not in caplog.text
 
 
 async def deny(server: Server, user: str, kind: int, name: str, operation: int) -> None:

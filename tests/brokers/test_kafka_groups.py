@@ -75,6 +75,7 @@ class Office:
         self.post: SimpleNamespace = make_post(url)
         self.workers: list[subprocess.Popen[bytes]] = []
         self.handled: list[tuple[int, int]] = []
+        self.sent = 0
 
     def start(self) -> subprocess.Popen[bytes]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
@@ -88,10 +89,20 @@ class Office:
         )
         return self.workers[-1]
 
-    async def send(self, numbers: range) -> None:
-        for start in range(numbers.start, numbers.stop, 100):
-            some = range(start, min(start + 100, numbers.stop))
+    async def send(self, count: int) -> None:
+        for start in range(self.sent, self.sent + count, 100):
+            some = range(start, min(start + 100, self.sent + count))
             await asyncio.gather(*(self.post.letters.send(number) for number in some))
+        self.sent += count
+
+    async def send_until_each_works(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
+        before = len(self.handled)
+        while not {worker.pid for worker in workers} <= {pid for _, pid in self.handled[before:]}:
+            await self.send(50)
+            await asyncio.sleep(0.05)
+
+    async def all_handled(self) -> None:
+        await eventually(lambda: len(self.numbers) == self.sent, 60)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Office]:
@@ -125,66 +136,46 @@ class Office:
     def numbers(self) -> set[int]:
         return {number for number, _ in self.handled}
 
-    def busy(self, workers: Sequence[subprocess.Popen[bytes]]) -> bool:
-        """Whether each of them has handled something."""
-        return {worker.pid for worker in workers} <= {pid for _, pid in self.handled}
+    @property
+    def is_each_handled_once(self) -> bool:
+        return Counter(number for number, _ in self.handled) == dict.fromkeys(range(self.sent), 1)
 
 
 async def test_three_workers_share_a_queue_and_handle_each_message_once(cluster: str) -> None:
     async with Office(cluster).open() as office:
-        workers = [office.start() for _ in range(3)]
-        sent = 0
-        while not office.busy(workers):  # until they have found one another
-            await office.send(range(sent, sent + 50))
-            sent += 50
-            await asyncio.sleep(0.05)
-        await office.send(range(sent, sent + 600))
-        sent += 600
-        await eventually(lambda: len(office.numbers) == sent)
-        assert Counter(number for number, _ in office.handled) == dict.fromkeys(range(sent), 1)
+        await office.send_until_each_works([office.start() for _ in range(3)])
+        await office.send(600)
+        await office.all_handled()
+        assert office.is_each_handled_once
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=["killed", "hung", "stopped"])
 async def test_what_a_worker_had_in_hand_goes_to_the_others(cluster: str, how: signal.Signals) -> None:
     async with Office(cluster).open() as office:
         workers = [office.start() for _ in range(3)]
-        sent = 0
-        while not office.busy(workers):
-            await office.send(range(sent, sent + 50))
-            sent += 50
-            await asyncio.sleep(0.05)
-        await office.send(range(sent, sent + 2000))
-        sent += 2000
+        await office.send_until_each_works(workers)
+        await office.send(2000)
         workers[0].send_signal(how)
-        await eventually(lambda: len(office.numbers) == sent)
+        await office.all_handled()
         if how == signal.SIGTERM:
             assert await asyncio.to_thread(workers[0].wait, 30) == 0
-            assert Counter(number for number, _ in office.handled) == dict.fromkeys(range(sent), 1)
+            assert office.is_each_handled_once
         if how == signal.SIGSTOP:
             workers[0].send_signal(signal.SIGCONT)
-            before = len(office.handled)
-            while not {pid for _, pid in office.handled[before:]} >= {workers[0].pid}:  # it works again
-                await office.send(range(sent, sent + 50))
-                sent += 50
-                await asyncio.sleep(0.05)
-            await eventually(lambda: len(office.numbers) == sent)
+            await office.send_until_each_works(workers[:1])
+            await office.all_handled()
 
 
 async def test_a_broker_that_restarts_twice_loses_no_message_of_a_queue(own_server: Callable[..., Server]) -> None:
     server = own_server()
     async with Office(f"{server.url}?lease={LEASE}").open() as office:
         workers = [office.start() for _ in range(3)]
-        sent = 0
-        while not office.busy(workers):
-            await office.send(range(sent, sent + 50))
-            sent += 50
-            await asyncio.sleep(0.05)
+        await office.send_until_each_works(workers)
         for _ in range(2):
-            await office.send(range(sent, sent + 1000))
-            sent += 1000
+            await office.send(1000)
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
-        await eventually(lambda: len(office.numbers) == sent, 60)
+        await office.all_handled()
         assert all(worker.poll() is None for worker in workers)
 
 
@@ -477,7 +468,7 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(
-    own_server: Callable[..., Server],
+    own_server: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = own_server("group.min.session.timeout.ms=6000")
     async with opened(f"{server.url}?lease=2") as transport:
@@ -486,6 +477,9 @@ async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_i
         channel = await transport.channel("t", "g")
         await channel.put([Message(b"v")])
         await channel.commit(await receive(channel, 1))
+        async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
+            assert await anext(sets) == {0, 1, 2}
+        assert any("lease=2" in message and "6 s" in message for message in caplog.messages)
         transport._task_groups._shortest = 0.0  # as where the user may not read the broker's settings
         async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
             assert await anext(sets) == {0, 1, 2}

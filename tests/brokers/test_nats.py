@@ -233,6 +233,33 @@ async def test_without_batches_there_is_no_fencing_and_the_stream_gains_them_wit
         assert await values(await transport.log("t")) == bodies(range(1, 6))
 
 
+async def test_events_that_send_more_than_a_batch_holds_are_still_exactly_once(broker: str) -> None:
+    """What fits joins the commit, what does not follows it; nothing is split in silence."""
+    app = App("many", broker=broker, partitions=2)
+    orders = app.topic("orders", key=str, value=int)
+    items = app.topic("items", key=str, value=int)
+    seen = app.table("seen", key=str, value=list[int], default=list)
+
+    @app.agent(orders)
+    async def spread(stream: Stream[int]) -> None:
+        async for size in stream:
+            for number in range(size):
+                await items.send(number, key=f"{size}")
+
+    @app.agent(items)
+    async def collect(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            assert event.key is not None
+            seen[event.key].append(event.value)
+
+    sizes = [1, 999, 1000, 2500, 7]
+    async with app, asyncio.timeout(60):
+        for size in sizes:
+            await orders.send(size, key=f"order {size}")
+        await eventually(lambda: sum(len(numbers) for _, numbers in seen.items()) >= sum(sizes))
+        assert {size: seen[f"{size}"] for size in sizes} == {size: list(range(size)) for size in sizes}
+
+
 # --- reading -------------------------------------------------------------------------------------------------
 
 

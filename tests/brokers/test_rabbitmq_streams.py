@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 
 import aio_pika
 import pytest
+from docs.snippets import blocks_of
 from missing import missing
 from rabbitmq_leftovers import delete_all
 from rstream import AMQPMessage, Consumer, ConsumerOffsetSpecification, OffsetType, Producer, amqp_decoder
+from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Log
 from thalweg.channel import TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, Gap, MessageTooLarge, TopicMismatch
 from thalweg.message import Message
+from thalweg.partitioner import murmur2_partitioner
 from thalweg.transports.rabbitmq import RabbitTransport
 from thalweg.transports.rabbitmq.generations import join, split
 from thalweg.transports.rabbitmq.log import RabbitLog
@@ -50,10 +53,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
     try:
         server.start()
+        asyncio.run(make_first_stream(server))
         server.settle()
         yield server
     finally:
         server.close()
+
+
+async def make_first_stream(server: RabbitServer) -> None:
+    """What the server remembers too late is that it has streams at all."""
+    async with await aio_pika.connect(server.url.partition("?")[0]) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("first", durable=True, arguments={"x-queue-type": "stream"})
 
 
 def with_options(url: str, way: str, more: str = "") -> str:
@@ -641,6 +652,34 @@ def login() -> dict[str, Any]:
     host, _ = url.addresses(5672)[0]
     port = int(os.environ.get("RABBITMQ_STREAM_PORT", "5552"))
     return {"host": host, "port": port, "username": url.username or "guest", "password": url.password or "guest"}
+
+
+@WAYS
+async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and topics."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "rstream" in block.code]
+    prefix = broker.partition("prefix=")[2].partition("&")[0]
+    code = code.replace("withdrawals:", f"{prefix}withdrawals:").replace("alerts:", f"{prefix}alerts:")
+    theirs: dict[str, Any] = {"partition": murmur2_partitioner(b"ada", 4)}
+    exec(compile(code, str(page), "exec"), theirs)
+    theirs["login"] = login()
+    app = App("bank", broker=broker, partitions=4)
+    withdrawals = app.topic("withdrawals", key=str, value=int)
+    alerts = app.topic("alerts", key=str, value=str)
+    totals = app.table("totals", key=str, value=int, default=int)
+
+    @app.agent(withdrawals)
+    async def total(stream: Stream[int]) -> None:
+        async for amount in stream:
+            totals["ada"] += amount
+            if amount > 100:
+                await alerts.send(f"{amount} at once", key="ada", headers={"level": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["produce"]()
+        await theirs["consume"]()
+        await eventually(lambda: totals["ada"] == 505)
 
 
 @WAYS

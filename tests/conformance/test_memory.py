@@ -19,15 +19,16 @@ class Gappy(MemoryTransport):
         return MemoryTransport(MemoryBroker(clock=clock, position_step=7), self.options)
 
 
-def target(url: str) -> Target:
-    return transport(url, lambda: InProcessRig(url))
+def target(url: str, *profiles: str) -> Target:
+    return transport(url, lambda: InProcessRig(url), profiles=profiles)
 
 
 OPTIONS = "lease=30&message_bytes=10000"
 LESSER = "&".join(f"{name}=false" for name in ("log", "locks", "peers", "fencing", "work_queue", "priority", "delay"))
 
 memory = target(f"memory://?{OPTIONS}")
-gaps = target(f"{__name__}:Gappy://?{OPTIONS}")
-grouped = target(f"memory://?grouped=true&{OPTIONS}")
-without_fencing = target(f"memory://?fencing=false&commit_messages=100&{OPTIONS}")
+gaps = target(f"{__name__}:Gappy://?{OPTIONS}", "Ordered", "Replay", "Fenced")
+grouped = target(f"memory://?grouped=true&{OPTIONS}", "Grouped")
+small_commits = target(f"memory://?commit_messages=100&{OPTIONS}", "Fenced")
+without_fencing = target(f"memory://?fencing=false&{OPTIONS}", "Fenced")
 bare_channels = target(f"memory://?{LESSER}&expiry=false&{OPTIONS}")

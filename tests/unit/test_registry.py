@@ -121,6 +121,7 @@ EXTRAS = {
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
     "kafka": "kafka",
+    "kafkas": "kafka",
     "nats": "nats",
     "redis": "redis",
     "rediss": "redis",

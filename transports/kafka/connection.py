@@ -8,6 +8,7 @@ write left something behind.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,9 @@ from thalweg.errors import BrokerError
 from thalweg.url import Url
 
 __all__ = ["DENIED", "GROUP", "RETRIABLE", "TRANSACTION", "Cluster", "Denied", "Endpoint", "Lost", "Unreachable"]
+
+# At DEBUG it writes down whole requests, payloads and passwords among them.
+logging.getLogger("aiokafka.conn").setLevel(logging.INFO)
 
 RETRIABLE = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 56, 74, 75, 76, 78})
 """Codes of answers that may be others in a moment: leaders move, coordinators load, replicas come back."""

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from thalweg.capabilities import Claim, Commit
-from thalweg.errors import BrokerError, Fenced
+from thalweg.errors import AmbiguousCommit, BrokerError, Fenced
 from thalweg.message import Message, Position, Record
 
 from .connection import Cluster
@@ -107,11 +107,14 @@ class Fencer:
                     await self._claim_singly(wanted, error)
 
     async def _claim_singly(self, wanted: Mapping[Place, _Wanted], problem: Exception) -> None:
-        """One that cannot be claimed must not stand in the way of the others; of more, the broker is to blame."""
+        """One that cannot be claimed must not stand in the way of the others; of more, the broker is to blame.
+
+        Where nobody knows whether the markers were written, none is written again: it must be in the journal once.
+        """
         places, failures = list(wanted), 0
         random.shuffle(places)
         for place in places:
-            if len(places) > 1 and failures < 2:
+            if len(places) > 1 and failures < 2 and not isinstance(problem, AmbiguousCommit):
                 try:
                     await self._claim({place: wanted[place]})
                 except Exception as error:

@@ -18,6 +18,7 @@ dropped.
 
 from __future__ import annotations
 
-from .transport import NatsOptions, NatsTransport
+from .options import NatsOptions
+from .transport import NatsTransport
 
 __all__ = ["NatsOptions", "NatsTransport"]

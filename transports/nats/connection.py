@@ -123,11 +123,12 @@ class Connection:
             wire = await self._connect()
         return wire
 
-    async def request(self, subject: bytes, payload: bytes = b"") -> Reply:
-        wire = await self.wire()
-        reply, future = wire.expect(subject)
-        wire.send(pub(subject, reply, payload))
-        return await self.answer(future, subject)
+    async def reached(self, wire: Wire) -> None:
+        """Returns once the server has seen all that was sent by this connection. Raises `ConnectionLost`."""
+        try:
+            await wire.ping()
+        except WireLost as error:
+            raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
 
     async def collect(self, name: str, request: Mapping[str, Any]) -> list[Reply]:
         """Ask JetStream for several messages at once (direct get). None there: an empty list."""

@@ -13,9 +13,10 @@ import msgspec
 from .connection import Connection
 from .publish import raw
 from .records import token
+from .streams import Streams
 from .wire import Wire
 
-__all__ = ["DoneNotes", "done_config", "done_stream"]
+__all__ = ["DoneNotes"]
 
 _KEPT = 1000
 """Notes that are kept of each group and queue: many more than a tenth of a second brings."""
@@ -30,10 +31,12 @@ class DoneNotes:
     A message is known by its sequence and the moment it was stored: a server that lost messages uses sequences again.
     """
 
-    def __init__(self, connection: Connection, prefix: str, queue: str, group: str) -> None:
+    def __init__(self, connection: Connection, streams: Streams, queue: str, group: str) -> None:
+        prefix = streams.main
         self.needed = False
         self._connection = connection
-        self._stream = done_stream(prefix)
+        self._streams = streams
+        self._stream = f"{prefix}+done"
         self._subject = f"{prefix}.done.{token(queue)}.{token(group)}"
         self._bell = f"{prefix}.bell.queue.{token(queue)}".encode()
         self._found: set[tuple[int, int]] = set()
@@ -42,11 +45,20 @@ class DoneNotes:
     def __contains__(self, message: tuple[int, int]) -> bool:
         return message in self._found
 
-    async def ring(self) -> None:
-        """Tell the other groups that there is one more; the stream of notes must be there."""
+    async def begin(self) -> None:
+        """There are several groups: note from now on, and tell those who do not know it."""
+        config: dict[str, object] = {
+            "name": self._stream,
+            "subjects": [f"{self._streams.main}.done.>"],
+            "max_msgs_per_subject": _KEPT,
+            "allow_direct": True,
+            "num_replicas": self._streams.replicas,
+        }
+        await self._streams.make(config)
+        self.needed = True
         wire = await self._connection.wire()
         wire.send(b"PUB %b 0\r\n\r\n" % self._bell)
-        await wire.ping()
+        await self._connection.reached(wire)
 
     async def recall(self) -> None:
         """Know what was done under the connections before this one."""
@@ -54,7 +66,7 @@ class DoneNotes:
         if wire is self._wire:
             return
         wire.subscribe(self._bell, self._rung)
-        await wire.ping()
+        await self._connection.reached(wire)
         if self.needed:
             request = {"seq": 1, "next_by_subj": self._subject, "batch": _KEPT}
             answers = await self._connection.collect(f"DIRECT.GET.{self._stream}", request)
@@ -66,17 +78,3 @@ class DoneNotes:
 
     def _rung(self, subject: bytes, reply: bytes, header: bytes, payload: bytes) -> None:
         self.needed = True
-
-
-def done_stream(prefix: str) -> str:
-    return f"{prefix}+done"
-
-
-def done_config(prefix: str, replicas: int) -> dict[str, object]:
-    return {
-        "name": done_stream(prefix),
-        "subjects": [f"{prefix}.done.>"],
-        "max_msgs_per_subject": _KEPT,
-        "allow_direct": True,
-        "num_replicas": replicas,
-    }

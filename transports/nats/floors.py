@@ -88,7 +88,7 @@ class Floors:
             if wire is not self._wire:
                 self._loaded.clear()
                 wire.subscribe(f"{self._prefix}>".encode(), self._heard)
-                await wire.ping()
+                await self._connection.reached(wire)
                 self._wire = wire
             if topic in self._loaded:
                 return None

@@ -3,10 +3,6 @@
 A lease is the newest message of a subject of its own: who writes it must name the sequence of the one before
 (compare-and-set), and it counts until the server's clock says that it is older than what it asks for. An empty message
 is a lease that was given back.
-
-A thread with a loop and a connection of its own renews, so that a busy event loop loses nothing. A process that is
-stopped does: its leases run out on the server, and by the boot clock here. So does one whose event loop is stuck for
-more than a minute: it would hold for ever what it does not use.
 """
 
 from __future__ import annotations
@@ -14,225 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 from thalweg.clock import boot_clock
-from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.errors import BrokerError
 
-from .connection import ApiError, Connection, Endpoint
+from .connection import ApiError, Connection
 from .floors import WRONG_SEQUENCE, StreamState, last_message
-from .publish import raw
+from .keeper import Keeper, Lease, Note, read_note, write_note
 from .records import header_value, name_of, stamp_of, token
+from .streams import Streams
 from .wire import Wire, WireLost, pub
 
 __all__ = ["Lease", "Leases"]
 
 T = TypeVar("T")
 
-_STUCK = 60.0  # seconds without a sign of life from the event loop
 _FORGOTTEN = 7 * 86400  # seconds after which the server drops a lease that nobody renews
 
 
-class _Note(msgspec.Struct):
-    """What a lease's message says. seconds: how long it is good for. who: never the same twice."""
-
-    seconds: float
-    who: str
-
-    def ends(self, stored: int) -> int:
-        """Nanoseconds since the epoch, by the server's clock."""
-        return stored + round(self.seconds * 1e9)
-
-
-_read_note = msgspec.json.Decoder(_Note).decode
-
-
-class Lease:
-    """A lock, or a place among peers, as `Held` of the contract.
-
-    number: the sequence by which it was taken. last: that of its last renewal.
-    expires: boot clock, never later than on the server.
-    """
-
-    def __init__(self, leases: Leases, subject: str, note: _Note, number: int, since: float) -> None:
-        self.subject = subject
-        self.note = note
-        self.number = self.last = number
-        self.expires = since + note.seconds
-        self._leases = leases
-        self._lost = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
-
-    @property
-    def lost(self) -> asyncio.Event:
-        if boot_clock() >= self.expires:
-            self.end()
-        return self._lost
-
-    async def release(self) -> None:
-        await self._leases.release(self)
-
-    def end(self) -> None:
-        """From now on it counts as lost. Called in the event loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._lost.is_set():
-            self._lost.set()
-            self._leases.forget(self)
-
-    def end_soon(self) -> None:
-        """`end`, from another thread."""
-        self.expires = 0.0
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks
-            self._loop.call_soon_threadsafe(self.end)
-
-    def _watch(self) -> None:
-        remaining = self.expires - boot_clock()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._watch)
-        else:
-            self.end()
-
-
-class _Keeper:
-    """The thread. It renews every third of the shortest lease."""
-
-    def __init__(self, endpoint: Endpoint, stream: str) -> None:
-        self._endpoint = endpoint
-        self._stream = stream
-        self._held: dict[Lease, None] = {}
-        self._watched = asyncio.get_running_loop()
-        self._beat = boot_clock()
-        self._stop, self._changed = asyncio.Event(), asyncio.Event()
-        self._renewing = asyncio.Lock()
-        self._telling: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="nats keeper", daemon=True)
-        self._thread.start()
-
-    async def close(self) -> None:
-        """Whoever holds something must have released it before, or it runs out."""
-        self._call(self._stop.set)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-
-    def keep(self, lease: Lease) -> None:
-        def keep() -> None:
-            self._held[lease] = None
-            self._changed.set()
-
-        self._call(keep)
-
-    def drop(self, lease: Lease) -> asyncio.Future[None]:
-        """Done once no renewal of it is under way any more."""
-        gone: asyncio.Future[None] = self._watched.create_future()
-
-        def finished() -> None:
-            if not gone.done():
-                gone.set_result(None)
-
-        def drop() -> None:
-            self._held.pop(lease, None)
-            telling = self._loop.create_task(self._tell(finished))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
-
-        try:
-            self._loop.call_soon_threadsafe(drop)
-        except RuntimeError:  # the thread has ended
-            finished()
-        return gone
-
-    def _call(self, function: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the thread has ended
-            self._loop.call_soon_threadsafe(function)
-
-    # --- in the thread ---------------------------------------------------------------------------------------
-
-    async def _tell(self, finished: Callable[[], None]) -> None:
-        async with self._renewing:
-            with contextlib.suppress(RuntimeError):
-                self._watched.call_soon_threadsafe(finished)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._renew_until_stopped())
-        finally:
-            self._loop.run_until_complete(_end_tasks(self._loop))
-            self._loop.close()
-
-    async def _renew_until_stopped(self) -> None:
-        connection = Connection(self._endpoint)
-        stopped = self._loop.create_task(self._stop.wait())
-        try:
-            while not stopped.done():
-                self._changed.clear()
-                pause = min((lease.note.seconds / 3 for lease in self._held), default=None)
-                changed = self._loop.create_task(self._changed.wait())
-                await asyncio.wait([stopped, changed], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if changed.done() and not stopped.done():
-                    continue
-                changed.cancel()
-                renewing = self._loop.create_task(self._renew_all(connection))
-                await asyncio.wait([stopped, renewing], return_when=asyncio.FIRST_COMPLETED)
-                renewing.cancel()
-                await asyncio.wait([renewing])
-        finally:
-            stopped.cancel()
-            await connection.close()
-
-    async def _renew_all(self, connection: Connection) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._watched.call_soon_threadsafe(self._alive)
-        leases = list(self._held)
-        if boot_clock() - self._beat > _STUCK + max((lease.note.seconds for lease in leases), default=0.0):
-            return
-        shortest = min((lease.note.seconds for lease in leases), default=1.0)
-        async with self._renewing:
-            with contextlib.suppress(BrokerError, TimeoutError):  # it ends in time, and its holder knows
-                async with asyncio.timeout(shortest):
-                    await connection.wire()
-                    await asyncio.gather(*(self._renew(connection, lease) for lease in leases))
-
-    async def _renew(self, connection: Connection, lease: Lease) -> None:
-        asked = boot_clock()
-        try:
-            lease.last = await _write(connection, lease.subject, lease.note, lease.last)
-        except AmbiguousCommit:
-            return  # the next renewal tells
-        except ApiError as error:
-            if error.code not in WRONG_SEQUENCE:
-                return
-            found = await last_message(connection, self._stream, lease.subject)
-            if found is not None and found.data and _read_note(found.data).who == lease.note.who:
-                lease.last = found.seq  # a renewal whose answer was lost: it counts from the next on
-            else:
-                self._held.pop(lease, None)
-                lease.end_soon()
-            return
-        except BrokerError:
-            return
-        lease.expires = max(lease.expires, asked + lease.note.seconds) if lease.expires else 0.0
-
-    def _alive(self) -> None:
-        self._beat = boot_clock()
-
-
 class Leases:
-    """All leases of one transport. `make`: creates the stream where they lie, if there is none."""
+    """All leases of one transport."""
 
-    def __init__(self, connection: Connection, prefix: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, connection: Connection, streams: Streams) -> None:
         self._connection = connection
-        self._prefix = prefix
-        self._stream = stream_of(prefix)
-        self._make = make
+        self._streams = streams
+        self._prefix = streams.main
+        self._stream = f"{streams.main}+leases"
         self._made = False
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         self._held: dict[Lease, None] = {}
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -243,19 +51,15 @@ class Leases:
         await self._prepare()
         subject = f"{self._prefix}.lease.lock.{token(name)}"
         found = await last_message(self._connection, self._stream, subject)
-        if (
-            found is not None
-            and found.data
-            and await self._moment() < _read_note(found.data).ends(stamp_of(found.time))
-        ):
+        if found is not None and found.data and await self._moment() < read_note(found.data).ends(stamp_of(found.time)):
             return None
         return await self._hold(subject, seconds, found.seq if found is not None else 0)
 
     async def _hold(self, subject: str, seconds: float, after: int) -> Lease | None:
         """Take it, unless somebody else was faster."""
-        note, asked = _Note(seconds, secrets.token_hex(16)), boot_clock()
+        note, asked = Note(seconds, secrets.token_hex(16)), boot_clock()
         try:
-            number = await _write(self._connection, subject, note, after)
+            number = await write_note(self._connection, subject, note, after)
         except ApiError as error:
             if error.code in WRONG_SEQUENCE:
                 return None
@@ -263,7 +67,7 @@ class Leases:
         lease = Lease(self, subject, note, number, asked)
         if not lease.lost.is_set():
             if self._keeper is None:
-                self._keeper = _Keeper(self._connection.endpoint, self._stream)
+                self._keeper = Keeper(self._connection.endpoint, self._stream)
             self._held[lease] = None
             self._keeper.keep(lease)
         return lease
@@ -314,7 +118,7 @@ class Leases:
         now, present, pause = await self._moment(), set[str](), min(0.5, seconds / 4)
         for header, payload in found:
             stored = stamp_of((header_value(header, b"Nats-Time-Stamp") or b"").decode())
-            left = _read_note(payload).ends(stored) - now
+            left = read_note(payload).ends(stored) - now
             if left > 0:
                 member = (header_value(header, b"Nats-Subject") or b"").decode().removeprefix(base)
                 present.add(name_of(member.rpartition("~")[0]))
@@ -348,7 +152,7 @@ class Leases:
             await self._ring(f"{self._prefix}.bell.{lease.subject.split('.')[3]}".encode())
             return
         try:
-            await _write(self._connection, lease.subject, None, lease.last)
+            await write_note(self._connection, lease.subject, None, lease.last)
         except ApiError as error:
             if error.code not in WRONG_SEQUENCE:
                 raise
@@ -371,15 +175,20 @@ class Leases:
         if self._keeper is not None:
             await self._keeper.close()
 
-    def end_all(self) -> None:
-        for lease in list(self._held):
-            lease.end()
-
     # --- the server ------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
+        """Of each subject its stream keeps the newest message; sequences, hence the numbers of locks, only rise."""
         if not self._made:
-            await self._make()
+            config: dict[str, object] = {
+                "name": self._stream,
+                "subjects": [f"{self._prefix}.lease.>"],
+                "max_msgs_per_subject": 1,
+                "max_age": _FORGOTTEN * 10**9,
+                "allow_direct": True,
+                "num_replicas": self._streams.replicas,
+            }
+            await self._streams.make(config)
             self._made = True
 
     async def _moment(self) -> int:
@@ -404,27 +213,6 @@ class Leases:
             raise
 
 
-def stream_of(prefix: str) -> str:
-    return f"{prefix}+leases"
-
-
-def stream_config(prefix: str, replicas: int) -> dict[str, object]:
-    """Of each subject the newest message; sequences, hence the numbers of locks, only rise."""
-    return {
-        "name": stream_of(prefix),
-        "subjects": [f"{prefix}.lease.>"],
-        "max_msgs_per_subject": 1,
-        "max_age": _FORGOTTEN * 10**9,
-        "allow_direct": True,
-        "num_replicas": replicas,
-    }
-
-
-async def _write(connection: Connection, subject: str, note: _Note | None, after: int) -> int:
-    line = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % after
-    return await raw(connection, subject.encode(), b"" if note is None else msgspec.json.encode(note), line)
-
-
 async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]]) -> None:
     await asyncio.wait([task])
     if not task.cancelled() and task.exception() is None:
@@ -434,12 +222,3 @@ async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, 
 def _ignore_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-async def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    tasks: Sequence[asyncio.Task[Any]] = [
-        task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()
-    ]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

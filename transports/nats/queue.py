@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from thalweg.clock import boot_clock
@@ -24,6 +24,7 @@ from .log import Topic
 from .publish import Entry, check, publish_all
 from .pull import Pull
 from .records import DELAY, EXPIRES, decode, header_value, place_of, token
+from .streams import StreamConfig
 from .wire import WireLost, pub
 
 __all__ = ["UNCLAIMED", "NatsQueue", "consumer_config", "queue_config"]
@@ -36,14 +37,21 @@ _MOST = 1000  # messages that one `get` takes, whatever its limit
 _LATE = 0.005  # seconds added to delays, so that a message is not back before its time
 
 
+class _Consumers(msgspec.Struct):
+    consumer_count: int = 0
+
+
 class _Info(msgspec.Struct):
     """Answer to STREAM.INFO, as far as it is of use."""
 
+    config: StreamConfig
     state: _Consumers
 
 
-class _Consumers(msgspec.Struct):
-    consumer_count: int = 0
+class Queues(Protocol):
+    """Where the queue of dead letters is found."""
+
+    async def queue(self, name: str) -> Topic: ...
 
 
 class _Loan(msgspec.Struct, eq=False):
@@ -58,29 +66,27 @@ class _Loan(msgspec.Struct, eq=False):
 
 
 class NatsQueue:
-    """`put_to` finds the queue of a name, for dead letters. `make_notes` creates their stream, if there is none."""
+    """A group's member. lease: seconds. atomic: whether the server has atomic batches."""
 
     def __init__(
         self,
         connection: Connection,
+        queues: Queues,
         topic: Topic,
         group: str,
         lease: float,
         message_bytes: int,
         atomic: bool,
-        put_to: Callable[[str], Awaitable[Topic]],
         notes: DoneNotes,
-        make_notes: Callable[[], Awaitable[None]],
     ) -> None:
         self._connection = connection
+        self._queues = queues
         self._topic = topic
         self._consumer = token(group)
         self._lease = lease
         self._message_bytes = message_bytes
         self._atomic = atomic
-        self._put_to = put_to
         self._notes = notes
-        self._make_notes = make_notes
         self._loans: dict[bytes, _Loan] = {}
         self._fetched: deque[Delivery] = deque()
         self._pulls: set[Pull] = set()
@@ -108,10 +114,10 @@ class NatsQueue:
             except ApiError as error:
                 if error.code != _NO_CONSUMER:
                     raise
-        if (await self._connection.api(f"STREAM.INFO.{stream}", _Info)).state.consumer_count > 1:
-            await self._make_notes()
-            self._notes.needed = True
-            await self._notes.ring()
+        info = await self._connection.api(f"STREAM.INFO.{stream}", _Info)
+        self._atomic = self._atomic and info.config.allow_atomic
+        if info.state.consumer_count > 1 and not topic.foreign:
+            await self._notes.begin()
 
     # --- putting ---------------------------------------------------------------------------------------------
 
@@ -137,7 +143,7 @@ class NatsQueue:
                     )
             entries.append(Entry(subject, message, lines))
         check(self._connection, entries, self._message_bytes, topic.name)
-        await publish_all(self._connection, entries, self._atomic and not topic.foreign)
+        await publish_all(self._connection, entries, self._atomic)
 
     # --- lending ---------------------------------------------------------------------------------------------
 
@@ -302,7 +308,7 @@ class NatsQueue:
         record, origin = delivery.record, self._topic
         if origin.dead_letter and not loan.done:
             headers = (*record.headers, ("rejected-from", origin.name.encode()), ("rejected-because", reason.encode()))
-            target = await self._put_to(origin.dead_letter)
+            target = await self._queues.queue(origin.dead_letter)
             await self._put(target, [Message(record.value, record.key, headers, record.timestamp)])
         words = " ".join(reason.split())[:200]
         await self._settle([loan] if not loan.done else [], f"+TERM {words}".encode(), "removed")

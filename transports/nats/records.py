@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -122,8 +123,6 @@ def header_value(header: bytes, name: bytes) -> bytes | None:
 
 def stamp_of(text: str) -> int:
     """Nanoseconds since the epoch of a time as the server writes it (RFC 3339, up to nanoseconds)."""
-    import datetime
-
     whole, _, rest = text.partition(".")
     digits = re.match(r"\d*", rest)
     fraction = digits[0] if digits else ""

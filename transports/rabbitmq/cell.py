@@ -31,11 +31,17 @@ class Cell:
         self._me = secrets.token_hex(8)
         self._owner: str | None = None
         self._what = what
-        self._tail = Tail(connection, name, what, self._take, "last", _ARGUMENTS)
+        self._connection, self._name = connection, name
+        self._tail = self._follow("last")
 
     async def open(self) -> bytes | None:
         """What the owners before have written last; from now on they cannot write any more."""
-        await self._tail.append(msgspec.msgpack.encode(_Entry(self._me, None)))
+        mark = msgspec.msgpack.encode(_Entry(self._me, None))
+        await self._tail.append(mark)
+        if self.value is None:  # of several owners in a row, none may have written anything
+            await self._tail.close()
+            self._tail = self._follow("first")
+            await self._tail.append(mark)
         return self.value
 
     async def write(self, value: bytes) -> None:
@@ -46,6 +52,9 @@ class Cell:
 
     async def close(self) -> None:
         await self._tail.close()
+
+    def _follow(self, start: str) -> Tail:
+        return Tail(self._connection, self._name, self._what, self._take, start, _ARGUMENTS)
 
     def _take(self, _: int, body: bytes) -> None:
         try:

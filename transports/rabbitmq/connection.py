@@ -50,6 +50,7 @@ __all__ = [
 T = TypeVar("T")
 
 _WINDOW = 1000  # messages published and not yet confirmed
+_FAREWELL = 2.0  # seconds for each step of closing
 _LONGEST_PAUSE = 2.0  # seconds between two attempts to connect
 
 
@@ -175,8 +176,12 @@ class Connection:
             if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
                 raise
             raise ConnectionLost(str(self.endpoint.explain(error, f"{what}the connection was lost: "))) from None
-        except (AMQPError, RuntimeError) as error:
-            raise self.endpoint.explain(error, what) from None
+        except Exception as error:
+            if type(error) is Exception:  # aiormq's, for what waited on a connection that was closed
+                raise ConnectionLost(str(self.endpoint.explain(f"{what}the connection was lost"))) from None
+            if isinstance(error, (AMQPError, RuntimeError)):
+                raise self.endpoint.explain(error, what) from None
+            raise
 
     async def publish(self, messages: Sequence[Outgoing], what: str) -> None:
         """Write all, in order, persistent and mandatory; returns once the server has confirmed every one.
@@ -197,10 +202,12 @@ class Connection:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
+        if self._background and self.alive:  # what is being written may well still arrive
+            await asyncio.wait(self._background, timeout=_FAREWELL)
         link, self._link = self._link, None
         if link is not None:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(2.0):
+                async with asyncio.timeout(_FAREWELL):
                     await link.close()
         for task in self._background:
             task.cancel()
@@ -269,7 +276,7 @@ class Connection:
                     f"{self.endpoint.timeout:g} s (?timeout=): it hangs, or blocks all who write since an alarm of its "
                     "memory or disk is on (see its log)"
                 ) from None
-            except (ConnectionError, AMQPError, RuntimeError) as error:
+            except Exception as error:
                 raise self._complaint([error], what) from None
             problems = [problem for problem in map(_failure, confirms) if problem is not None]
             if problems:
@@ -321,6 +328,10 @@ async def finish(
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        if task.cancelled() and not _cancelled_from_outside():
+            raise AmbiguousCommit(
+                "the transport was closed before the server had answered; whether it was done is unknown"
+            ) from None
         task.add_done_callback(ignore_failure)
         if undo is not None:
             later = loop.create_task(_after(task, undo))

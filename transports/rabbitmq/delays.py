@@ -8,12 +8,13 @@ behind another (with a TTL per message it would: RabbitMQ looks only at the head
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Mapping
+from typing import Any
 
 from .connection import Connection
 from .names import Names
-from .topology import MANY, bind, ensure_exchange, ensure_queue
+from .topology import MANY, bind, ensure_exchange
 
 __all__ = ["LONGEST", "Delays"]
 
@@ -53,18 +54,22 @@ class Delays:
             if digits <= self._made:
                 return
             await ensure_exchange(self._connection, self.arrivals, "topic")
+            channel, ask = await self._connection.channel(), self._connection.ask
             for digit in range(self._made, digits):
                 name = self._names.own("delay", digit)
                 after = self._names.own("delay", digit - 1) if digit else self.arrivals
                 before = "*." * (_DIGITS - 1 - digit)
-                await ensure_exchange(self._connection, name, "topic")
-                await ensure_queue(self._connection, name, _arguments(_TICK << digit, after))
-                await bind(self._connection, name, f"{before}1.#", queue=name)
-                await bind(self._connection, name, f"{before}0.#", exchange=after)
+                await ask(channel.exchange_declare(name, exchange_type="topic", durable=True), "making delays: ")
+                queue = channel.queue_declare(name, durable=True, arguments=_arguments(_TICK << digit, after))
+                await ask(queue, "making delays: ")
+                await ask(channel.queue_bind(name, name, f"{before}1.#"))
+                await ask(channel.exchange_bind(after, name, f"{before}0.#"))
                 self._made = digit + 1
+            with contextlib.suppress(Exception):
+                await channel.close()
 
 
-def _arguments(milliseconds: int, after: str) -> Mapping[str, str | int]:
+def _arguments(milliseconds: int, after: str) -> dict[str, Any]:
     """At least once: a message leaves its queue when the next one has confirmed it."""
     return {
         "x-queue-type": "quorum",

@@ -307,6 +307,7 @@ class GroupChannel:
             await asyncio.wait(self._background)
         await asyncio.gather(*(self._drop(share) for share in list(self._shares.values())))
         await self._log.close()
+        self._fetched.clear()  # Python's garbage collection does not see circles through deliveries
 
     def _service_done(self, service: asyncio.Task[None]) -> None:
         """It ends by itself only if something is wrong with this program."""

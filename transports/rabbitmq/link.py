@@ -331,7 +331,9 @@ class _Nowhere:
 _NOWHERE = _Nowhere()
 
 
-class _Pending:
+class Sent:
+    """What one call wrote, until it is confirmed."""
+
     __slots__ = ("codes", "done", "first", "last", "left")
 
     def __init__(self, first: int, last: int, done: asyncio.Future[None]) -> None:
@@ -349,35 +351,43 @@ class Publisher:
         self._number = number
         self._endpoint = endpoint
         self._next = 0
-        self._pending: deque[_Pending] = deque()
-        self._order = asyncio.Lock()
+        self._pending: deque[Sent] = deque()
         self.largest = link.frame_max - 64
         """Bytes of one body."""
 
-    async def publish(self, bodies: Sequence[bytes]) -> None:
-        """Returns once all are confirmed. Raises `NoStream` (nothing was written), `AmbiguousCommit` or `BrokerError`.
+    async def send(self, bodies: Sequence[bytes]) -> Sent | None:
+        """Returns once they are on their way, in order; `confirm` waits for the rest. One call at a time, to its end.
 
-        Cancelled: of the messages some first ones may be written. No body may exceed the link's `frame_max`.
+        Raises `NoStream` (nothing was written) or `AmbiguousCommit`. No body may have more than `largest` bytes.
         """
         if not bodies:
-            return
-        async with self._order:
-            if not self.alive:
-                raise NoStream(f"stream {self.stream!r} was deleted, or moved to another node")
-            first, self._next = self._next, self._next + len(bodies)
-            pending = _Pending(first, self._next - 1, asyncio.get_running_loop().create_future())
-            self._pending.append(pending)
-            for data in publish_frames(self._number, first, bodies, self._link.frame_max):
-                try:
+            return None
+        if not self.alive:
+            raise NoStream(f"stream {self.stream!r} was deleted, or moved to another node")
+        first, self._next = self._next, self._next + len(bodies)
+        sent = Sent(first, self._next - 1, asyncio.get_running_loop().create_future())
+        self._pending.append(sent)
+        timeout = self._endpoint.timeout
+        try:
+            async with asyncio.timeout(timeout):
+                for data in publish_frames(self._number, first, bodies, self._link.frame_max):
                     await self._link.write(data)
-                except ConnectionLost as error:
-                    raise AmbiguousCommit(f"{error} (what was being written may be there or not)") from None
+        except TimeoutError:
+            self._link.abort(f"the server took nothing for {timeout:g} s (?timeout=)")
+        except ConnectionLost as error:
+            raise AmbiguousCommit(f"{error} (what was being written may be there or not)") from None
+        return sent
+
+    async def confirm(self, sent: Sent | None) -> None:
+        """Returns once all are confirmed. Raises `NoStream` (nothing was written), `AmbiguousCommit`, `BrokerError`."""
+        if sent is None:
+            return
         try:
             async with asyncio.timeout(self._endpoint.timeout):
-                await pending.done
+                await sent.done
         except TimeoutError:
             raise AmbiguousCommit(
-                f"RabbitMQ at {self._endpoint.place} did not confirm {pending.left} messages for {self.stream!r} "
+                f"RabbitMQ at {self._endpoint.place} did not confirm {sent.left} messages for {self.stream!r} "
                 f"within {self._endpoint.timeout:g} s (?timeout=)"
             ) from None
 

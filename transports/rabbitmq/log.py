@@ -19,6 +19,8 @@ from .wire import check
 
 __all__ = ["RabbitLog"]
 
+_FAREWELL = 2.0  # seconds that appends under way have when the log is closed
+
 
 class RabbitLog:
     """partitions, shelf, root (of a log that is truncated): of this log alone; it closes them."""
@@ -163,6 +165,8 @@ class RabbitLog:
     async def close(self) -> None:
         self.closed = True
         self.changed()
+        if self._background:  # what is being written may well still arrive
+            await asyncio.wait(self._background, timeout=_FAREWELL)
         for task in list(self._background):
             task.cancel()
         if self._background:

@@ -71,7 +71,7 @@ class NativeStreams:
         self._writers: dict[Node, list[StreamLink]] = {}
         self._connecting = asyncio.Lock()
         self._publishers: dict[str, Publisher] = {}
-        self._declaring: dict[str, asyncio.Lock] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._failed_at, self._pause = 0.0, 0.0
         self._open = True
@@ -95,35 +95,30 @@ class NativeStreams:
         await finish(self._publish(stream, messages, ids), self._background)
 
     async def _publish(self, stream: str, messages: Sequence[Message], ids: Sequence[str] | None) -> None:
-        publisher = await self._publisher(stream)
-        encode = sections.encode
-        if ids is None:
-            bodies = [encode(message) for message in messages]
-        else:
-            bodies = [encode(message, id) for message, id in zip(messages, ids, strict=True)]
-        largest = publisher.largest
-        if max(map(len, bodies)) <= largest:
-            await publisher.publish(bodies)
-            return
-        start = 0
-        for number, body in enumerate(bodies):
-            if len(body) > largest:
-                await publisher.publish(bodies[start:number])
-                await self._amqp.publish(stream, [messages[number]], None if ids is None else [ids[number]])
-                start = number + 1
-        await publisher.publish(bodies[start:])
+        async with self._turns.setdefault(stream, asyncio.Lock()):  # calls are written in the order in which they came
+            publisher = await self._publisher(stream)
+            encode = sections.encode
+            if ids is None:
+                bodies = [encode(message) for message in messages]
+            else:
+                bodies = [encode(message, id) for message, id in zip(messages, ids, strict=True)]
+            largest, start = publisher.largest, 0
+            if max(map(len, bodies)) > largest:
+                for number, body in enumerate(bodies):
+                    if len(body) > largest:
+                        await publisher.confirm(await publisher.send(bodies[start:number]))
+                        await self._amqp.publish(stream, [messages[number]], None if ids is None else [ids[number]])
+                        start = number + 1
+            sent = await publisher.send(bodies[start:])
+        await publisher.confirm(sent)
 
     async def _publisher(self, stream: str) -> Publisher:
         publisher = self._publishers.get(stream)
         if publisher is None or not publisher.alive:
-            async with self._declaring.setdefault(stream, asyncio.Lock()):
-                publisher = self._publishers.get(stream)
-                if publisher is None or not publisher.alive:
-                    link = await self._writer(stream)
-                    while link.publishers >= 256:
-                        link = await self._writer(stream)
-                    publisher = await link.publisher(stream)
-                    self._publishers[stream] = publisher
+            link = await self._writer(stream)
+            while link.publishers >= 256:
+                link = await self._writer(stream)
+            publisher = self._publishers[stream] = await link.publisher(stream)
         return publisher
 
     # --- reading ---------------------------------------------------------------------------------------------

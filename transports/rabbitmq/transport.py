@@ -37,7 +37,8 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     timeout: seconds to connect, and to wait for an answer.
     message_bytes: largest message (key, value and headers); the server's own max_message_size counts as well.
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
-    heartbeat: seconds after which a dead network is noticed, and of silence after which the server gives up a client.
+    heartbeat: seconds between signs of life; after two to three of them without one, the server gives a client up. By
+    default a third of the lease.
     streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
     that answers. stream_port: of the plug-in. roll_bytes: how large the stream of a journal may grow before it is
     replaced by another, so that it can be deleted.
@@ -49,7 +50,7 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
-    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 10
+    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
     streams: Literal["auto", "amqp", "native"] = "auto"
     stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5552
     roll_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
@@ -335,4 +336,5 @@ def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:
     context = tls_context(url, "amqps", options)
     vhost = url.path.removeprefix("/") or "/"
     addresses = url.addresses(5671 if context else 5672)
-    return Endpoint(url, addresses, vhost, context, options.timeout, options.heartbeat)
+    heartbeat = options.heartbeat or min(60, max(1, int(options.lease / 3)))
+    return Endpoint(url, addresses, vhost, context, options.timeout, heartbeat)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 import msgspec
@@ -102,6 +103,7 @@ class RabbitQueue:
         self._channel: AbstractChannel | None = None
         self._consumer: _Consumer | None = None
         self._changing = asyncio.Lock()
+        self._writing_down = asyncio.Lock()
         self._prefetch = 0
         self._arrived: deque[_Loan] = deque()  # in nobody's hands yet
         self._lent: dict[_Loan, None] = {}
@@ -382,7 +384,7 @@ class RabbitQueue:
             loan.done = True
 
     async def _retry(self, loan: _Loan, delay: float) -> None:
-        place = self._place
+        place, loan.until = self._place, inf  # it must not come back by itself meanwhile
         if delay <= 0 and place.kind != "classic":
             await self._return([loan])
             return
@@ -392,31 +394,32 @@ class RabbitQueue:
         properties.expiration, properties.delivery_mode = None, 2
         exchange, key = "", place.queue
         if delay > 0:
-            await self._delays.lead(place.queue_address, queue=place.queue)
+            await self._lead(place.queue_address, queue=place.queue)
             exchange, key = await self._delays.route(delay, place.queue_address)
-        await self._writing.publish([Outgoing(exchange, key, loan.message.body, properties)], f"queue {place.name!r}")
-        await self._ack([loan])
+        await self._replace(loan, Outgoing(exchange, key, loan.message.body, properties), f"queue {place.name!r}")
 
     async def _reject(self, loan: _Loan, record: Record, reason: str) -> None:
-        place = self._place
+        place, loan.until = self._place, inf
         if not place.dead_letter:
-            self._settle([loan])
-            channel = loan.consumer.channel
-
-            async def write() -> None:
-                await channel.basic_reject(loan.tag, requeue=False)
-
-            await self._settled(channel, write())
+            await self._return([loan], requeue=False)
             return
         headers = (*record.headers, ("rejected-from", place.name.encode()), ("rejected-because", reason.encode()))
         body, properties = to_amqp(Message(record.value, record.key, headers, record.timestamp))
-        outgoing = [Outgoing(place.dead_letter, "", body, properties)]
-        await self._writing.publish(outgoing, f"the dead letters of queue {place.name!r}")
+        outgoing = Outgoing(place.dead_letter, "", body, properties)
+        await self._replace(loan, outgoing, f"the dead letters of queue {place.name!r}")
+
+    async def _replace(self, loan: _Loan, message: Outgoing, what: str) -> None:
+        """Another message takes its place. A crash in between leaves both."""
+        try:
+            await self._writing.publish([message], what)
+        except BrokerError:
+            loan.until = boot_clock() + self._lease
+            raise
         await self._ack([loan])
 
     async def _ack(self, loans: Sequence[_Loan]) -> None:
         """The beginning of what is unsettled in one frame; the server has it all when this returns."""
-        tags, last = {loan.tag for loan in loans}, 0
+        tags, last = {loan.tag for loan in loans if not loan.settled}, 0
         for tag in self._unsettled:
             if tag not in tags:
                 break
@@ -433,13 +436,15 @@ class RabbitQueue:
 
         await self._settled(channel, write())
 
-    async def _return(self, loans: Sequence[_Loan]) -> None:
+    async def _return(self, loans: Sequence[_Loan], requeue: bool = True) -> None:
+        """One by one, which keeps their order; or, without requeue, to where dead letters go."""
+        tags = sorted(loan.tag for loan in loans if not loan.settled)
         channel = loans[0].consumer.channel
         self._settle(loans)
 
         async def write() -> None:
-            for loan in loans:
-                await channel.basic_nack(loan.tag, requeue=True, wait=False)
+            for tag in tags:
+                await channel.basic_nack(tag, requeue=requeue, wait=False)
 
         await self._settled(channel, write())
 
@@ -454,7 +459,8 @@ class RabbitQueue:
     async def _settled(self, channel: AbstractChannel, writing: Coroutine[Any, Any, Any]) -> None:
         """AMQP does not answer an acknowledgement; but it keeps the order of a channel, and answers this."""
         try:
-            await self._reading.ask(writing)
+            async with self._writing_down:  # what begins with the first tags must not overtake what they are in
+                await self._reading.ask(writing)
             await self._reading.ask(channel.basic_qos(prefetch_count=self._prefetch))
         except BrokerError as error:
             raise AmbiguousCommit(f"queue {self._place.name!r}: {error} (whether it was settled is unknown)") from None

@@ -373,3 +373,33 @@ async def a_cancelled_append_is_written_once_at_most_and_the_log_goes_on(trial: 
     seen = await trial.read(log)
     assert len(seen) == len(set(seen)), "a cancelled append was written twice"
     assert {*returned, b"last"} <= set(seen)
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def an_append_that_does_not_ask_for_positions_writes_the_same(trial: Trial) -> None:
+    _, log = await trial.log(partitions=2)
+    for number in range(5 * trial.size):
+        await log.append({0: numbered(number), 1: numbered(number)}, positions=False)
+    for partition in range(2):
+        assert await trial.read(log, partition) == [b"%d" % n for n in range(5 * trial.size)]
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def a_compacted_topic_keeps_the_newest_record_of_each_key(trial: Trial) -> None:
+    transport = await trial.open()
+    await trial.declare(transport, TopicSpec("t", partitions=1, compact=True))
+    log = await trial.reader(transport)
+    for turn in range(3):
+        await log.append({0: [Message(b"%d" % turn, b"%d" % key) for key in range(10)]})
+    await log.append({0: [Message(None, b"0")]})
+    newest = {record.key: record.value for record in await trial.records(log)}
+    newest.setdefault(b"0", None)  # a tombstone may go with what it deletes
+    assert newest == {b"%d" % key: b"2" if key else None for key in range(10)}
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def appends_made_at_once_by_one_writer_lie_in_the_order_they_were_called(trial: Trial) -> None:
+    _, log = await trial.log()
+    count = 50 * trial.size
+    await asyncio.gather(*(log.append({0: numbered(n)}) for n in range(count)))
+    assert await trial.read(log) == [b"%d" % n for n in range(count)]

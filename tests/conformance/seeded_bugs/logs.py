@@ -152,7 +152,9 @@ class ReadersShareAFetcher(Seeded):
 @caught_by("a_record_comes_back_as_it_was_written")
 class LogDropsHeaderOrder(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             changed = {n: [replace(m, headers=tuple(sorted(m.headers))) for m in part] for n, part in records.items()}
             return await super().append(changed)
 
@@ -162,7 +164,9 @@ class SaysWhereTheBatchLies(Seeded):
     """The base offset of the batch, for each of its records."""
 
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             found = await super().append(records)
             return {n: [places[0]] * len(places) for n, places in found.items()}
 
@@ -174,7 +178,9 @@ class EachReaderHasItsOrder(Seeded):
     class logs(LogThrough):
         mine: frozenset[bytes | None] = frozenset()
 
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             self.mine |= {message.value for part in records.values() for message in part}
             await asyncio.sleep(0)
             return await super().append(records)
@@ -192,7 +198,9 @@ class AppendsPartitionByPartition(Seeded):
     """What lies before the record that is refused is written."""
 
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             found: dict[int, Sequence[Position]] = {}
             for partition, part in records.items():
                 found |= await super().append({partition: part})
@@ -202,7 +210,9 @@ class AppendsPartitionByPartition(Seeded):
 @caught_by("a_partition_that_does_not_exist_is_an_error_and_nothing_is_written")
 class PartitionsByModulo(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             count = len(self.inner._topic.partitions)
             found: dict[int, Sequence[Position]] = {}
             for partition, part in records.items():
@@ -213,7 +223,9 @@ class PartitionsByModulo(Seeded):
 @caught_by("topics_and_partitions_are_separate")
 class OnePartitionForAll(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             count = len(self.inner._topic.partitions)
             if any(not 0 <= n < count for n in records) or count < 3:
                 return await super().append(records)
@@ -224,7 +236,9 @@ class OnePartitionForAll(Seeded):
 @caught_by("an_oversize_record_is_refused_and_nothing_of_the_call_is_written")
 class LogTruncatesOversize(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             try:
                 return await super().append(records)
             except MessageTooLarge:
@@ -404,7 +418,9 @@ class DropsWhatDoesNotFit(Seeded):
 @caught_by("a_cancelled_append_is_written_once_at_most_and_the_log_goes_on")
 class CancelledAppendWritesTwice(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             found = await super().append(records)
             try:
                 await asyncio.sleep(0)

@@ -96,3 +96,19 @@ def test_a_key_in_the_hands_of_two_members_is_found_and_two_keys_are_not() -> No
     other: list[Event] = [GOOD[0], Put("m2", "j", "p", 2, 3), GOOD[2], Delivered("m2", "j", "b", 1, 6, 7), GOOD[4],
                           Committed("m2", "b", 10, 11)]  # fmt: skip
     assert words(other) == []
+
+
+@pytest.mark.parametrize(("why", "forgiven"), [("restart", True), ("killed", False)])
+def test_a_broker_that_forgets_counts_when_it_is_killed_is_forgiven_those_and_no_others(
+    why: str, forgiven: bool
+) -> None:
+    events: list[Event] = [
+        Put("m1", "k", "p", 0, 1),
+        Delivered("m1", "k", "a", 1, 2, 3),
+        GivenBack("a", why, 4),
+        Delivered("m1", "k", "b", 1, 5, 6),
+        Committed("m1", "b", 7, 8),
+    ]
+    faults = list(faults_of(events, ordered=False, counts_survive=False))
+    assert [fault.split()[0] for fault in faults] == ([] if forgiven else ["uncounted"])
+    assert words(events, False) == ["uncounted m1"]
