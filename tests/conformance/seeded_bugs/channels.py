@@ -333,12 +333,12 @@ class CommitsOnlyTheFirst(Seeded):
 
 
 @caught_by("many_deliveries_are_committed_in_one_call")
-class CommitsAThousandAtMost(Seeded):
+class CommitsFiveHundredAtMost(Seeded):
     """What is above the size of one call is left out."""
 
     class channels(ChannelThrough):
         async def commit(self, deliveries: Sequence[Delivery]) -> None:
-            await super().commit(deliveries[:1000])
+            await super().commit(deliveries[:500])
 
 
 @caught_by("a_waiting_get_holds_up_no_put_and_no_commit")
