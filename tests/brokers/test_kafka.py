@@ -297,6 +297,23 @@ async def test_compaction_leaves_positions_as_they_were(
         server.kill()
 
 
+async def test_many_read_at_many_places_of_one_log_at_once(broker: str) -> None:
+    async with opened_log(broker) as (_, log):
+        for number in range(100):
+            await log.append({0: numbered(number)})
+
+        async def read(after: int) -> None:
+            seen = after
+            while seen < 99:
+                batch = (await log.read({0: seen}, 7, LONG, 5))[0]
+                assert [record.value for record in batch.records] == [b"%d" % place for place in batch.positions]
+                assert batch.positions[0] == seen + 1
+                seen = batch.positions[-1]
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(read(after) for after in range(100)))
+
+
 # --- topics that change under a reader -----------------------------------------------------------------------
 
 
@@ -809,7 +826,7 @@ async def test_a_commit_whose_answer_was_lost_is_resolved_after_the_restart(serv
         await transport.declare([TopicSpec("j", partitions=1)])
         claim = await transport.claim("j", 0, Message(b"m"))
         confirmed: list[int] = []
-        for number in range(6):
+        for number in range(4):
             commit = asyncio.create_task(
                 transport.commit({claim: Commit(numbered(number), {("t", 0): numbered(number)})})
             )

@@ -468,7 +468,7 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(
-    own_server: Callable[..., Server],
+    own_server: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = own_server("group.min.session.timeout.ms=6000")
     async with opened(f"{server.url}?lease=2") as transport:
@@ -477,6 +477,9 @@ async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_i
         channel = await transport.channel("t", "g")
         await channel.put([Message(b"v")])
         await channel.commit(await receive(channel, 1))
+        async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
+            assert await anext(sets) == {0, 1, 2}
+        assert any("lease=2" in message and "6 s" in message for message in caplog.messages)
         transport._task_groups._shortest = 0.0  # as where the user may not read the broker's settings
         async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
             assert await anext(sets) == {0, 1, 2}

@@ -14,11 +14,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
+from docs.snippets import blocks_of
 from missing import missing
 from rabbitmq_leftovers import delete_all
+from thalweg import App, Stream
 from thalweg.channel import Capability, Channel, TopicSpec
 from thalweg.errors import (
     AmbiguousCommit,
@@ -427,6 +430,29 @@ async def test_foreign_messages_are_read_and_ours_are_plain(broker: str, theirs:
             "timestamp_in_ms": 1_700_000_000_123,
         }
         await answer.ack()
+
+
+async def test_the_documented_producer_and_consumer_of_queues_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and queues."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "import aio_pika" in block.code]
+    code = code.replace("amqp://localhost", SHARED)
+    for name in ("orders", "receipts"):
+        code = code.replace(f'"{name}"', repr(Url(broker).query["prefix"] + name))
+    theirs: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("shop", broker=broker)
+    orders = app.queue("orders", key=str, value=int)
+    receipts = app.queue("receipts", key=str, value=str)
+
+    @app.agent(orders)
+    async def sell(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            await receipts.send(f"{event.value} sold", key=event.key, headers={"till": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["order"]()
+        await theirs["receive"]()
 
 
 async def test_a_rejected_message_goes_where_the_existing_queue_sends_it(broker: str, theirs: str) -> None:

@@ -29,8 +29,10 @@ class Buffer:
         self._skipped: tuple[Position, Position] = (0, 0)
 
     def keep(self, chunk: Chunk) -> None:
+        """May be called again with one that others have pushed out meanwhile."""
         if chunk.records:
-            self._chunks.append(chunk)
+            if chunk not in self._chunks:
+                self._chunks.append(chunk)
         elif chunk.next > chunk.start:
             self._skipped = (chunk.start, chunk.next)
 

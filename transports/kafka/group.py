@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 
 from .connection import Cluster
 from .member import Member
 
 __all__ = ["TaskGroups"]
+
+log = logging.getLogger("thalweg")
 
 
 class TaskGroups:
@@ -23,6 +26,13 @@ class TaskGroups:
         self._members: dict[tuple[str, str], Member] = {}
 
     async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+        if lease < self._shortest:
+            log.warning(
+                "lease=%g is below the brokers' group.min.session.timeout.ms: tasks of a worker that hangs move "
+                "after %g s; lower that setting if this is too long",
+                lease,
+                self._shortest,
+            )
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
         member = Member(self._cluster, name, name, n, max(lease, self._shortest), changed.set)

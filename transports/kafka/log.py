@@ -90,7 +90,9 @@ class KafkaLog:
                             continue  # it was asked for another read
                         if fetched.code:
                             await self._failed(partition, fetched.code, offsets, after)
-                        elif flight.began >= began and fetched.chunk.next >= fetched.end:
+                            continue
+                        self._buffers[partition].keep(fetched.chunk)
+                        if flight.began >= began and fetched.chunk.next >= fetched.end:
                             asked.add(partition)
             except (Unreachable, Lost):
                 if time.monotonic() + pause > patience:

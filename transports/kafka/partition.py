@@ -41,7 +41,8 @@ class Partition:
 
     async def range(self, committed: bool = True) -> tuple[Position, Position]:
         """The first offset kept, and the one after the last that can be read."""
-        return await self._offset(_EARLIEST, committed), await self._offset(_LATEST, committed)
+        start, end = await asyncio.gather(self._offset(_EARLIEST, committed), self._offset(_LATEST, committed))
+        return start, end
 
     async def offset(self, timestamp: int) -> Position:
         """Of the first record as late as that; -1: there is none."""

@@ -96,7 +96,7 @@ def check_size(messages: Iterable[Message], topic: Topic) -> None:
             )
 
 
-class Chunk(msgspec.Struct, gc=False):
+class Chunk(msgspec.Struct, eq=False):
     """What was fetched of one partition: all records that lie from offset `start` on and before `next`."""
 
     start: Position

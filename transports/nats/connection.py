@@ -130,12 +130,6 @@ class Connection:
         except WireLost as error:
             raise ConnectionLost(str(self.endpoint.explain(error, "the connection was lost: "))) from None
 
-    async def request(self, subject: bytes, payload: bytes = b"") -> Reply:
-        wire = await self.wire()
-        reply, future = wire.expect(subject)
-        wire.send(pub(subject, reply, payload))
-        return await self.answer(future, subject)
-
     async def collect(self, name: str, request: Mapping[str, Any]) -> list[Reply]:
         """Ask JetStream for several messages at once (direct get). None there: an empty list."""
         wire, subject = await self.wire(), self._api + name.encode()

@@ -24,6 +24,9 @@ Reply: TypeAlias = tuple[bytes, bytes]
 """Header block and payload of an answer."""
 
 
+_ENDS = (b"204", b"404")  # no more, none at all
+
+
 class WireLost(Exception):
     """The connection is gone: what was asked may or may not have been done."""
 
@@ -190,6 +193,8 @@ class Wire(asyncio.Protocol):
             if last.cancelled() or everything.done():
                 return
             error = last.exception()
+            if error is None and not payload_follows(header := last.result()[0]) and header[9:12] not in _ENDS:
+                error = NoAnswer(header[9:].decode(errors="replace").strip())
             if error is None:
                 everything.set_result(found)
             else:
