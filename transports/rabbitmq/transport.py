@@ -25,7 +25,14 @@ from .names import Names
 from .peers import Peers
 from .registry import Registry, Topic
 from .tail import Tail
-from .topology import create_log, create_queue, exists, group_queue
+from .topology import (
+    create_log,
+    create_queue,
+    create_stream,
+    exists,
+    group_queue,
+    stream_of,
+)
 from .work_queue import Place, RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
@@ -41,8 +48,8 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     heartbeat: seconds between signs of life; after two to three of them without one, the server gives a client up. By
     default a third of the lease.
     streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
-    that answers. stream_port: of the plug-in. roll_bytes: how large the stream of a journal may grow before it is
-    replaced by another, so that it can be deleted.
+    that answers. stream_port: of the plug-in (5552; with TLS 5551).
+    roll_bytes: how large the stream of a journal may grow before it is replaced by another, so that it can be deleted.
     queues: what queues are made as: quorum (replicated), or classic, which alone have priorities.
     tls_ca, tls_cert, tls_key: files, for amqps://. tls_verify=false accepts any certificate.
     """
@@ -53,7 +60,7 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
     heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
     streams: Literal["auto", "amqp", "native"] = "auto"
-    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5552
+    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
     roll_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     queues: Literal["quorum", "classic"] = "quorum"
     tls_ca: str | None = None
@@ -72,6 +79,7 @@ _NO_STREAMS = (
 
 _QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
 _EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
+_STREAM_OPTIONS = frozenset({"stream"})
 
 
 class RabbitTransport:
@@ -144,7 +152,8 @@ class RabbitTransport:
         self._registry = Registry(self._connection, self._names)
         self._delays = Delays(self._connection, self._names)
         options = self._options
-        settings = LogSettings(options.streams, options.stream_port, options.message_bytes, options.roll_bytes)
+        port = options.stream_port or (5551 if self._endpoint.tls else 5552)
+        settings = LogSettings(options.streams, port, options.message_bytes, options.roll_bytes)
         self._logs = Logs(self._endpoint, self._names, self._reading, self._connection, settings)
         self._numbers = Tail(
             self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
@@ -231,7 +240,7 @@ class RabbitTransport:
         if own is not None:
             return own
         if not spec.queue:
-            raise spec.absent(self._place)
+            return await self._find_streams(spec)
         topic = Topic(spec.name, 1, True, "existing", None, dict(spec.options))
         queue, exchange = topic.options.get("queue", spec.name), topic.options.get("exchange", "")
         if exchange and not await exists(self._connection, exchange=exchange):
@@ -241,8 +250,26 @@ class RabbitTransport:
         self._existing[spec.name] = topic
         return topic
 
+    async def _find_streams(self, spec: TopicSpec) -> Topic:
+        topic = Topic(spec.name, spec.partitions or 1, False, "existing", None, dict(spec.options))
+        if topic.partitions > 1 and "{partition}" not in topic.options.get("stream", ""):
+            raise ConfigurationError(
+                f"topic {spec.name!r} has {topic.partitions} partitions: say which stream is which by "
+                'options={"stream": "…{partition}…"}'
+            )
+        for number in range(topic.partitions):
+            stream = stream_of(self._names, topic, number)
+            if not await exists(self._connection, queue=stream):
+                raise spec.absent(f"{self._place} (stream {stream!r})")
+            await create_stream(self._connection, stream, Topic(spec.name, 1))  # it is there: is it a stream?
+        self._existing[spec.name] = topic
+        return topic
+
     def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
-        allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
+        if spec.queue:
+            allowed = _QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS
+        else:
+            allowed = frozenset[str]() if spec.declare else _STREAM_OPTIONS
         unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
         if unknown:
             raise ConfigurationError(
