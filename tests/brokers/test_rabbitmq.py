@@ -14,11 +14,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
+from docs.snippets import blocks_of
 from missing import missing
 from rabbitmq_leftovers import delete_all
+from thalweg import App, Stream
 from thalweg.channel import Capability, Channel, TopicSpec
 from thalweg.errors import (
     AmbiguousCommit,
@@ -34,6 +37,7 @@ from thalweg.transports.rabbitmq import RabbitTransport
 from thalweg.transports.rabbitmq.work_queue import RabbitQueue
 from thalweg.url import Url
 
+from brokers.bank import make_bank
 from brokers.letters import make_letters
 from brokers.rabbit_server import RabbitServer
 
@@ -212,6 +216,32 @@ async def test_a_program_goes_on_by_itself_when_its_server_restarts(server: Rabb
         await eventually(lambda: set(noted(notes)) >= set(acknowledged))
         await program.letters.send(9999)
         await eventually(lambda: 9999 in noted(notes))
+
+
+async def test_a_server_without_streams_runs_programs_with_queues_and_refuses_tables(tmp_path: Path) -> None:
+    if lacking := RabbitServer.lacking():
+        missing("rabbitmq", lacking)
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = RabbitServer(folder)
+    server.plugins, server.variables = "[].", {"RABBITMQ_FEATURE_FLAGS": "quorum_queue"}
+    try:
+        await asyncio.to_thread(server.start)
+        url = with_prefix(server.url)
+        program = make_letters(url, str(tmp_path / "notes"))
+        async with program.app:
+            assert program.app.guarantee == "at_least_once"
+            await asyncio.gather(*(program.letters.send(number) for number in range(50)))
+            await program.letters.send(50, delay=0.2)
+            await eventually(lambda: len(noted(tmp_path / "notes")) == 51)
+        async with opened(url) as transport:
+            assert Capability.LOG not in transport.capabilities
+            assert "stream_queue" in transport.warnings[0]
+        with pytest.raises(MissingCapability, match="log"):
+            async with make_bank(url).app:
+                pass
+    finally:
+        await asyncio.to_thread(server.close)
 
 
 # --- a server that fails -------------------------------------------------------------------------------------
@@ -427,6 +457,29 @@ async def test_foreign_messages_are_read_and_ours_are_plain(broker: str, theirs:
             "timestamp_in_ms": 1_700_000_000_123,
         }
         await answer.ack()
+
+
+async def test_the_documented_producer_and_consumer_of_queues_work(broker: str) -> None:
+    """Those of docs/wire.md, as they stand there but for the names of host and queues."""
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    (code,) = [block.code for block in blocks_of(page) if "import aio_pika" in block.code]
+    code = code.replace("amqp://localhost", SHARED)
+    for name in ("orders", "receipts"):
+        code = code.replace(f'"{name}"', repr(Url(broker).query["prefix"] + name))
+    theirs: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), theirs)
+    app = App("shop", broker=broker)
+    orders = app.queue("orders", key=str, value=int)
+    receipts = app.queue("receipts", key=str, value=str)
+
+    @app.agent(orders)
+    async def sell(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            await receipts.send(f"{event.value} sold", key=event.key, headers={"till": "3"})
+
+    async with app, asyncio.timeout(30):
+        await theirs["order"]()
+        await theirs["receive"]()
 
 
 async def test_a_rejected_message_goes_where_the_existing_queue_sends_it(broker: str, theirs: str) -> None:

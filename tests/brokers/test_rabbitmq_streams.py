@@ -316,14 +316,15 @@ async def test_truncation_frees_generations_and_positions_go_on(broker: str) -> 
         assert await log.bounds(0) == Bounds(last, after)
         assert await values(log) == [b"3", b"4"]
         assert await values(log, last) == [b"4"]
+        first = rolling(log).generations.streams[0]
+        assert await exists(log, first)
         await log.truncate(0, after)
         assert rolling(log).generations.gone == 1
         assert await values(log) == [b"4"]
         with pytest.raises(Gap):
             await values(log, last - 1)
         assert await values(log, last) == [b"4"], "nothing after it is gone"
-        for name in ("t:0", rolling(log).generations.streams[0]):
-            assert not await exists(log, name)
+        assert not await exists(log, first)
 
 
 @WAYS
@@ -680,6 +681,31 @@ async def test_the_documented_producer_and_consumer_work(broker: str) -> None:
         await theirs["produce"]()
         await theirs["consume"]()
         await eventually(lambda: totals["ada"] == 505)
+
+
+@WAYS
+async def test_streams_of_others_are_topics_and_what_is_none_is_told(broker: str) -> None:
+    theirs = f"theirs-{secrets.token_hex(6)}"
+    spec = TopicSpec("t", 2, options={"stream": theirs + "-{partition}"}, declare=False)
+    async with opened(broker) as transport, foreign() as channel:
+        with pytest.raises(BrokerError, match=f"{theirs}-0"):
+            await transport.declare([spec])
+        for number in range(2):
+            arguments: Any = {"x-queue-type": "stream", "x-max-age": "7D"}
+            await channel.declare_queue(f"{theirs}-{number}", durable=True, arguments=arguments)
+        await channel.declare_queue(theirs, durable=True)
+        try:
+            await transport.declare([spec])
+            await channel.default_exchange.publish(aio_pika.Message(b"1"), routing_key=f"{theirs}-1")
+            log = await transport.log("t")
+            await log.append({1: numbered(2)})
+            assert await values(log, None, 1) == [b"1", b"2"]
+            assert await values(log) == []
+            with pytest.raises(TopicMismatch, match="another kind"):
+                await transport.declare([TopicSpec("q", options={"stream": theirs}, declare=False)])
+        finally:
+            for name in (theirs, f"{theirs}-0", f"{theirs}-1"):
+                await channel.queue_delete(name)
 
 
 @WAYS

@@ -33,7 +33,7 @@ def own_server() -> RabbitServer:
 
 
 class RabbitRig(Rig):
-    lease = 0.6
+    lease = 1.0
 
     def __init__(self, options: str = "") -> None:
         own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}{options}"

@@ -115,6 +115,16 @@ class Generations:
             self.first = max(self.first, entry.position)
         else:
             self.gone = max(self.gone, entry.generation)
+            self._forget()
+
+    def _forget(self) -> None:
+        """The last seal is kept, as it tells that nothing lay between it and where the log begins."""
+        for number in [number for number in self.seals if number < self.gone - 1]:
+            del self.seals[number]
+        for number in [number for number in self.streams if number < self.gone]:
+            del self.streams[number]
+        for number in [number for number in self.candidates if number < self.gone]:
+            del self.candidates[number]
 
     @property
     def everything(self) -> set[str]:
@@ -159,12 +169,12 @@ class Root:
 
     async def write(self, what: Candidate | Rolled | First | Gone | Mark) -> None:
         """Returns when it and all before it has been read. Raises `BrokerError`; then it may be there or not."""
-        if self._attachment is None:
-            await self.refresh()
         token = secrets.token_hex(8)
         seen = self._waiting[token] = asyncio.get_running_loop().create_future()
         message = Message(msgspec.json.encode(_Entry(token, what)))
         try:
+            if self._attachment is None:
+                await self.refresh()
             await self._streams.publish(self._stream, [message])
             async with asyncio.timeout(self._timeout):
                 await seen

@@ -18,7 +18,7 @@ from .registry import Topic
 from .rolling import RollingPartition
 from .shelf import Shelf
 from .streams import Streams
-from .topology import create_stream, delete_queue
+from .topology import create_stream, delete_queue, stream_of
 
 __all__ = ["LogSettings", "Logs"]
 
@@ -70,7 +70,7 @@ class Logs:
         numbers = range(topic.partitions)
         names, streams, timeout = self._names, self.way, self._endpoint.timeout
         shelf = Shelf(streams)
-        generations = {number: Generations(names.topic(topic.name, number)) for number in numbers}
+        generations = {number: Generations(stream_of(names, topic, number)) for number in numbers}
         root: Root | None = None
         partitions: list[Partition]
         if topic.truncated:

@@ -118,7 +118,9 @@ class NativeStreams:
             link = await self._writer(stream)
             while link.publishers >= 256:
                 link = await self._writer(stream)
-            publisher = self._publishers[stream] = await link.publisher(stream)
+            publisher = await link.publisher(stream)
+            self._publishers = {name: known for name, known in self._publishers.items() if known.alive}
+            self._publishers[stream] = publisher
         return publisher
 
     # --- reading ---------------------------------------------------------------------------------------------

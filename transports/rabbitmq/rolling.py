@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
-from thalweg.errors import BrokerError
+from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.message import Message, Position
 
 from .cursor import Cursor
@@ -59,7 +59,17 @@ class RollingPartition(Partition):
     async def append(self, messages: Sequence[Message], positions: bool) -> Sequence[Position]:
         """A record counts once it has been read back before any seal; what has not is appended to what follows."""
         found: list[Position] = []
-        left = list(messages)
+        try:
+            await self._append(list(messages), found)
+        except AmbiguousCommit:
+            raise
+        except BrokerError as error:
+            if found:
+                raise AmbiguousCommit(f"{error} ({len(found)} of {len(messages)} records were written)") from None
+            raise
+        return found
+
+    async def _append(self, left: list[Message], found: list[Position]) -> None:
         for _ in range(_TRIES):
             generation, tail = await self._end()
             try:
@@ -74,7 +84,7 @@ class RollingPartition(Partition):
             found += (join(generation, offset) for offset in offsets)
             left = left[len(offsets) :]
             if not left:
-                return found
+                return
         raise BrokerError(f"the end of topic {self._topic!r} partition {self._number} moved {_TRIES} times meanwhile")
 
     async def _end(self) -> tuple[int, Cursor]:
@@ -99,6 +109,8 @@ class RollingPartition(Partition):
                     continue
                 if self.generations.newest == generation:
                     tail.checked = True
+                    for name in [name for name, old in self._tails.items() if not old.users]:
+                        self._shelf.drop(self._tails.pop(name))
                     self._tails[stream] = tail
                     return generation, tail
                 self._shelf.drop(tail)

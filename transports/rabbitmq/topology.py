@@ -25,6 +25,7 @@ __all__ = [
     "ensure_queue",
     "exists",
     "group_queue",
+    "stream_of",
 ]
 
 MANY = 1_000_000_000
@@ -38,9 +39,16 @@ _SEGMENT = 50_000_000
 """Bytes of the files of which a stream with a retention consists: it is whole files that expire."""
 
 
+def stream_of(names: Names, topic: Topic, partition: int) -> str:
+    """A topic that belongs to others says by its option `stream` what its streams are called."""
+    if topic.kind == "existing":
+        return topic.options.get("stream", topic.name).replace("{partition}", str(partition))
+    return names.topic(topic.name, partition)
+
+
 async def create_log(connection: Connection, names: Names, topic: Topic) -> None:
     """A stream for each partition, and the root of those that will be truncated."""
-    streams = [names.topic(topic.name, number) for number in range(topic.partitions)]
+    streams = [stream_of(names, topic, number) for number in range(topic.partitions)]
     if topic.truncated:
         streams.append(names.topic(topic.name, "root"))
     for start in range(0, len(streams), 8):

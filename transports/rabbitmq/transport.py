@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, TopicMismatch
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
-from .connection import Connection, Endpoint, Refused
+from .connection import Connection, Endpoint, Refused, no_streams
 from .delays import Delays
 from .group_channel import GroupChannel, Means
 from .keeper import Keeper
@@ -24,7 +25,14 @@ from .names import Names
 from .peers import Peers
 from .registry import Registry, Topic
 from .tail import Tail
-from .topology import create_log, create_queue, exists, group_queue
+from .topology import (
+    create_log,
+    create_queue,
+    create_stream,
+    exists,
+    group_queue,
+    stream_of,
+)
 from .work_queue import Place, RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
@@ -40,8 +48,8 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     heartbeat: seconds between signs of life; after two to three of them without one, the server gives a client up. By
     default a third of the lease.
     streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
-    that answers. stream_port: of the plug-in. roll_bytes: how large the stream of a journal may grow before it is
-    replaced by another, so that it can be deleted.
+    that answers. stream_port: of the plug-in (5552; with TLS 5551).
+    roll_bytes: how large the stream of a journal may grow before it is replaced by another, so that it can be deleted.
     queues: what queues are made as: quorum (replicated), or classic, which alone have priorities.
     tls_ca, tls_cert, tls_key: files, for amqps://. tls_verify=false accepts any certificate.
     """
@@ -52,7 +60,7 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
     heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
     streams: Literal["auto", "amqp", "native"] = "auto"
-    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5552
+    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
     roll_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
     queues: Literal["quorum", "classic"] = "quorum"
     tls_ca: str | None = None
@@ -64,8 +72,14 @@ class RabbitOptions(msgspec.Struct, frozen=True):
 _NUMBERS = {"x-max-length-bytes": 1_000_000, "x-stream-max-segment-size-bytes": 500_000}
 """The offset of an entry is a number larger than all before; the entry itself may go."""
 
+_NO_STREAMS = (
+    "this server has no streams (RabbitMQ 3.9 or newer; rabbitmqctl enable_feature_flag stream_queue): it has queues "
+    "only, all consumer groups of a queue are one, and only what this program declares is listed"
+)
+
 _QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
 _EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
+_STREAM_OPTIONS = frozenset({"stream"})
 
 
 class RabbitTransport:
@@ -94,9 +108,11 @@ class RabbitTransport:
     @property
     def capabilities(self) -> frozenset[Capability]:
         found = {
-            *(Capability.LOG, Capability.LOCKS, Capability.PEERS),
+            *(Capability.LOCKS, Capability.PEERS),
             *(Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY),
         }
+        if not (self._opened and self._registry.alone):
+            found.add(Capability.LOG)
         if self._options.queues == "classic":
             found.add(Capability.PRIORITY)
         return frozenset(found)
@@ -107,12 +123,22 @@ class RabbitTransport:
 
     @property
     def description(self) -> str:
-        way = f", streams by {self._logs.way.name}" if self._opened else ""
+        way = ""
+        if self._opened:
+            way = ", without streams" if self._registry.alone else f", streams by {self._logs.way.name}"
         return f"{self._version or 'RabbitMQ'}, {self._endpoint.place}{way}"
 
     @property
     def warnings(self) -> Sequence[str]:
-        return self._logs.warnings if self._opened else []
+        if not self._opened:
+            return []
+        found = [_NO_STREAMS] if self._registry.alone else list(self._logs.warnings)
+        if self._options.queues == "classic":
+            found.append(
+                "queues=classic: a queue lies on one node of the server only, and is away or lost with it; leave it "
+                "out for quorum queues, unless you need priorities"
+            )
+        return found
 
     async def open(self) -> None:
         if self._opened:
@@ -126,7 +152,8 @@ class RabbitTransport:
         self._registry = Registry(self._connection, self._names)
         self._delays = Delays(self._connection, self._names)
         options = self._options
-        settings = LogSettings(options.streams, options.stream_port, options.message_bytes, options.roll_bytes)
+        port = options.stream_port or (5551 if self._endpoint.tls else 5552)
+        settings = LogSettings(options.streams, port, options.message_bytes, options.roll_bytes)
         self._logs = Logs(self._endpoint, self._names, self._reading, self._connection, settings)
         self._numbers = Tail(
             self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
@@ -136,9 +163,14 @@ class RabbitTransport:
             link = await self._connection.link()
             properties = getattr(link, "server_properties", {})
             self._version = f"{properties.get('product', 'RabbitMQ')} {properties.get('version', '')}".strip()
-            with contextlib.suppress(Refused):  # whoever needs it will hear why
+            try:
                 await self._registry.read()
-            await self._logs.open()
+            except BrokerError as error:
+                self._registry.alone = no_streams(str(error))
+                if not (self._registry.alone or isinstance(error, Refused)):  # whoever needs it will hear why
+                    raise
+            if not self._registry.alone:
+                await self._logs.open()
         except BaseException:
             await self._close()
             raise
@@ -183,6 +215,11 @@ class RabbitTransport:
     async def _create(self, spec: TopicSpec) -> Topic:
         partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
         kind = spec.options.get("type", self._options.queues) if spec.queue else "stream"
+        if self._registry.alone and not spec.queue:
+            raise MissingCapability(
+                f"topic {spec.name!r} needs the capability 'log', which {self.description} does not offer: topics lie "
+                "in streams (RabbitMQ 3.9 or newer; rabbitmqctl enable_feature_flag stream_queue)"
+            )
         topic = await self._registry.declare(
             Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options), spec.truncated)
         )
@@ -203,7 +240,7 @@ class RabbitTransport:
         if own is not None:
             return own
         if not spec.queue:
-            raise spec.absent(self._place)
+            return await self._find_streams(spec)
         topic = Topic(spec.name, 1, True, "existing", None, dict(spec.options))
         queue, exchange = topic.options.get("queue", spec.name), topic.options.get("exchange", "")
         if exchange and not await exists(self._connection, exchange=exchange):
@@ -213,8 +250,26 @@ class RabbitTransport:
         self._existing[spec.name] = topic
         return topic
 
+    async def _find_streams(self, spec: TopicSpec) -> Topic:
+        topic = Topic(spec.name, spec.partitions or 1, False, "existing", None, dict(spec.options))
+        if topic.partitions > 1 and "{partition}" not in topic.options.get("stream", ""):
+            raise ConfigurationError(
+                f"topic {spec.name!r} has {topic.partitions} partitions: say which stream is which by "
+                'options={"stream": "…{partition}…"}'
+            )
+        for number in range(topic.partitions):
+            stream = stream_of(self._names, topic, number)
+            if not await exists(self._connection, queue=stream):
+                raise spec.absent(f"{self._place} (stream {stream!r})")
+            await create_stream(self._connection, stream, Topic(spec.name, 1))  # it is there: is it a stream?
+        self._existing[spec.name] = topic
+        return topic
+
     def _check(self, spec: TopicSpec, topic: Topic | None) -> None:
-        allowed = (_QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS) if spec.queue else frozenset[str]()
+        if spec.queue:
+            allowed = _QUEUE_OPTIONS if spec.declare else _EXISTING_OPTIONS
+        else:
+            allowed = frozenset[str]() if spec.declare else _STREAM_OPTIONS
         unknown = [name for name in spec.options if name not in allowed and not name.startswith("x-")]
         if unknown:
             raise ConfigurationError(
@@ -301,9 +356,12 @@ class RabbitTransport:
         self._use()
         if self._keeping is None:
             keeper = Keeper(self._endpoint)
-            locks = Locks(keeper, self._names, lambda: self._numbers.append(b""))
+            locks = Locks(keeper, self._names, self._number)
             self._keeping = keeper, locks, Peers(keeper, self._names)
         return self._keeping
+
+    async def _number(self) -> int:
+        return time.time_ns() if self._registry.alone else await self._numbers.append(b"")
 
     async def _topic(self, name: str) -> Topic:
         self._use()
