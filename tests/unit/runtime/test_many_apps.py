@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from thalweg import Agent, App, AskDeadlock, Stream
 from thalweg.runtime.lane import Lane
+from thalweg.transports.sqlite.channel import SqliteQueue
 
 
 def make(name: str, broker: str) -> tuple[App, Agent[int, int]]:
@@ -69,3 +70,11 @@ async def test_an_event_that_asks_its_own_agent_is_told_at_once() -> None:
         assert await echo.ask(1, key="k") == "deadlock"
         assert await echo.ask(0, key="k") == "zero"
         assert t.now() == begun
+
+
+async def test_many_first_sends_to_a_queue_at_once_share_one_channel(tmp_path: Path) -> None:
+    app = App("many-sends", broker=f"sqlite:///{tmp_path}/sends.db")
+    letters = app.queue("letters", value=int)
+    async with app.client():
+        await asyncio.gather(*(letters.send(number) for number in range(20)))
+        assert sum(isinstance(thing, SqliteQueue) for thing in gc.get_objects()) == 1
