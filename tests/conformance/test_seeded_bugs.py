@@ -9,30 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from conformance.seeded_bugs import channels, fences, honesty, leases, logs
+from conformance.seeded_bugs import channels, fences, honesty, leases, logs, stores
 from conformance.seeded_bugs.base import BUGS, Seeded
+from conformance.seeded_bugs.stores import SeededStores
+from thalweg.contrib.conformance.properties import Profile
 from thalweg.contrib.conformance.suite import PROPERTIES
 
 TESTS = Path(__file__).parents[1]
-MODULES = (channels, logs, fences, leases, honesty)
+MODULES = (channels, logs, fences, leases, honesty, stores)
 
 
 def failed(driver: type, options: str, folder: Path, *more: str) -> set[str]:
     """The properties that fail when the suite is run against a driver of these modules, as anybody would run it."""
-    url = f"{driver.__module__}:{driver.__name__}://?lease=30&message_bytes=10000{'&' if options else ''}{options}"
+    target = f"--thalweg-transport={driver.__module__}:{driver.__name__}://?lease=30&message_bytes=10000&{options}"
+    if issubclass(driver, SeededStores):
+        target = f"--thalweg-store={driver.__module__}:{driver.__name__}:///{folder}/stores"
     settings = ("--thalweg-certificate=certificate.json", "--thalweg-patience=0.5", "--thalweg-seed=1", *more)
     result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            f"--thalweg-transport={url}",
-            *settings,
-            "-q",
-            "--tb=line",
-            "-p",
-            "pytest_thalweg",
-        ],
+        [sys.executable, "-m", "pytest", "-p", "pytest_thalweg", target, *settings, "-q", "--tb=line"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
@@ -46,10 +40,16 @@ def failed(driver: type, options: str, folder: Path, *more: str) -> set[str]:
     return names
 
 
+def part(name: str) -> tuple[str, ...]:
+    """Of the suite, what has to do with a property: the rest would cost time. Stores are damaged in many slow ways."""
+    profile = PROPERTIES[name].profile
+    return (f"--thalweg-profile={profile}", *(("-k", name) if profile is Profile.STORE else ()))
+
+
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_the_suite_catches(bug: type, tmp_path: Path) -> None:
     name, options = BUGS[bug]
-    names = failed(bug, options, tmp_path, f"--thalweg-profile={PROPERTIES[name].profile}")  # the others cost time
+    names = failed(bug, options, tmp_path, *part(name))
     assert name in names, f"{bug.__name__} was not caught where it should be, but by: {sorted(names) or 'nothing'}"
 
 
@@ -58,7 +58,12 @@ def test_the_suite_finds_nothing_in_the_driver_without_a_bug(options: str, tmp_p
     assert failed(Seeded, options, tmp_path) == set()
 
 
+def test_the_suite_finds_nothing_in_the_store_without_a_bug(tmp_path: Path) -> None:
+    assert failed(SeededStores, "", tmp_path) == set()
+
+
 def test_no_bug_was_forgotten() -> None:
     found = {value for module in MODULES for value in vars(module).values() if isinstance(value, type)}
-    assert {bug for bug in found if issubclass(bug, Seeded)} == {*BUGS, Seeded}
+    bugs = {bug for bug in found if issubclass(bug, Seeded | SeededStores)}
+    assert bugs - {honesty.Knowing} == {*BUGS, Seeded, SeededStores}
     assert len(BUGS) >= 30

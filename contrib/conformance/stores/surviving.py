@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,10 +39,11 @@ def a_reopened_store_is_identical(trial: StoreTrial) -> None:
 
 @prop(Profile.STORE)
 def a_kill_leaves_whole_batches_and_takes_back_nothing_acknowledged(trial: StoreTrial) -> None:
-    for acknowledged in [1, 7, 30] * trial.size:
+    for acknowledged in [1, 2, 4, 7, 13, 30] * trial.size:
         with writing(trial.rig.url, trial.name) as writer:
             last = writer.batches(acknowledged)
-            writer.kill()  # in the middle of a later batch, most likely
+            time.sleep(trial.dice.random() * 0.01)  # so that it strikes anywhere in a later batch
+            writer.kill()
         store = trial.open()
         checkpoint = store.checkpoint()
         assert checkpoint is not None

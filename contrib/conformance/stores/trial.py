@@ -39,9 +39,10 @@ class StoreTrial:
         name = f"{self.name}-probe"
         store = self.stores.open(name)
         store.apply({b"k": b"v"}, Checkpoint(1, 2))
+        store.apply({}, Checkpoint(3, 4))
         store.close()
         again = self.stores.open(name)
-        kept = again.checkpoint() == Checkpoint(1, 2)
+        kept = again.checkpoint() is not None  # a store that loses a batch is not one that keeps nothing
         assert rows_of(again) == ({b"k": b"v"} if kept else {}), "rows and checkpoint are kept together, or neither"
         again.close()
         return kept

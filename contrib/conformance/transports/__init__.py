@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import (
+    agreement,
     cancelling,
     chaos,
     commits,
@@ -24,6 +25,7 @@ from . import (
     queues,
     rebalancing,
     restarts,
+    secrecy,
     topics,
 )
 from .honesty import refuses
@@ -32,6 +34,7 @@ __all__ = ["MODULES", "refuses"]
 
 MODULES: Sequence[object] = (
     honesty,
+    secrecy,
     topics,
     messages,
     order,
@@ -47,6 +50,7 @@ MODULES: Sequence[object] = (
     chaos,
     logs,
     fencing,
+    agreement,
     locks,
     peers,
     grouped,

@@ -32,6 +32,18 @@ async def what_is_committed_never_comes_back_and_the_rest_does_with_one_more_att
 
 
 @prop(Profile.CORE, cases=TOPICS)
+async def many_deliveries_are_committed_in_one_call(trial: Trial, topic: TopicSpec) -> None:
+    channel = await trial.channel(topic)
+    count = 600  # a driver may lend no more at a time than it has room for
+    await channel.put(numbered(*range(count)))
+    deliveries = await trial.receive(channel, count)
+    await channel.commit(deliveries[::-1])
+    await channel.close()
+    heir = await trial.channel(topic)
+    assert not await trial.rest(heir)
+
+
+@prop(Profile.CORE, cases=TOPICS)
 async def the_count_of_attempts_grows_with_each_return(trial: Trial, topic: TopicSpec) -> None:
     counted = []
     for attempt in range(4):

@@ -263,3 +263,28 @@ async def many_tasks_commit_side_by_side(trial: Trial) -> None:
     await asyncio.gather(work(0), work(1))
     for partition in range(2):
         assert (await trial.read(r.journal, partition))[1:] == [b"%d" % n for n in range(count)]
+
+
+@prop(Profile.FENCED, Capability.FENCING)
+async def a_cancelled_commit_is_whole_or_absent_and_the_claim_goes_on(trial: Trial) -> None:
+    r = await rivals(trial)
+    claims = [await r.a.claim(r.j, n, Message(b"m")) for n in range(2)]
+    count, returned = 15 * trial.size, set[bytes]()
+    for number in range(count):
+        message = numbered(number)
+        work = {claims[0]: Commit(message, {(r.o, 0): message}), claims[1]: Commit(message, {(r.o, 1): message})}
+        commit = asyncio.create_task(r.a.commit(work))
+        for _ in range(trial.dice.randrange(8)):
+            await asyncio.sleep(0)
+        commit.cancel()
+        await asyncio.wait([commit])
+        if not commit.cancelled():
+            commit.result()
+            returned.add(b"%d" % number)
+    last = numbered(count)
+    work = {claims[0]: Commit(last, {(r.o, 0): last}), claims[1]: Commit(last, {(r.o, 1): last})}
+    await r.a.commit(work)
+    seen = (await trial.read(r.journal))[1:]
+    assert len(seen) == len(set(seen)), "a cancelled commit was written twice"
+    assert {*returned, b"%d" % count} <= set(seen)
+    assert (await trial.read(r.journal, 1))[1:] == seen == await trial.read(r.out, 0) == await trial.read(r.out, 1)

@@ -39,6 +39,22 @@ async def a_member_that_pauses_between_gets_misses_nothing(trial: Trial, topic: 
 
 
 @prop(Profile.CORE, cases=TOPICS)
+async def a_waiting_get_holds_up_no_put_and_no_commit(trial: Trial, topic: TopicSpec) -> None:
+    channel = await trial.channel(topic)
+    await channel.put(numbered(1))
+    deliveries = await trial.receive(channel, 1)
+    get = trial.start(channel.get(1, 3600))
+    await trial.step()
+    await trial.soon(channel.commit(deliveries), "a commit beside a waiting get")
+    await trial.soon(channel.put(numbered(2)), "a put beside a waiting get")
+    async with trial.patience("the waiting get to return"):
+        got = await get
+        while not got:
+            got = await channel.get(1, 1.0)
+    assert values(got) == [b"2"]
+
+
+@prop(Profile.CORE, cases=TOPICS)
 async def many_puts_at_once_are_all_written_once(trial: Trial, topic: TopicSpec) -> None:
     channel = await trial.channel(topic)
     count = 100 * trial.size

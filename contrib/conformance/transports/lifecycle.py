@@ -77,6 +77,8 @@ async def closing_with_a_commit_in_flight_ends_it_one_way_or_the_other(trial: Tr
 @prop(Profile.CORE)
 async def nothing_is_left_behind_by_open_and_close(trial: Trial) -> None:
     """No task, thread or file descriptor, and no object of the driver's more than after the first rounds."""
+    complaints: list[str] = []  # of tasks that were dropped while they waited, of failures that nobody asked for
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(str(what.get("message"))))
     await cycle(trial)
     await cycle(trial)
     before = Left(trial)
@@ -87,6 +89,7 @@ async def nothing_is_left_behind_by_open_and_close(trial: Trial) -> None:
     after = Left(trial)
     for _ in range(20):  # what the operating system and the loop still have to hear
         if after.fits(before):
+            assert not complaints, f"the event loop complains: {complaints[0]} ({len(complaints)} times)"
             return
         await asyncio.sleep(0.02)
         after = Left(trial)

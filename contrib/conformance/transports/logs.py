@@ -326,6 +326,56 @@ async def find_in_an_empty_partition_means_from_the_beginning(trial: Trial) -> N
 
 
 @prop(Profile.REPLAY, Capability.LOG)
+async def find_after_a_truncation_leads_to_what_is_kept(trial: Trial) -> None:
+    _, log = await trial.log()
+    messages = [Message(b"%d" % n, timestamp=1000 * (n + 1)) for n in range(6)]
+    positions = (await log.append({0: messages}))[0]
+    await log.truncate(0, positions[3])
+    for timestamp in (1, 4000):
+        found = await trial.read(log, after=await log.find(0, timestamp))
+        assert found[-3:] == [b"3", b"4", b"5"]
+    assert await trial.read(log, after=await log.find(0, 5500)) == [b"5"]
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def a_log_of_records_of_all_sizes_is_read_whole_in_small_bites(trial: Trial) -> None:
+    transport, log = await trial.log()
+    largest = min(trial.message_bytes(transport), 20_000)
+    sizes = [trial.dice.choice([0, 1, 10, 100, 1000, largest]) for _ in range(60 * trial.size)]
+    for size in sizes:
+        await log.append({0: [Message(b"x" * size)]})
+    after, seen = None, list[int]()
+    async with trial.patience("every record"):
+        while len(seen) < len(sizes):
+            batch = (await log.read({0: after}, trial.dice.randint(1, 20), trial.dice.randint(1, 3000), 1.0)).get(0)
+            await asyncio.sleep(0)
+            if batch is not None:
+                seen += [len(record.value or b"") for record in batch.records]
+                after = batch.positions[-1]
+    assert seen == sizes
+
+
+@prop(Profile.REPLAY, Capability.LOG)
+async def a_cancelled_append_is_written_once_at_most_and_the_log_goes_on(trial: Trial) -> None:
+    _, log = await trial.log()
+    returned = set[bytes]()
+    count = 20 * trial.size
+    for number in range(count):
+        append = asyncio.create_task(log.append({0: numbered(2 * number, 2 * number + 1)}))
+        for _ in range(trial.dice.randrange(8)):
+            await asyncio.sleep(0)
+        append.cancel()
+        await asyncio.wait([append])
+        if not append.cancelled():
+            append.result()
+            returned |= {b"%d" % (2 * number), b"%d" % (2 * number + 1)}
+    await log.append({0: [Message(b"last")]})
+    seen = await trial.read(log)
+    assert len(seen) == len(set(seen)), "a cancelled append was written twice"
+    assert {*returned, b"last"} <= set(seen)
+
+
+@prop(Profile.REPLAY, Capability.LOG)
 async def an_append_that_does_not_ask_for_positions_writes_the_same(trial: Trial) -> None:
     _, log = await trial.log(partitions=2)
     for number in range(5 * trial.size):

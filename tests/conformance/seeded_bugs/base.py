@@ -63,7 +63,9 @@ class LogThrough:
     def __init__(self, inner: Any, transport: Seeded) -> None:
         self.inner, self.transport = inner, transport
 
-    async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+    async def append(
+        self, records: Mapping[int, Sequence[Message]], positions: bool = True
+    ) -> Mapping[int, Sequence[Position]]:
         found: Mapping[int, Sequence[Position]] = await self.inner.append(records)
         return found
 

@@ -332,6 +332,33 @@ class CommitsOnlyTheFirst(Seeded):
             await super().commit(deliveries[:1])
 
 
+@caught_by("many_deliveries_are_committed_in_one_call")
+class CommitsFiveHundredAtMost(Seeded):
+    """What is above the size of one call is left out."""
+
+    class channels(ChannelThrough):
+        async def commit(self, deliveries: Sequence[Delivery]) -> None:
+            await super().commit(deliveries[:500])
+
+
+@caught_by("a_waiting_get_holds_up_no_put_and_no_commit")
+class OneCallAtATime(Seeded):
+    """A lock around one connection."""
+
+    class channels(ChannelThrough):
+        def __init__(self, inner: Any, transport: Seeded) -> None:
+            super().__init__(inner, transport)
+            self.lock = asyncio.Lock()
+
+        async def get(self, limit: int, timeout: float) -> Sequence[Delivery]:
+            async with self.lock:
+                return await super().get(limit, timeout)
+
+        async def commit(self, deliveries: Sequence[Delivery]) -> None:
+            async with self.lock:
+                await super().commit(deliveries)
+
+
 @caught_by("a_delivery_of_another_channel_cannot_be_committed")
 class CommitsForOthers(Seeded):
     """By the message's number, whoever has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -167,3 +168,40 @@ class SkipsOutputsToQueues(Seeded):
             for claim, commit in commits.items()
         }
         return await super().commit(kept)
+
+
+@caught_by("a_commit_of_outputs_alone_and_one_of_nothing_are_commits_too")
+class SkipsCommitsWithoutRecords(Seeded):
+    """No record, no commit; and its outputs?"""
+
+    async def commit(self, commits: Commits) -> Written:
+        if any(commit.records for commit in commits.values()):
+            return await super().commit(commits)
+        return {claim: [] for claim in commits}
+
+
+@caught_by("what_a_commit_sends_is_delivered_by_channels_in_its_order")
+class ReordersOutputs(Seeded):
+    """Outputs are sent side by side."""
+
+    async def commit(self, commits: Commits) -> Written:
+        turned = {
+            claim: Commit(commit.records, {to: messages[::-1] for to, messages in commit.outputs.items()})
+            for claim, commit in commits.items()
+        }
+        return await super().commit(turned)
+
+
+@caught_by("a_cancelled_commit_is_whole_or_absent_and_the_claim_goes_on")
+class CancelledCommitIsHalf(Seeded):
+    """Two calls: the records, then the outputs."""
+
+    async def commit(self, commits: Commits) -> Written:
+        if stale(commits) or not any(commit.outputs for commit in commits.values()):
+            return await super().commit(commits)
+        if any(m.size > 10 for c in commits.values() for part in c.outputs.values() for m in part):
+            return await super().commit(commits)
+        found = await super().commit({claim: Commit(commit.records) for claim, commit in commits.items()})
+        await asyncio.sleep(0)
+        await super().commit({claim: Commit([], commit.outputs) for claim, commit in commits.items()})
+        return found

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from thalweg.capabilities import Claim, Log
 from thalweg.channel import Capability, Channel
+from thalweg.errors import BrokerError, ConfigurationError
 from thalweg.message import Message
+from thalweg.transports.memory import MemoryOptions
+from thalweg.url import Url
 
 from .base import ChannelThrough, Seeded, caught_by
 
@@ -89,3 +95,77 @@ class TellsAStory(Seeded):
     @property
     def description(self) -> str:
         return "memory\n(in this process)"
+
+
+class Knowing(Seeded):
+    """Keeps its URL."""
+
+    url: Url | None = None
+
+    @classmethod
+    def from_url(cls, url: Url) -> Knowing:
+        made = cls(options=url.options(MemoryOptions))
+        made.url = url
+        return made
+
+    @property
+    def secret(self) -> str:
+        return self.url.text if self.url else ""
+
+
+@caught_by("a_password_shows_in_no_text_error_or_log")
+class DescriptionShowsThePassword(Knowing):
+    @property
+    def description(self) -> str:
+        return f"memory at {self.secret}"
+
+
+@caught_by("a_password_shows_in_no_text_error_or_log")
+class ErrorsShowThePassword(Knowing):
+    async def channel(self, topic: str, group: str) -> Channel:
+        try:
+            return await super().channel(topic, group)
+        except BrokerError:
+            raise ConfigurationError(f"no topic {topic!r} at {self.secret}") from None
+
+    async def open(self) -> None:
+        await super().open()
+        if self.url and self.url.password:
+            raise BrokerError(f"cannot connect to {self.secret}")
+
+
+@caught_by("a_password_shows_in_no_text_error_or_log")
+class ContextShowsThePassword(Knowing):
+    """The message is clean, and the exception of the client hangs on it."""
+
+    async def open(self) -> None:
+        await super().open()
+        if self.url and self.url.password:
+            try:
+                raise OSError(f"cannot connect to {self.secret}")
+            except OSError as error:
+                raise BrokerError("cannot connect") from error
+
+
+@caught_by("a_password_shows_in_no_text_error_or_log")
+class LogsThePassword(Knowing):
+    async def open(self) -> None:
+        await super().open()
+        logging.getLogger("driver").warning("connecting to %s", self.secret)
+
+
+@caught_by("nothing_is_left_behind_by_open_and_close")
+class LeavesATask(Seeded):
+    class channels(ChannelThrough):
+        def __init__(self, inner: Any, transport: Seeded) -> None:
+            super().__init__(inner, transport)
+            self.keeper = asyncio.ensure_future(asyncio.Event().wait())
+
+
+@caught_by("nothing_is_left_behind_by_open_and_close")
+class LeavesASocket(Seeded):
+    sockets: list[socket.socket] = []  # noqa: RUF012
+
+    async def open(self) -> None:
+        await super().open()
+        self.sockets.append(socket.socket())

@@ -6,13 +6,16 @@ import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+from zlib import crc32
 
 import msgspec
 from thalweg.capabilities import Bounds
+from thalweg.channel import Channel, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, Gap, MessageTooLarge
 from thalweg.message import Batch, Message, Position
+from thalweg.transports.memory.group import LogGroup
 
-from .base import LogThrough, Seeded, caught_by
+from .base import ChannelThrough, LogThrough, Seeded, caught_by
 
 replace = msgspec.structs.replace
 Places = Mapping[int, Position | None]
@@ -149,7 +152,9 @@ class ReadersShareAFetcher(Seeded):
 @caught_by("a_record_comes_back_as_it_was_written")
 class LogDropsHeaderOrder(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             changed = {n: [replace(m, headers=tuple(sorted(m.headers))) for m in part] for n, part in records.items()}
             return await super().append(changed)
 
@@ -159,7 +164,9 @@ class SaysWhereTheBatchLies(Seeded):
     """The base offset of the batch, for each of its records."""
 
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             found = await super().append(records)
             return {n: [places[0]] * len(places) for n, places in found.items()}
 
@@ -171,7 +178,9 @@ class EachReaderHasItsOrder(Seeded):
     class logs(LogThrough):
         mine: frozenset[bytes | None] = frozenset()
 
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             self.mine |= {message.value for part in records.values() for message in part}
             await asyncio.sleep(0)
             return await super().append(records)
@@ -189,7 +198,9 @@ class AppendsPartitionByPartition(Seeded):
     """What lies before the record that is refused is written."""
 
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             found: dict[int, Sequence[Position]] = {}
             for partition, part in records.items():
                 found |= await super().append({partition: part})
@@ -199,7 +210,9 @@ class AppendsPartitionByPartition(Seeded):
 @caught_by("a_partition_that_does_not_exist_is_an_error_and_nothing_is_written")
 class PartitionsByModulo(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             count = len(self.inner._topic.partitions)
             found: dict[int, Sequence[Position]] = {}
             for partition, part in records.items():
@@ -210,7 +223,9 @@ class PartitionsByModulo(Seeded):
 @caught_by("topics_and_partitions_are_separate")
 class OnePartitionForAll(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             count = len(self.inner._topic.partitions)
             if any(not 0 <= n < count for n in records) or count < 3:
                 return await super().append(records)
@@ -221,7 +236,9 @@ class OnePartitionForAll(Seeded):
 @caught_by("an_oversize_record_is_refused_and_nothing_of_the_call_is_written")
 class LogTruncatesOversize(Seeded):
     class logs(LogThrough):
-        async def append(self, records: Mapping[int, Sequence[Message]]) -> Mapping[int, Sequence[Position]]:
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
             try:
                 return await super().append(records)
             except MessageTooLarge:
@@ -335,3 +352,79 @@ class FindFallsBackToTheStart(Seeded):
         async def find(self, partition: int, timestamp: int) -> Position | None:
             found = await super().find(partition, timestamp)
             return None if found == (await self.inner.bounds(partition)).last else found
+
+
+@caught_by("find_after_a_truncation_leads_to_what_is_kept")
+class FindForgetsTruncation(Seeded):
+    """Counts from the first record kept, as if its position were 0."""
+
+    class logs(LogThrough):
+        async def find(self, partition: int, timestamp: int) -> Position | None:
+            found, first = await super().find(partition, timestamp), (await self.inner.bounds(partition)).first
+            return found if found is None or first is None else found - first
+
+
+# --- what a log shares with channels and settings ------------------------------------------------------------
+
+
+@caught_by("a_channel_puts_a_key_where_murmur2_puts_it")
+class ChannelsPartitionByCrc(Seeded):
+    """The broker's own hashing."""
+
+    class channels(ChannelThrough):
+        def __init__(self, inner: Any, transport: Seeded) -> None:
+            super().__init__(inner, transport)
+            group = getattr(inner, "_group", None)
+            if isinstance(group, LogGroup):
+                count = len(group.partitions)
+                group.partition_for = lambda key: crc32(key or b"") % count  # type: ignore[method-assign]
+
+
+@caught_by("a_log_and_its_channels_see_the_same_messages")
+class ChannelsHaveMessagesOfTheirOwn(Seeded):
+    """A topic's channel is a queue beside its log."""
+
+    async def channel(self, topic: str, group: str) -> Channel:
+        if self.broker.topic(topic).info.queue:
+            return await super().channel(topic, group)
+        await super().declare([TopicSpec(f"channel of {topic}")])
+        return await super().channel(f"channel of {topic}", group)
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        return [info for info in await super().topics() if not info.name.startswith("channel of ")]
+
+
+@caught_by("a_retention_of_minutes_drops_nothing_within_seconds")
+class RetentionInMilliseconds(Seeded):
+    async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
+        changed = [replace(s, retention=s.retention and s.retention / 1000) for s in topics]
+        return await super().declare(changed)
+
+
+@caught_by("a_log_of_records_of_all_sizes_is_read_whole_in_small_bites")
+class DropsWhatDoesNotFit(Seeded):
+    """A record that is larger than what may be read at once is passed over."""
+
+    class logs(LogThrough):
+        async def read(self, after: Places, limit: int, max_bytes: int, timeout: float) -> Mapping[int, Batch]:
+            found = await super().read(after, limit, max_bytes, timeout)
+            if 100 < max_bytes < 10_000:
+                for n, batch in found.items():
+                    if cast(Any, batch.records[0]).size > max_bytes:
+                        return await super().read({**after, n: batch.positions[0]}, limit, max_bytes, timeout)
+            return found
+
+
+@caught_by("a_cancelled_append_is_written_once_at_most_and_the_log_goes_on")
+class CancelledAppendWritesTwice(Seeded):
+    class logs(LogThrough):
+        async def append(
+            self, records: Mapping[int, Sequence[Message]], positions: bool = True
+        ) -> Mapping[int, Sequence[Position]]:
+            found = await super().append(records)
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                await super().append(records)
+                raise
+            return found
