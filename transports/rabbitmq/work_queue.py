@@ -31,6 +31,7 @@ __all__ = ["Place", "RabbitQueue"]
 
 _PREFETCH = 1000
 _LINGER = 0.01  # seconds that a consumer stays after a `get` which found something, for the next one
+_PATIENCE = 1.0  # seconds that it stays for what is on its way, at most
 _SOON = 0.05  # seconds within which a message that the server has ready arrives
 
 
@@ -272,10 +273,14 @@ class RabbitQueue:
             channel = self._channel
             if self._arrived or channel is None or channel.is_closed:
                 return bool(self._arrived)
-            found = await self._reading.ask(
-                channel.queue_declare(self._place.queue, passive=True), f"reading queue {self._place.name!r}: "
-            )
-            return bool(found.message_count)
+            return await self._count_ready(channel) > 0
+
+    async def _count_ready(self, channel: AbstractChannel) -> int:
+        """Of the messages that went to nobody; what the server had sent to us before is here when it answers."""
+        found = await self._reading.ask(
+            channel.queue_declare(self._place.queue, passive=True), f"reading queue {self._place.name!r}: "
+        )
+        return found.message_count or 0
 
     async def _arrive(self, consumer: _Consumer, message: DeliveredMessage) -> None:
         if message.channel is not self._channel or message.delivery_tag is None:
@@ -314,13 +319,25 @@ class RabbitQueue:
         self._later(self._rest())
 
     async def _rest(self) -> None:
-        """Nobody asks: take nothing more, and after a while give back what nobody has fetched."""
-        async with self._changing:
-            if not self._demand:
-                await self._give_up(self._consumer)
-                self._stop(self._resting)
-                if self._arrived and not self._closed:
-                    self._resting = asyncio.get_running_loop().call_later(self._lease, self._return_arrived)
+        """Nobody asks: take nothing more, and after a while give back what nobody has fetched.
+
+        But first let come what is on its way: the server takes it back when its consumer is gone, and lines it up last.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _PATIENCE
+        while not self._demand and not self._closed:
+            async with self._changing:
+                consumer = self._consumer
+                moving = consumer is not None and consumer.hungry and loop.time() < end
+                if not (moving and consumer is not None and await self._count_ready(consumer.channel)):
+                    if self._demand:  # by now
+                        return
+                    await self._give_up(consumer)
+                    self._stop(self._resting)
+                    if self._arrived and not self._closed:
+                        self._resting = loop.call_later(self._lease, self._return_arrived)
+                    return
+            await asyncio.sleep(_LINGER)
 
     def _return_arrived(self) -> None:
         if self._arrived and not self._demand:
@@ -487,13 +504,23 @@ class RabbitQueue:
         tasks = {*self._background, *([self._feeding] if self._feeding is not None else [])}
         if tasks:
             await asyncio.wait(tasks, timeout=self._reading.endpoint.timeout)
-        channel, self._channel = self._channel, None
+        channel, consumer = self._channel, self._consumer
         if channel is not None and not channel.is_closed:
             with contextlib.suppress(BrokerError):  # closing the channel alone would do, but in any order
-                await self._give_up(self._consumer)
-                if self._unsettled:
+                end = time.monotonic() + _PATIENCE
+                while consumer is not None and consumer.hungry and await self._count_ready(channel):
+                    if time.monotonic() > end:
+                        break
+                    await asyncio.sleep(_LINGER)
+                await self._give_up(consumer)
+                if count := len(self._unsettled):
                     await self._return(list(self._unsettled.values()))
+                    for _ in range(5):  # RabbitMQ lets a new consumer overtake what is given back
+                        if await self._count_ready(channel) >= count:
+                            break
+                        await asyncio.sleep(_LINGER)
                 await self._reading.ask(channel.close())
+        self._channel = None
 
     def _cancelled(self, frame: Basic.Cancel) -> None:
         """By the server: the queue was deleted, or has moved."""
