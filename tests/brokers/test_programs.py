@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 import redis
+from rabbitmq_leftovers import delete_all
 from thalweg.channel import Capability
 from thalweg.errors import BrokerError
 
@@ -34,6 +35,11 @@ async def clean_redis(url: str, prefix: str) -> None:
     client.close()
 
 
+async def clean_rabbitmq(url: str, prefix: str) -> None:
+    await delete_all(f"{url}{'&' if '?' in url else '?'}prefix={prefix}", ["bank", "bank-workers"])
+
+
+RABBITMQ = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672")
 SERVERS: dict[str, tuple[str, str, Callable[[str, str], Awaitable[None]]]] = {
     "redis": ("redis", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), clean_redis),
     "nats": ("nats", os.environ.get("NATS_URL", "nats://127.0.0.1:4222"), delete_streams),
@@ -42,6 +48,8 @@ SERVERS: dict[str, tuple[str, str, Callable[[str, str], Awaitable[None]]]] = {
         f"{os.environ.get('NATS_URL', 'nats://127.0.0.1:4222')}?fencing=false",
         delete_streams,
     ),
+    "rabbitmq": ("rabbitmq", RABBITMQ, clean_rabbitmq),
+    "rabbitmq over AMQP": ("rabbitmq", f"{RABBITMQ}?streams=amqp", clean_rabbitmq),
 }
 """Broker, URL, and what takes away all that lies under a prefix."""
 
