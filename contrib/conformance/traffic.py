@@ -143,13 +143,12 @@ class Traffic:
     async def _work(self, member: Member) -> None:
         dice = self.trial.dice
         while not self._stopped and not member.ended:
-            began = self.history.now()
+            began, since, asked = self.history.now(), self.history.now(), time.monotonic()
             try:
                 deliveries = await member.channel.get(dice.randint(1, 8), 0.1)
             except BrokerError:
                 await self.trial.step()
                 continue
-            since, asked = self.history.now(), time.monotonic()
             for delivery in deliveries:
                 self.history.delivered(_name(delivery), _key(delivery), member.name, delivery.attempts, began)
             if dice.random() < 0.5:

@@ -62,6 +62,7 @@ class Running:
         self._topics = topics
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
+        self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
@@ -90,12 +91,16 @@ class Running:
             await self.put(topic, [message for messages in records.values() for message in messages])
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
-        channel = self._channels.get(topic)
-        if channel is None:
-            plan = self._topics.get(topic)
-            group = f"{self.app_id}-put" if plan is not None and not plan.spec.queue else QUEUE_GROUP
-            channel = self._channels.setdefault(topic, await self.transport.channel(topic, group))
+        channel = self._channels.get(topic) or await self._open_channel(topic)
         await channel.put(messages)
+
+    async def _open_channel(self, topic: str) -> Channel:
+        async with self._opening:
+            if topic not in self._channels:
+                plan = self._topics.get(topic)
+                group = f"{self.app_id}-put" if plan is not None and not plan.spec.queue else QUEUE_GROUP
+                self._channels[topic] = await self.transport.channel(topic, group)
+            return self._channels[topic]
 
     async def send_any(self, topic: str, records: Mapping[int, Sequence[Message]]) -> None:
         """To a topic's partitions, or to a queue (partition -1)."""

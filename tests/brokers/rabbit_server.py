@@ -39,6 +39,7 @@ class RabbitServer:
         self.folder = folder
         self.plugins = "[rabbitmq_stream]."
         self.settings = ""
+        self.variables: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @staticmethod
@@ -127,6 +128,7 @@ class RabbitServer:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **self.variables,
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self.port + 2),
             "HOME": str(self.folder),

@@ -826,7 +826,7 @@ async def test_a_commit_whose_answer_was_lost_is_resolved_after_the_restart(serv
         await transport.declare([TopicSpec("j", partitions=1)])
         claim = await transport.claim("j", 0, Message(b"m"))
         confirmed: list[int] = []
-        for number in range(6):
+        for number in range(4):
             commit = asyncio.create_task(
                 transport.commit({claim: Commit(numbered(number), {("t", 0): numbered(number)})})
             )

@@ -296,6 +296,16 @@ async def test_delayed_messages_hold_up_nothing_and_come_one_by_one_when_due(clu
         assert values(await receive(queue, 50)) == [message.value for message in later]
 
 
+async def test_many_delayed_messages_keep_no_other_of_their_partition_waiting(cluster: str) -> None:
+    spec = TopicSpec("q", queue=True, options={"partitions": "2"})
+    async with AsyncExitStack() as stack:
+        queue = await open_channel(stack, cluster, spec)
+        await queue.put([QueueMessage(b"later", key, delay=3600) for key in (b"a", b"k0") for _ in range(400)])
+        await queue.put([QueueMessage(b"later", b"a", delay=3600) for _ in range(400)])
+        await queue.put([Message(b"now", b"a"), Message(b"now", b"k0")])
+        assert values(await receive(queue, 2)) == [b"now", b"now"]
+
+
 async def test_a_partition_lends_no_more_than_its_gaps_can_be_told(cluster: str) -> None:
     spec = TopicSpec("t", partitions=1)
     async with AsyncExitStack() as stack:

@@ -37,6 +37,7 @@ from thalweg.transports.rabbitmq import RabbitTransport
 from thalweg.transports.rabbitmq.work_queue import RabbitQueue
 from thalweg.url import Url
 
+from brokers.bank import make_bank
 from brokers.letters import make_letters
 from brokers.rabbit_server import RabbitServer
 
@@ -215,6 +216,32 @@ async def test_a_program_goes_on_by_itself_when_its_server_restarts(server: Rabb
         await eventually(lambda: set(noted(notes)) >= set(acknowledged))
         await program.letters.send(9999)
         await eventually(lambda: 9999 in noted(notes))
+
+
+async def test_a_server_without_streams_runs_programs_with_queues_and_refuses_tables(tmp_path: Path) -> None:
+    if lacking := RabbitServer.lacking():
+        missing("rabbitmq", lacking)
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = RabbitServer(folder)
+    server.plugins, server.variables = "[].", {"RABBITMQ_FEATURE_FLAGS": "quorum_queue"}
+    try:
+        await asyncio.to_thread(server.start)
+        url = with_prefix(server.url)
+        program = make_letters(url, str(tmp_path / "notes"))
+        async with program.app:
+            assert program.app.guarantee == "at_least_once"
+            await asyncio.gather(*(program.letters.send(number) for number in range(50)))
+            await program.letters.send(50, delay=0.2)
+            await eventually(lambda: len(noted(tmp_path / "notes")) == 51)
+        async with opened(url) as transport:
+            assert Capability.LOG not in transport.capabilities
+            assert "stream_queue" in transport.warnings[0]
+        with pytest.raises(MissingCapability, match="log"):
+            async with make_bank(url).app:
+                pass
+    finally:
+        await asyncio.to_thread(server.close)
 
 
 # --- a server that fails -------------------------------------------------------------------------------------

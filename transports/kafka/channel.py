@@ -19,7 +19,7 @@ from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from .connection import Cluster
-from .line import FINISHED, FINISHING, LENT, Entry, Line, settle
+from .line import FINISHED, FINISHING, LENT, READ_RECORDS, Entry, Line, settle
 from .log import KafkaLog
 from .member import Member
 from .progress import Progress
@@ -30,8 +30,8 @@ __all__ = ["KafkaChannel", "now"]
 
 log = logging.getLogger("thalweg")
 
-_READ_RECORDS, _READ_BYTES = 500, 4 << 20
-"""How much is read at a time: of each partition, and in all. Only when nothing waits to be lent."""
+_READ_BYTES = 4 << 20
+"""How much is read at a time, in all. Only when nothing waits to be lent."""
 
 _LONGEST_READ = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -53,6 +53,7 @@ class KafkaChannel:
         self._member: Member | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
+        self._full = False  # some partition is left out of reads until something of it is finished
         self._reading: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._storing = Storing(f"kafka offsets of {group}", self._store_now, self._has_stored)
@@ -210,17 +211,14 @@ class KafkaChannel:
                 news.exception()  # if it came together with a cancellation, nobody else asks
 
     async def _read(self, timeout: float) -> None:
-        lines = {number: line for number, line in self._lines.items() if line.room > 0}
-        roomy = {number: line for number, line in lines.items() if line.room >= _READ_RECORDS}
-        lines = roomy or lines
+        lines = {number: line for number, line in self._lines.items() if line.has_room}
+        self._full = len(lines) < len(self._lines)
         if not lines:
             await asyncio.sleep(timeout)  # until something is finished, which ends this
             return
-        limit = min(_READ_RECORDS, *(line.room for line in lines.values()))
+        after = {number: line.after for number, line in lines.items()}
         try:
-            found = await self._log.read(
-                {number: line.after for number, line in lines.items()}, limit, _READ_BYTES, timeout
-            )
+            found = await self._log.read(after, READ_RECORDS, _READ_BYTES, timeout)
         except Gap as gap:
             lines[gap.partition].skip_to(gap.first)
             return
@@ -340,7 +338,7 @@ class KafkaChannel:
     def _finished(self, entries: Iterable[Entry], stored: asyncio.Future[None]) -> None:
         failed = stored.cancelled() or stored.exception() is not None
         settle(entries, finished=not failed)
-        if not failed and self._waiting and any(line.room < _READ_RECORDS for line in self._lines.values()):
+        if not failed and self._waiting and self._full:
             self._look_anew()
         self._let_go()
 

@@ -80,9 +80,12 @@ class Fencer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    async def begin(self) -> None:
-        """Take an id. Raises Denied where the user has no right to, BrokerError where there are no transactions now."""
-        await self._ready(self._deadline())
+    async def probe(self) -> None:
+        """Raises Denied where the user has no right to transactions, BrokerError where there are none now.
+
+        By an id that all share: one of its own, which the broker remembers for a week, is taken with the first claim.
+        """
+        await self._begin(f"{self._prefix}thalweg-probe", self._deadline())
 
     # --- claiming ------------------------------------------------------------------------------------------------
 

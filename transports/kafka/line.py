@@ -11,13 +11,27 @@ from thalweg.message import Batch, Headers, Message, Position, Record
 
 from .progress import Progress, Run
 
-__all__ = ["DUE", "EXPIRES", "FINISHED", "FINISHING", "LENT", "MOST_OPEN", "OVER", "WAITING", "Entry", "Line", "settle"]
+__all__ = [
+    "DUE",
+    "EXPIRES",
+    "FINISHED",
+    "FINISHING",
+    "LENT",
+    "MOST_OPEN",
+    "OVER",
+    "READ_RECORDS",
+    "WAITING",
+    "Entry",
+    "Line",
+    "settle",
+]
 
 DUE, EXPIRES = "thalweg-due", "thalweg-expires"
 """Headers of queues' messages: milliseconds since the epoch, as decimal digits."""
 
-MOST_OPEN = 1000
-"""Unfinished messages of one partition, at most: the next ones wait, for the stored text must hold all gaps."""
+MOST_OPEN, READ_RECORDS = 1000, 500
+"""With so many unfinished messages a partition is not read further, for the stored text must hold all gaps; until then,
+so many at a time."""
 
 MOST_LATER_BYTES = 4 << 20
 """And so much of those that are not due yet, for they wait in memory."""
@@ -72,9 +86,9 @@ class Line:
         return self._next - 1 if self._next else None
 
     @property
-    def room(self) -> int:
-        """How many more it takes."""
-        return 0 if self.leaving or self._later_bytes > MOST_LATER_BYTES else MOST_OPEN - len(self._entries)
+    def has_room(self) -> bool:
+        """Whether it takes another `READ_RECORDS`."""
+        return not self.leaving and len(self._entries) < MOST_OPEN and self._later_bytes <= MOST_LATER_BYTES
 
     def add(self, batch: Batch) -> None:
         """What was read after `after`."""

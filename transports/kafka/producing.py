@@ -14,7 +14,7 @@ from thalweg.message import Position
 from .connection import DENIED, RETRIABLE, TRANSACTION, Cluster, Denied, Lost, Unreachable
 from .records import Outgoing
 
-__all__ = ["CONCURRENT", "FENCED", "TOO_LARGE", "Pause", "Place", "Producer", "Refused", "Unknown"]
+__all__ = ["CONCURRENT", "FENCED", "SERVER_ERROR", "TOO_LARGE", "Pause", "Place", "Producer", "Refused", "Unknown"]
 
 Place: TypeAlias = tuple[str, int]
 """A topic, as Kafka calls it, and a partition."""
@@ -30,7 +30,10 @@ TOO_LARGE = frozenset({10, 18})
 STALE = frozenset({45, 47, 49, 59})
 """The broker does not know what this producer wrote: its numbering begins anew under another id."""
 
-_MAYBE_WRITTEN = frozenset({7, 20})
+SERVER_ERROR = -1
+"""Something went wrong in the broker, at whatever point: to be asked again."""
+
+_MAYBE_WRITTEN = frozenset({7, 20, SERVER_ERROR})
 
 
 class Refused(Exception):
@@ -90,7 +93,7 @@ class Producer:
                     return cls(cluster, answer.producer_id, answer.producer_epoch, transactional_id)
                 if code in DENIED:
                     raise Denied(cluster.endpoint.explain(code, "asking for the id of a producer: "))
-                if code not in RETRIABLE and code not in FENCED and code != CONCURRENT:
+                if code not in RETRIABLE and code not in FENCED and code not in (CONCURRENT, SERVER_ERROR):
                     raise cluster.explain(code, "asking for the id of a producer: ")
                 problem = cluster.explain(code, "asking for the id of a producer: ")
             except (Unreachable, Lost) as error:

@@ -11,7 +11,7 @@ from thalweg.errors import AmbiguousCommit, BrokerError, MessageTooLarge
 from thalweg.message import Position
 
 from .connection import RETRIABLE, TRANSACTION, Cluster, Lost, Unreachable
-from .producing import CONCURRENT, FENCED, TOO_LARGE, Pause, Place, Producer, Refused
+from .producing import CONCURRENT, FENCED, SERVER_ERROR, TOO_LARGE, Pause, Place, Producer, Refused
 from .records import Outgoing
 
 __all__ = ["FencedOut", "Undone", "transact"]
@@ -73,7 +73,7 @@ async def _add(cluster: Cluster, producer: Producer, places: Sequence[Place], de
                 return
             if codes & FENCED:
                 raise FencedOut
-            hopeless = codes - RETRIABLE - {CONCURRENT}
+            hopeless = codes - RETRIABLE - {CONCURRENT, SERVER_ERROR}
             code = min(hopeless or codes)
             problem = cluster.explain(code, "adding to a transaction: ")
             if hopeless:
@@ -141,7 +141,9 @@ async def _end(cluster: Cluster, producer: Producer, commit: bool, deadline: flo
             if code in FENCED and not unsure:
                 raise FencedOut
             problem = cluster.explain(code, "ending a transaction: ")
-            if code not in RETRIABLE and code != CONCURRENT:
+            if code == SERVER_ERROR:
+                unsure = True
+            elif code not in RETRIABLE and code != CONCURRENT:
                 break
             if code != CONCURRENT:
                 cluster.forget_coordinator(TRANSACTION, name)

@@ -193,7 +193,7 @@ class KafkaTransport:
         timeout = min(_TRANSACTION_TIMEOUT, most)
         fencer = Fencer(self._cluster, self._topics, options.prefix, options.compression, timeout)
         try:
-            await fencer.begin()
+            await fencer.probe()
         except Denied as error:
             self._warnings.append(
                 f"no transactions, so journals are read back and outputs go through an outbox: {error}; they need the "

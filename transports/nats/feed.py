@@ -69,10 +69,18 @@ class Feed:
         self._name = f"thalweg-{secrets.token_hex(8)}"
         self._next = self._asked_at = 1
         self._waiting: Pull | None = None
+        self._empty = False
 
     @property
     def alive(self) -> bool:
         return self.wire.usable and not self.dead and not (self._waiting is not None and self._waiting.failed)
+
+    @property
+    def at_end(self) -> bool:
+        """All that there was has come: what comes is sent by itself (`wait`), there is nothing to fetch."""
+        if self._waiting is None:
+            return self._empty
+        return not self._waiting.ended.done() or self._waiting.status[9:12] in (b"404", b"408")
 
     async def start(self) -> None:
         """Raises `BrokerError`."""
@@ -99,6 +107,9 @@ class Feed:
             pull = self._pull(1, 0)
             await pull.finish(self._connection.endpoint.timeout)
         self.dead = self.dead or pull.failed
+        self._empty = pull.status[9:12] == b"404"
+        if self._waiting is not None and self._waiting.ended.done():
+            self._waiting = None
 
     def wait(self, batch: int, size: int, seconds: float) -> None:
         """Have the server send what comes, for so long."""

@@ -116,7 +116,7 @@ class NatsLog:
             self._check_open()
             await self._retire()
             async with self._reading:
-                batches = await self._read(after, limit, max_bytes)
+                batches = await self._read(after, limit, max_bytes, patient=timeout > 0)
                 remaining = deadline - time.monotonic()
                 if batches or remaining <= 0 or not after:
                     return batches
@@ -143,13 +143,18 @@ class NatsLog:
             if not woken.done():
                 woken.set_result(None)
 
-    async def _read(self, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> dict[int, Batch]:
+    async def _read(
+        self, after: Mapping[int, Position | None], limit: int, max_bytes: int, patient: bool
+    ) -> dict[int, Batch]:
+        """patient: what comes while the caller waits will do."""
         await self._place(after)
         batches = self._take(after, limit, max_bytes)
         if self._has_news(batches) or not after:
             return batches
         size = max(max_bytes, _LEAST)
         for feed in self._feeds_of(after):
+            if patient and feed.at_end:
+                continue
             try:
                 await feed.fetch(_wanted(limit, len(after)), size)
             except WireLost:

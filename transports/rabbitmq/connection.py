@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -45,9 +46,13 @@ __all__ = [
     "Unroutable",
     "finish",
     "ignore_failure",
+    "no_streams",
 ]
 
 T = TypeVar("T")
+
+_CLIENT_LOG = logging.getLogger("aiormq")
+"""It logs a traceback for each connection that ends, which also comes to us as an exception."""
 
 _WINDOW = 1000  # messages published and not yet confirmed
 _FAREWELL = 2.0  # seconds for each step of closing
@@ -119,6 +124,8 @@ class Connection:
     """Calls may overlap; a cancelled one disturbs none. purpose: shown in the server's list of connections."""
 
     def __init__(self, endpoint: Endpoint, purpose: str) -> None:
+        if _CLIENT_LOG.level == logging.NOTSET:  # whoever wants to read it has set a level
+            _CLIENT_LOG.setLevel(logging.CRITICAL)
         self.endpoint = endpoint
         self._purpose = purpose
         self._link: AbstractConnection | None = None
@@ -366,6 +373,11 @@ def _cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def no_streams(said: str) -> bool:
+    """Whether this is how a server refuses to make a stream because it has none."""
+    return "corresponding feature flag is disabled" in said or "invalid arg 'x-queue-type'" in said
+
+
 def _remedy(error: BaseException | str, said: str, endpoint: Endpoint) -> tuple[str, str]:
     if isinstance(error, (ProbableAuthenticationError, AuthenticationError)):
         return said, "check user and password in the URL (guest may enter from the server's own machine only)"
@@ -379,6 +391,11 @@ def _remedy(error: BaseException | str, said: str, endpoint: Endpoint) -> tuple[
         return said, "grant the user configure, write and read permissions on it (rabbitmqctl set_permissions)"
     if isinstance(error, ChannelPreconditionFailed) and "larger than configured max size" in said:
         return said, "raise max_message_size in the server's rabbitmq.conf, or lower ?message_bytes="
+    if no_streams(said):
+        return said, (
+            "this server has no streams, in which topics lie, and the list of topics and queues: RabbitMQ 3.9 or newer "
+            "is needed, with its feature flag stream_queue (rabbitmqctl enable_feature_flag stream_queue)"
+        )
     if "home node" in said:
         return said, "the node that has it is down, or just starting; wait for it"
     if isinstance(error, ssl.SSLCertVerificationError):

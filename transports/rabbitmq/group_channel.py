@@ -198,7 +198,7 @@ class GroupChannel:
 
     async def _follow_members(self) -> None:
         name = f"group {self._group} of {self._topic}"
-        while True:
+        while not self._closed:
             with contextlib.suppress(BrokerError):
                 async with aclosing(self._means.peers(name, self._me, self._means.lease)) as members:
                     async for present in members:
@@ -211,7 +211,7 @@ class GroupChannel:
 
     async def _own(self) -> None:
         """Take what is wanted as soon as others have let it go; let go what others want, once nothing of it is lent."""
-        while True:
+        while not self._closed:
             wanted = self._wanted or frozenset()
             for number, share in list(self._shares.items()):
                 if not share.stands or (number not in wanted and not share.lent):
@@ -242,7 +242,8 @@ class GroupChannel:
         try:
             await share.open()
         except BaseException:
-            await finish(share.close(), self._background)
+            with contextlib.suppress(BrokerError):  # which would hide why, a cancellation perhaps
+                await finish(share.close(), self._background)
             raise
         self._shares[number] = share
         self._changed.set()

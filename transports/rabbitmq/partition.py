@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from thalweg.capabilities import Bounds
 from thalweg.errors import AmbiguousCommit, Gap
@@ -18,6 +19,8 @@ from .shelf import Missing, Shelf, peek
 from .streams import Block, NoStream, Since, Start, Streams
 
 __all__ = ["Expected", "Partition", "new_ids"]
+
+T = TypeVar("T")
 
 _AHEAD = 3_600_000
 """Milliseconds by which a record's time may lie after the time at which it was written, for `find`."""
@@ -159,7 +162,7 @@ class Partition:
         """Look whether a generation is sealed, though nobody has told the root. It reads the whole of it."""
         if not self.generations.may_be_sealed(generation):
             return False
-        cursor = Cursor(self._streams, self.generations.streams[generation], "first", lambda: None, tail=True)
+        cursor = Cursor(self._streams, self._stream(generation), "first", lambda: None, tail=True)
         cursor.watchers.append(lambda block: self._watch(generation, block))
         try:
             await cursor.open()
@@ -189,12 +192,36 @@ class Partition:
     # --- its ends --------------------------------------------------------------------------------------------
 
     async def bounds(self) -> Bounds:
+        return await self._whatever_moves(self._bounds)
+
+    async def find(self, timestamp: int) -> Position | None:
+        """Reads from where records of that time can begin. A record's time may lie an hour after it was written."""
+        return await self._whatever_moves(lambda: self._find(timestamp))
+
+    async def _whatever_moves(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Again, if a stream was truncated while it was looked at."""
+        while True:
+            known = self.generations.first, self.generations.newest
+            try:
+                return await ask()
+            except NoStream:
+                await self._refresh()
+                if (self.generations.first, self.generations.newest) == known:
+                    raise
+
+    def _stream(self, generation: int) -> str:
+        stream = self.generations.streams.get(generation)
+        if stream is None:
+            raise NoStream(f"generation {generation} of topic {self._topic!r} partition {self._number} is truncated")
+        return stream
+
+    async def _bounds(self) -> Bounds:
         await self._refresh()
         last = await self._last()
         if last is None or last < self.generations.first:
             return Bounds(None, None)
         generation, offset = self._place(None)
-        blocks = await peek(self._streams, self.generations.streams[generation], "first")
+        blocks = await peek(self._streams, self._stream(generation), "first")
         first = join(generation, max(blocks[0].first if blocks else 0, 0 if offset is None else offset + 1))
         return Bounds(min(first, last), last)
 
@@ -205,7 +232,7 @@ class Partition:
             newest, end = generations.newest, 0
             if await self._follow(newest):
                 continue
-            for block in await peek(self._streams, generations.streams[newest], "last"):
+            for block in await peek(self._streams, self._stream(newest), "last"):
                 self._watch(newest, block)
                 end = block.first + block.count
             if newest not in generations.seals:
@@ -215,9 +242,8 @@ class Partition:
             end = generations.seals.get(newest, 0)
         return join(newest, end - 1) if end else None
 
-    async def find(self, timestamp: int) -> Position | None:
-        """Reads from where records of that time can begin. A record's time may lie an hour after it was written."""
-        bounds = await self.bounds()
+    async def _find(self, timestamp: int) -> Position | None:
+        bounds = await self._bounds()
         if bounds.first is None or bounds.last is None:
             return None
         before, after, arrived = None, None, asyncio.Event()
@@ -226,7 +252,7 @@ class Partition:
             start: Start = "first" if offset is None else offset
             if not self.truncated and timestamp > _AHEAD:
                 start = Since(timestamp - _AHEAD)
-            cursor = Cursor(self._streams, self.generations.streams[generation], start, arrived.set, tail=False)
+            cursor = Cursor(self._streams, self._stream(generation), start, arrived.set, tail=False)
             try:
                 await cursor.open()
                 while generation not in self.generations.seals:

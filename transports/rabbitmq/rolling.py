@@ -158,23 +158,24 @@ class RollingPartition(Partition):
         await self._root.write(Candidate(self._number, generation + 1, stream))
         await self._make(stream)
         try:
-            await self._write_seal(tail, stream)
+            await self._write_seal(generation, tail, stream)
         except NoStream:  # it was truncated meanwhile, by somebody who is further
             await self._delete(stream)
             return
-        offset = self.generations.seals[generation]
-        following = self.generations.streams[generation + 1]
-        await self._root.write(Rolled(self._number, generation, offset, following))
+        offset = self.generations.seals.get(generation)
+        following = self.generations.streams.get(generation + 1)
+        if offset is not None and following is not None:  # else others have truncated both meanwhile
+            await self._root.write(Rolled(self._number, generation, offset, following))
         if following != stream:
             await self._delete(stream)
 
-    async def _write_seal(self, tail: Cursor, following: str) -> None:
+    async def _write_seal(self, generation: int, tail: Cursor, following: str) -> None:
         """Returns when there is one, this or another."""
         found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        generation = next(number for number, name in self.generations.streams.items() if name == tail.stream)
 
         def look(_: object) -> None:
-            if generation in self.generations.seals and not found.done():
+            sealed = generation in self.generations.seals or generation < self.generations.newest
+            if sealed and not found.done():
                 found.set_result(None)
 
         tail.watchers.append(look)  # after the one that learns

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Mapping
 
+import msgspec
 from thalweg.message import Message
 
 from .wire import KEY, TIME, Value, from_headers, to_headers
@@ -74,16 +75,15 @@ def _variable(kind: int, data: bytes) -> bytes:
 
 def decode(data: bytes, written: int) -> Message:
     """written: when, in ms, for a message that tells no time. What is no AMQP 1.0 is taken for a bare value."""
-    start = 5 + data[4] if data[:4] == b"\x00\x53\x73\xc0" else 0
-    if not start and data[:4] == _PLAIN and data[_KEY_AT:_KEY_TEXT] == _KEY_NAME and data[5] == 4:
-        found = _decode_plain(data)
+    plain = data if data[:4] != b"\x00\x53\x73\xc0" else data[5 + int.from_bytes(data[4:5], "big") :]
+    if plain[:4] == _PLAIN and plain[5:6] == b"\x04":
+        found = _decode_plain(plain)
         if found is not None:
             return found
-    elif start and data[start : start + 4] == _PLAIN and data[start + 5] == 4:
-        found = _decode_plain(data[start:])
-        if found is not None:
-            return found
-    return _decode_any(data, written)
+    try:
+        return _decode_any(data, written)
+    except (IndexError, ValueError, struct.error, msgspec.MsgspecError, RecursionError):
+        return Message(data, timestamp=written)
 
 
 def _decode_plain(data: bytes) -> Message | None:
@@ -116,32 +116,68 @@ def message_id(data: bytes) -> str | None:
             if section == 0x73:
                 first = value[0] if isinstance(value, list) and value else None
                 return first if isinstance(first, str) else None
-    except (IndexError, struct.error):
+    except (IndexError, ValueError, struct.error, RecursionError):
         pass
     return None
 
 
 def _decode_any(data: bytes, written: int) -> Message:
     body, headers, at = b"", dict[str, object](), 0
-    try:
-        while at < len(data):
-            if data[at] != 0 or data[at + 1] != 0x53:
-                raise IndexError
-            section = data[at + 2]
-            value, at = _value(data, at + 3)
-            if section == 0x75 and isinstance(value, (bytes, str)):
-                body += value.encode() if isinstance(value, str) else value
-            elif section == 0x77:
-                body = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
-            elif section == 0x74 and isinstance(value, dict):
-                headers = value
-            elif section == 0x73 and isinstance(value, list) and len(value) > 9 and isinstance(value[9], int):
-                written = value[9]
-            elif not 0x70 <= section <= 0x78:
-                raise IndexError
-    except (IndexError, struct.error, UnicodeDecodeError):
-        return Message(data, timestamp=written)
+    while at < len(data):
+        if data[at] != 0 or data[at + 1] != 0x53:
+            raise ValueError("no section of AMQP 1.0")
+        section = data[at + 2]
+        if section == 0x74:
+            headers, at = _headers(data, at + 3)
+            continue
+        value, at = _value(data, at + 3)
+        if section == 0x75 and isinstance(value, (bytes, str)):
+            body += value.encode() if isinstance(value, str) else value
+        elif section == 0x77:
+            body = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else b""
+        elif section == 0x73 and isinstance(value, list) and len(value) > 9 and isinstance(value[9], int):
+            written = value[9]
+        elif not 0x70 <= section <= 0x78:
+            raise ValueError("no section of AMQP 1.0")
     return from_headers(body, headers, written)
+
+
+def _headers(data: bytes, at: int) -> tuple[dict[str, object], int]:
+    """A map; text, bytes and longs go the short way. 1 us a header."""
+    kind = data[at]
+    if kind == 0xC1:
+        end, count, at = at + 2 + data[at + 1], data[at + 2], at + 3
+    elif kind == 0xD1:
+        size, count = struct.unpack_from(">II", data, at + 1)
+        end, at = at + 5 + size, at + 9
+    else:
+        return {}, _value(data, at)[1]
+    found: dict[str, object] = {}
+    for _ in range(count // 2):
+        if data[at] == 0xA1:
+            name: object = data[at + 2 : at + 2 + data[at + 1]].decode()
+            at += 2 + data[at + 1]
+        else:
+            name, at = _value(data, at)
+        kind = data[at]
+        if kind == 0xA1 or kind == 0xA0:
+            start, at = at + 2, at + 2 + data[at + 1]
+            found[str(name)] = _text(data[start:at]) if kind == 0xA1 else data[start:at]
+        elif kind == 0x81:
+            found[str(name)] = _LONG.unpack_from(data, at + 1)[0]
+            at += 9
+        else:
+            found[str(name)], at = _value(data, at)
+    if at != end or end > len(data):
+        raise IndexError("cut off")
+    return found, end
+
+
+def _text(content: bytes) -> str | bytes:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:  # AMQP 0.9.1 has byte strings there
+        return content
 
 
 _FIXED = {
@@ -177,10 +213,7 @@ def _value(data: bytes, at: int) -> tuple[object, int]:
         raise IndexError("cut off")
     content = data[at:end]
     if kind in (0xA1, 0xB1, 0xA3, 0xB3):
-        try:
-            return content.decode(), end
-        except UnicodeDecodeError:  # AMQP 0.9.1 has byte strings there
-            return content, end
+        return _text(content), end
     if kind in (0xA0, 0xB0):
         return content, end
     return _compound(kind, content), end

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, TopicMismatch
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
-from .connection import Connection, Endpoint, Refused
+from .connection import Connection, Endpoint, Refused, no_streams
 from .delays import Delays
 from .group_channel import GroupChannel, Means
 from .keeper import Keeper
@@ -71,6 +72,11 @@ class RabbitOptions(msgspec.Struct, frozen=True):
 _NUMBERS = {"x-max-length-bytes": 1_000_000, "x-stream-max-segment-size-bytes": 500_000}
 """The offset of an entry is a number larger than all before; the entry itself may go."""
 
+_NO_STREAMS = (
+    "this server has no streams (RabbitMQ 3.9 or newer; rabbitmqctl enable_feature_flag stream_queue): it has queues "
+    "only, all consumer groups of a queue are one, and only what this program declares is listed"
+)
+
 _QUEUE_OPTIONS = frozenset({"dead_letter", "type"})
 _EXISTING_OPTIONS = frozenset({"exchange", "queue", "routing_key"})
 _STREAM_OPTIONS = frozenset({"stream"})
@@ -102,9 +108,11 @@ class RabbitTransport:
     @property
     def capabilities(self) -> frozenset[Capability]:
         found = {
-            *(Capability.LOG, Capability.LOCKS, Capability.PEERS),
+            *(Capability.LOCKS, Capability.PEERS),
             *(Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY),
         }
+        if not (self._opened and self._registry.alone):
+            found.add(Capability.LOG)
         if self._options.queues == "classic":
             found.add(Capability.PRIORITY)
         return frozenset(found)
@@ -115,12 +123,22 @@ class RabbitTransport:
 
     @property
     def description(self) -> str:
-        way = f", streams by {self._logs.way.name}" if self._opened else ""
+        way = ""
+        if self._opened:
+            way = ", without streams" if self._registry.alone else f", streams by {self._logs.way.name}"
         return f"{self._version or 'RabbitMQ'}, {self._endpoint.place}{way}"
 
     @property
     def warnings(self) -> Sequence[str]:
-        return self._logs.warnings if self._opened else []
+        if not self._opened:
+            return []
+        found = [_NO_STREAMS] if self._registry.alone else list(self._logs.warnings)
+        if self._options.queues == "classic":
+            found.append(
+                "queues=classic: a queue lies on one node of the server only, and is away or lost with it; leave it "
+                "out for quorum queues, unless you need priorities"
+            )
+        return found
 
     async def open(self) -> None:
         if self._opened:
@@ -145,9 +163,14 @@ class RabbitTransport:
             link = await self._connection.link()
             properties = getattr(link, "server_properties", {})
             self._version = f"{properties.get('product', 'RabbitMQ')} {properties.get('version', '')}".strip()
-            with contextlib.suppress(Refused):  # whoever needs it will hear why
+            try:
                 await self._registry.read()
-            await self._logs.open()
+            except BrokerError as error:
+                self._registry.alone = no_streams(str(error))
+                if not (self._registry.alone or isinstance(error, Refused)):  # whoever needs it will hear why
+                    raise
+            if not self._registry.alone:
+                await self._logs.open()
         except BaseException:
             await self._close()
             raise
@@ -192,6 +215,11 @@ class RabbitTransport:
     async def _create(self, spec: TopicSpec) -> Topic:
         partitions = 1 if spec.queue else spec.partitions or spec.default_partitions
         kind = spec.options.get("type", self._options.queues) if spec.queue else "stream"
+        if self._registry.alone and not spec.queue:
+            raise MissingCapability(
+                f"topic {spec.name!r} needs the capability 'log', which {self.description} does not offer: topics lie "
+                "in streams (RabbitMQ 3.9 or newer; rabbitmqctl enable_feature_flag stream_queue)"
+            )
         topic = await self._registry.declare(
             Topic(spec.name, partitions, spec.queue, kind, spec.retention, dict(spec.options), spec.truncated)
         )
@@ -328,9 +356,12 @@ class RabbitTransport:
         self._use()
         if self._keeping is None:
             keeper = Keeper(self._endpoint)
-            locks = Locks(keeper, self._names, lambda: self._numbers.append(b""))
+            locks = Locks(keeper, self._names, self._number)
             self._keeping = keeper, locks, Peers(keeper, self._names)
         return self._keeping
+
+    async def _number(self) -> int:
+        return time.time_ns() if self._registry.alone else await self._numbers.append(b"")
 
     async def _topic(self, name: str) -> Topic:
         self._use()

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from thalweg import Agent, App, AskDeadlock, Stream
+from thalweg.channel import Channel
 from thalweg.runtime.lane import Lane
+from thalweg.transports.memory import MemoryBroker, MemoryTransport
 
 
 def make(name: str, broker: str) -> tuple[App, Agent[int, int]]:
@@ -69,3 +71,23 @@ async def test_an_event_that_asks_its_own_agent_is_told_at_once() -> None:
         assert await echo.ask(1, key="k") == "deadlock"
         assert await echo.ask(0, key="k") == "zero"
         assert t.now() == begun
+
+
+class Counting(MemoryTransport):
+    """Tells how many channels were opened."""
+
+    opened = 0
+
+    async def channel(self, topic: str, group: str) -> Channel:
+        self.opened += 1
+        await asyncio.sleep(0)  # as a broker behind a network
+        return await super().channel(topic, group)
+
+
+async def test_many_first_sends_to_a_queue_at_once_share_one_channel() -> None:
+    transport = Counting(MemoryBroker())
+    app = App("many-sends", broker=transport)
+    letters = app.queue("letters", value=int)
+    async with app.client():
+        await asyncio.gather(*(letters.send(number) for number in range(20)))
+    assert transport.opened == 1

@@ -18,6 +18,7 @@ from thalweg.transports.kafka.line import (
     MOST_LATER_BYTES,
     MOST_OPEN,
     OVER,
+    READ_RECORDS,
     Entry,
     Line,
     settle,
@@ -70,10 +71,10 @@ def test_as_many_gaps_as_there_may_be_fit_and_what_is_finished_is_never_left_out
     chance = random.Random(1)
     few = alternating(150, 9, True, chance)
     assert Progress.decode(*few.encode()) == few
-    many = alternating(MOST_OPEN, 9, True, chance)
+    many = alternating(MOST_OPEN + READ_RECORDS, 9, True, chance)
     assert len(many.encode()[1]) <= 4000
     assert Progress.decode(*many.encode()) == Progress(many.first, many.runs)
-    long = alternating(MOST_OPEN, 10**6, False, chance)
+    long = alternating(MOST_OPEN + READ_RECORDS, 10**6, False, chance)
     assert len(long.encode()[1]) <= 4000
     kept = Progress.decode(*long.encode())
     assert [run[:3] for run in kept.runs] == [run[:3] for run in long.runs]
@@ -102,7 +103,7 @@ class Model:
 
     def read(self, limit: int) -> None:
         after = self.line.after
-        new = [(p, m) for p, m in self.log if after is None or p > after][: min(limit, self.line.room)]
+        new = [(p, m) for p, m in self.log if after is None or p > after][:limit]
         self.line.add(Batch([m for _, m in new], [p for p, _ in new]))
 
     def lend(self, limit: int, now: int) -> None:
@@ -195,24 +196,24 @@ def test_neighbours_lent_alike_make_one_run_and_what_nobody_got_is_not_stored() 
 def test_a_full_line_reads_no_further_until_something_is_finished() -> None:
     line = Line(None, 0, None, False)
     line.add(Batch([Message(b"")] * MOST_OPEN, range(MOST_OPEN)))
-    assert line.room == 0
+    assert not line.has_room
     (entry,) = line.lend(1, 0, 0.0)
     line.finished(entry)
-    assert line.room == 1
+    assert line.has_room
 
 
 def test_what_waits_in_memory_is_bounded_in_bytes() -> None:
     line = Line(None, 0, None, True)
     later = Message(b"x" * MOST_LATER_BYTES, b"k", ((DUE, b"100"),))
     line.add(Batch([later], range(1)))
-    assert line.room == 0
+    assert not line.has_room
     (entry,) = line.lend(1, 100, 0.0)
-    assert line.room == MOST_OPEN - 1
+    assert line.has_room
     again = line.take_back(entry, 200)
-    assert line.room == 0
+    assert not line.has_room
     line.lend_again(entry, again)
     assert not line.lend(1, 200, 0.0)
-    assert line.room == MOST_OPEN - 1
+    assert line.has_room
 
 
 def test_a_message_is_delivered_when_due_and_not_once_it_has_expired() -> None:
