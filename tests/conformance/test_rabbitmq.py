@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import pytest
 from brokers.rabbit_server import RabbitServer
 from missing import missing
 from rabbitmq_leftovers import delete_all
@@ -33,7 +32,7 @@ def own_server() -> RabbitServer:
 
 
 class RabbitRig(Rig):
-    lease = 1.0
+    lease = 0.8
 
     def __init__(self, options: str = "") -> None:
         own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}{options}"
@@ -67,8 +66,6 @@ class RabbitRig(Rig):
     async def clean(self, names: Sequence[str]) -> None:
         await delete_all(self.url, names)
 
-
-pytestmark = pytest.mark.skip("the last properties are being worked on")
 
 rabbitmq = transport("amqp://", RabbitRig)
 over_amqp = transport("amqp://?streams=amqp", lambda: RabbitRig("&streams=amqp"))
