@@ -141,6 +141,8 @@ class Case(pytest.Item):
                 self._run_store(rig)
         except Unavailable as lack:
             pytest.skip(str(lack))
+        except asyncio.CancelledError:
+            raise AssertionError("the property was cancelled: a call did not end in time") from None
         except Exception as error:
             waivers = {**self.target.waivers, **self.settings.waivers}
             reason = waivers.get(self.name, waivers.get(self.prop.name))

@@ -81,9 +81,15 @@ def test_the_suite_certifies_it(installed: Path, url: str, tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout
     (certificate,) = json.loads((tmp_path / "certificate.json").read_text())["certificates"]
     verdicts = {profile: counts["verdict"] for profile, counts in certificate["profiles"].items()}
-    assert {profile for profile, verdict in verdicts.items() if verdict == "held"} == {"Core", "Durable", "Ordered"}
-    assert set(verdicts.values()) == {"held", "not offered"}
-    assert {case["outcome"] for case in cases_of(certificate)} == {"passed", "undeclared"}
+    held = {profile for profile, verdict in verdicts.items() if verdict.startswith("held")}
+    assert held == {"Core", "Durable", "Ordered"}
+    assert {verdict for profile, verdict in verdicts.items() if profile not in held} == {"not offered"}
+    outcomes: dict[str, set[str]] = {}
+    for case in cases_of(certificate):
+        outcomes.setdefault(case["outcome"], set()).add(case.get("reason", "").partition(" (")[0])
+    assert outcomes.keys() <= {"passed", "undeclared", "skipped"}
+    # The server is shared: nobody may kill it.
+    assert outcomes.get("skipped", set()) <= {"no way to restart the broker was given"}
     assert certificate["versions"]["thalweg-pgqueue"] == "0.1.0"
     assert "asyncpg" in certificate["versions"]
 

@@ -128,7 +128,7 @@ class _AmqpAttachment:
         self._receiver, self._background = receiver, background
         self._sluggish = _version(channel) >= (3, 13)
         self._fed = 0
-        self._owed, self._tag = 0, 0
+        self._owed, self._tag, self._granted = 0, 0, _PREFETCH
         self._acknowledging: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -165,20 +165,21 @@ class _AmqpAttachment:
             self._acknowledging.add_done_callback(self._background.discard)
 
     async def _acknowledge(self) -> None:
+        self._granted += self._owed
         self._owed = 0
         with contextlib.suppress(Exception):  # a lost channel is told by `closing`
             await self._channel.basic_ack(self._tag, multiple=True, wait=False)
         self._acknowledging = None
 
-    async def barrier(self) -> None:
-        await finish(self._barrier(), self._background)
+    async def barrier(self) -> bool:
+        return await finish(self._barrier(), self._background)
 
-    async def _barrier(self) -> None:
+    async def _barrier(self) -> bool:
         """A second consumer makes the server ask the stream, after which all that it had told the first is on its way;
         the answer to the call after that comes behind it. Servers from 3.13 on do not ask: there time must do."""
         if self._owed:
             await self._acknowledge()
-        fed, connection, channel = self._fed, self._connection, self._channel
+        fed, granted, connection, channel = self._fed, self._granted, self._connection, self._channel
         arguments: Any = {"x-stream-offset": "next"}
         answer = await connection.ask(channel.basic_consume(self._stream, _ignore, arguments=arguments))
         await connection.ask(channel.basic_cancel(answer.consumer_tag or ""))
@@ -186,6 +187,7 @@ class _AmqpAttachment:
             await asyncio.sleep(_GRACE)
         elif self._fed > fed:
             await asyncio.sleep(0)  # what came with the answer is handled by tasks of its own
+        return self._fed >= granted
 
     async def close(self) -> None:
         self._closed = True

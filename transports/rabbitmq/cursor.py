@@ -77,10 +77,9 @@ class Cursor:
 
     async def catch_up(self) -> None:
         """All that the stream holds now has arrived, or there is no room for more."""
-        arrived = -1
-        while self._attachment is not None and self.lost_by is None and self.arrived != arrived and not self.full:
-            arrived = self.arrived
-            await self._attachment.barrier()
+        while self._attachment is not None and self.lost_by is None and not self.full:
+            if not await self._attachment.barrier():
+                break
 
     async def close(self) -> None:
         if self._opening is not None:

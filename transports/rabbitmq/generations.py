@@ -162,10 +162,9 @@ class Root:
                 self._owed.clear()
                 self._attachment = await self._streams.attach(self._stream, self._next or "first", self)
                 self._settle()
-            attachment, seen = self._attachment, -1
-            while seen != self._next and self._attachment is attachment:
-                seen = self._next
-                await attachment.barrier()
+            attachment = self._attachment
+            while await attachment.barrier() and self._attachment is attachment:
+                pass
 
     async def write(self, what: Candidate | Rolled | First | Gone | Mark) -> None:
         """Returns when it and all before it has been read. Raises `BrokerError`; then it may be there or not."""

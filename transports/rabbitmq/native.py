@@ -231,9 +231,10 @@ class _NativeAttachment:
     def __init__(self, link: StreamLink, stream: str, receiver: Receiver, background: set[asyncio.Task[Any]]) -> None:
         self.number = -1
         self._link, self._stream, self._receiver, self._background = link, stream, receiver, background
-        self._owed = 0
+        self._fed, self._owed, self._granted = 0, 0, _CREDIT
 
     def feed(self, chunk: Chunk) -> None:
+        self._fed += 1
         self._receiver.feed(NativeBlock(chunk, chunk.size))
 
     def lost(self, error: BrokerError) -> None:
@@ -247,11 +248,14 @@ class _NativeAttachment:
     def settle(self) -> None:
         if self._owed:
             self._link.credit(self.number, self._owed)
+            self._granted += self._owed
             self._owed = 0
 
-    async def barrier(self) -> None:
+    async def barrier(self) -> bool:
         self.settle()
+        granted = self._granted
         await self._link.metadata(self._stream)
+        return self._fed >= granted
 
     async def close(self) -> None:
         if self._link.alive:

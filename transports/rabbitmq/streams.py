@@ -63,8 +63,11 @@ class Attachment(Protocol):
         """There is room again for as much as this block was."""
         ...
 
-    async def barrier(self) -> None:
-        """Returns once all that the stream held at the call, and there was room for, has been fed."""
+    async def barrier(self) -> bool:
+        """Returns once all that the stream held at the call, and there was room for, has been fed.
+
+        Whether it may have held more than there was room for: give room by `taken`, and call again.
+        """
         ...
 
     async def close(self) -> None: ...

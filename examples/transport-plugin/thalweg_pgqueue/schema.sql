@@ -108,9 +108,9 @@ CREATE OR REPLACE FUNCTION renew(int[]) RETURNS void LANGUAGE sql SET search_pat
     UPDATE members SET until = now() + lease WHERE id = ANY ($1);
 $$;
 
--- member: what it has not done is free from now on.
+-- member: what it has not done is free from now on. Its row stays, for a `done` that is still under way.
 CREATE OR REPLACE FUNCTION leave(int) RETURNS void LANGUAGE sql SET search_path FROM CURRENT AS $$
-    DELETE FROM members WHERE id = $1;
+    UPDATE members SET until = '-infinity', lease = '0' WHERE id = $1;
 $$;
 
 END $do$
