@@ -214,14 +214,14 @@ CASES = (
     Case(
         "rabbitmq-stream-put",
         "the RabbitMQ driver's append over the stream protocol, against rstream with bare bytes",
-        {"rstream, bytes": rstream_put, "thalweg": native_put, "rstream, a header": rstream_put_header},
+        {"bare": rstream_put, "thalweg": native_put, "rstream, a header": rstream_put_header},
         share=0.5,
         target=0.3,
     ),
     Case(
         "rabbitmq-stream-get",
         "its read over the stream protocol, against rstream with bare bytes",
-        {"rstream, bytes": rstream_get, "thalweg": native_get, "rstream, a header": rstream_get_header},
+        {"bare": rstream_get, "thalweg": native_get, "rstream, a header": rstream_get_header},
         share=0.5,
         target=0.3,
     ),

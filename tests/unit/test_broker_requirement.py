@@ -35,8 +35,9 @@ def test_a_broker_that_is_required_fails(
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_says_before_its_closing_line_which_brokers_were_missing(workers: str, tmp_path: Path) -> None:
-    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
-    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    for shared in ("conftest.py", "missing.py"):
+        shutil.copy(Path(__file__).parents[1] / shared, tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
     (tmp_path / "test_it.py").write_text(
         "def test_kafka(broker_missing):\n    broker_missing('kafka', 'no server')\n"
         "def test_kafka_too(broker_missing):\n    broker_missing('kafka', 'no server')\n"
