@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 from thalweg.clock import boot_clock
 from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.lease import Lease as TimedLease
 
 from .connection import ApiError, Connection, Endpoint
 from .floors import WRONG_SEQUENCE, last_message
@@ -47,7 +48,7 @@ class Owner(Protocol):
     def forget(self, lease: Lease) -> None: ...
 
 
-class Lease:
+class Lease(TimedLease):
     """A lock, or a place among peers, as `Held` of the contract.
 
     number: the sequence by which it was taken. last: that of its last renewal.
@@ -58,42 +59,15 @@ class Lease:
         self.subject = subject
         self.note = note
         self.number = self.last = number
-        self.expires = since + note.seconds
         self._owner = owner
-        self._lost = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
-
-    @property
-    def lost(self) -> asyncio.Event:
-        if boot_clock() >= self.expires:
-            self.end()
-        return self._lost
+        super().__init__(since + note.seconds)
+        self.watch()
 
     async def release(self) -> None:
         await self._owner.release(self)
 
-    def end(self) -> None:
-        """From now on it counts as lost. Called in the event loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._lost.is_set():
-            self._lost.set()
-            self._owner.forget(self)
-
-    def end_soon(self) -> None:
-        """`end`, from another thread."""
-        self.expires = 0.0
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks
-            self._loop.call_soon_threadsafe(self.end)
-
-    def _watch(self) -> None:
-        remaining = self.expires - boot_clock()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._watch)
-        else:
-            self.end()
+    def _ended(self) -> None:
+        self._owner.forget(self)
 
 
 class Keeper:

@@ -13,6 +13,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelLockedResource
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.lease import Lease
 
 from .connection import Refused, finish
 from .keeper import Keeper
@@ -21,40 +22,22 @@ from .names import Names
 __all__ = ["Lock", "Locks"]
 
 
-class Lock:
+class Lock(Lease):
     """As `Held` of the contract. expires: boot clock, never later than on the server."""
 
     def __init__(self, locks: Locks, queue: str, seconds: float, expires: float) -> None:
         self.queue = queue
         self.seconds = seconds
-        self.expires = expires
         self.number = 0
         self._locks = locks
-        self._lost = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def lost(self) -> asyncio.Event:
-        if boot_clock() >= self.expires:
-            self.end()
-        return self._lost
+        super().__init__(expires)
 
     async def release(self) -> None:
         await self._locks.release(self)
 
     def end(self) -> None:
-        """From now on it counts as lost. Called in the main loop."""
-        self.expires = 0.0
-        if self._timer is not None:
-            self._timer.cancel()
-        self._lost.set()
-
-    def watch(self) -> None:
-        remaining = self.expires - boot_clock()
-        if remaining > 0:
-            self._timer = asyncio.get_running_loop().call_later(remaining, self.watch)
-        else:
-            self.end()
+        self.expires = 0.0  # for the keeper, too
+        super().end()
 
 
 class Locks:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.lease import Lease as TimedLease
 
 from . import scripts
 from .connection import Connection, Endpoint
@@ -29,7 +30,7 @@ T = TypeVar("T")
 _STUCK = 60.0  # seconds without a sign of life from the event loop
 
 
-class Lease:
+class Lease(TimedLease):
     """A lock, or a place in a set, as `Held` by the contract. `expires`: boot clock, never later than on the server."""
 
     def __init__(
@@ -39,43 +40,16 @@ class Lease:
         self.token = token
         self.bell = bell
         self.seconds = seconds
-        self.expires = expires
         self.number = number
         self._leases = leases
-        self._lost = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
-
-    @property
-    def lost(self) -> asyncio.Event:
-        if boot_clock() >= self.expires:
-            self.end()
-        return self._lost
+        super().__init__(expires)
+        self.watch()
 
     async def release(self) -> None:
         await self._leases.release(self)
 
-    def end(self) -> None:
-        """From now on it counts as lost. Called in the event loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._lost.is_set():
-            self._lost.set()
-            self._leases.forget(self)
-
-    def end_soon(self) -> None:
-        """`end`, from another thread."""
-        self.expires = 0.0
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks
-            self._loop.call_soon_threadsafe(self.end)
-
-    def _watch(self) -> None:
-        remaining = self.expires - boot_clock()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._watch)
-        else:
-            self.end()
+    def _ended(self) -> None:
+        self._leases.forget(self)
 
 
 class Keeper:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from thalweg.clock import boot_clock
+from thalweg.lease import Lease as TimedLease
 
 from .database import Database, Transaction
 from .doorbell import LEASES, Doorbell
@@ -24,51 +25,22 @@ __all__ = ["Lease", "Leases"]
 _OVER = "expires <= :now OR expires > :now + seconds"
 
 
-class Lease:
+class Lease(TimedLease):
     """A row of `leases` that is this process's own, as `Held` by the contract. `expires` is what is known committed."""
 
     def __init__(self, number: int, seconds: float, expires: float, leases: Leases) -> None:
         self.number = number
         self.seconds = seconds
-        self.expires = expires
         self.renewal = expires - seconds * 2 / 3
         self._leases = leases
-        self._lost = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
-
-    @property
-    def lost(self) -> asyncio.Event:
-        if boot_clock() >= self.expires:
-            self.end()
-        return self._lost
+        super().__init__(expires)
+        self.watch()
 
     async def release(self) -> None:
         await self._leases.release(self)
 
-    def end(self) -> None:
-        """From now on it counts as lost. Called in the event loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._lost.is_set():
-            self._lost.set()
-            self._leases.forget(self)
-
-    def end_soon(self) -> None:
-        """`end`, from another thread."""
-        self.expires = 0.0
-        try:
-            self._loop.call_soon_threadsafe(self.end)
-        except RuntimeError:
-            pass  # the loop is closed: nobody asks
-
-    def _watch(self) -> None:
-        remaining = self.expires - boot_clock()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._watch)
-        else:
-            self.end()
+    def _ended(self) -> None:
+        self._leases.forget(self)
 
 
 class Leases:
