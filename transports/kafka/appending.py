@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from thalweg.errors import AmbiguousCommit, BrokerError, MessageTooLarge
+from thalweg.finishing import ignore_failure
 from thalweg.message import Message, Position
 
 from .connection import Cluster
@@ -32,7 +33,7 @@ class _Call:
         self.written = 0
         self.problem: Exception | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # who was cancelled does not ask
+        self.done.add_done_callback(ignore_failure)  # who was cancelled does not ask
         self.positions: dict[int, list[Sequence[Position]]] = {}
 
 

@@ -20,6 +20,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from thalweg.errors import BrokerError
+from thalweg.finishing import ignore_failure
 from thalweg.url import Url
 
 __all__ = ["DENIED", "GROUP", "RETRIABLE", "TRANSACTION", "Cluster", "Denied", "Endpoint", "Lost", "Unreachable"]
@@ -275,9 +276,7 @@ class Cluster:
             self._attempts[place] = attempt = asyncio.get_running_loop().create_task(
                 self._connect(address, lane, patience)
             )
-            attempt.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # who was cancelled does not ask
+            attempt.add_done_callback(ignore_failure)  # who was cancelled does not ask
         await asyncio.wait([attempt])
         if attempt.cancelled():
             raise BrokerError(f"Kafka at {self.endpoint.place}: the transport was closed")

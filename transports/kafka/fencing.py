@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from thalweg.capabilities import Claim, Commit
 from thalweg.errors import AmbiguousCommit, BrokerError, Fenced
+from thalweg.finishing import ignore_failure
 from thalweg.message import Message, Position, Record
 
 from .connection import Cluster
@@ -62,7 +63,7 @@ class _Wanted:
         self.journal, self.partition, self.marker = journal, partition, marker
         self.place: Place = (journal.kafka, partition)
         self.done: asyncio.Future[KafkaClaim] = asyncio.get_running_loop().create_future()
-        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.done.add_done_callback(ignore_failure)
 
 
 class Fencer:
@@ -332,7 +333,7 @@ class Fencer:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(ignore_failure)
         return task
 
     def _check_open(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from thalweg.capabilities import Bounds
 from thalweg.errors import BrokerError, Gap
+from thalweg.finishing import ignore_failure
 from thalweg.message import Batch, Message, Position
 
 from .appending import Appender
@@ -161,7 +162,7 @@ class KafkaLog:
         flight = _Flight(next(n for n in range(len(taken) + 1) if n not in taken), offsets, wait)
         self._flights.add(flight)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, node, max(max_bytes, _FETCH_BYTES)))
-        flight.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        flight.task.add_done_callback(ignore_failure)
         return flight
 
     async def _fly(self, flight: _Flight, node: int, max_bytes: int) -> Mapping[int, Fetched]:

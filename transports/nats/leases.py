@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import msgspec
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 
 from .connection import ApiError, Connection
 from .floors import WRONG_SEQUENCE, StreamState, last_message
@@ -45,7 +46,7 @@ class Leases:
         self._background: set[asyncio.Task[Any]] = set()
 
     async def try_lock(self, name: str, seconds: float) -> Lease | None:
-        return await self.finish(self._try_lock(name, seconds), self.let_go)
+        return await finish(self._try_lock(name, seconds), self._background, self.let_go)
 
     async def _try_lock(self, name: str, seconds: float) -> Lease | None:
         await self._prepare()
@@ -103,7 +104,7 @@ class Leases:
 
     async def join(self, group: str, me: str, seconds: float) -> Lease | None:
         """A place among the members of a group."""
-        return await self.finish(self._join(group, me, seconds), self.let_go)
+        return await finish(self._join(group, me, seconds), self._background, self.let_go)
 
     async def _join(self, group: str, me: str, seconds: float) -> Lease | None:
         await self._prepare()
@@ -142,7 +143,7 @@ class Leases:
         if lease in self._held:
             gone = self._keeper.drop(lease) if self._keeper is not None else None
             lease.end()
-            await self.finish(self._give_back(lease, gone))
+            await finish(self._give_back(lease, gone), self._background)
 
     async def _give_back(self, lease: Lease, gone: asyncio.Future[None] | None) -> None:
         if gone is not None:
@@ -194,31 +195,3 @@ class Leases:
     async def _moment(self) -> int:
         """Nanoseconds since the epoch, by the clock of the server that stores the leases."""
         return stamp_of((await self._connection.api(f"STREAM.INFO.{self._stream}", StreamState)).ts)
-
-    async def finish(
-        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, None]] | None = None
-    ) -> T:
-        """Do it to the end; if the caller is cancelled meanwhile, undo it then."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_ignore_failure)
-            if undo is not None:
-                later = asyncio.get_running_loop().create_task(_after(task, undo))
-                self._background.add(later)
-                later.add_done_callback(self._background.discard)
-            raise
-
-
-async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]]) -> None:
-    await asyncio.wait([task])
-    if not task.cancelled() and task.exception() is None:
-        await undo(task.result())
-
-
-def _ignore_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()

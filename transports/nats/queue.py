@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 from thalweg.clock import boot_clock
 from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability, StaleDelivery
+from thalweg.finishing import ignore_failure
 from thalweg.message import Delivery, Message, QueueMessage
 
 from .connection import ApiError, Connection, ConnectionLost
@@ -383,7 +384,7 @@ class NatsQueue:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who gave up does not ask
+        task.add_done_callback(ignore_failure)  # who gave up does not ask
         return task
 
     def _check_open(self) -> None:

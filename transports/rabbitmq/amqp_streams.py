@@ -12,9 +12,10 @@ from typing import Any
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.finishing import finish
 from thalweg.message import Message
 
-from .connection import Connection, ConnectionLost, Outgoing, Refused, Unroutable, finish
+from .connection import Connection, ConnectionLost, Outgoing, Refused, Unroutable
 from .streams import Attachment, Block, NoStream, Receiver, Since, Start
 from .wire import from_amqp, to_amqp
 

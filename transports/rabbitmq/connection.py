@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import aiormq
@@ -32,6 +32,7 @@ from aiormq.exceptions import (
     PublishError,
 )
 from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.finishing import cancelled_from_outside, finish
 from thalweg.url import Url
 from yarl import URL
 
@@ -44,8 +45,6 @@ __all__ = [
     "Outgoing",
     "Refused",
     "Unroutable",
-    "finish",
-    "ignore_failure",
     "no_streams",
 ]
 
@@ -180,7 +179,8 @@ class Connection:
                 str(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s", what))
             ) from None
         except (ConnectionError, ChannelInvalidStateError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _cancelled_from_outside():
+            # aiormq cancels what waits on a connection that is closed.
+            if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
                 raise
             raise ConnectionLost(str(self.endpoint.explain(error, f"{what}the connection was lost: "))) from None
         except Exception as error:
@@ -322,31 +322,6 @@ class Connection:
         return AmbiguousCommit(f"{error} (whether it was written is unknown)")
 
 
-async def finish(
-    work: Coroutine[Any, Any, T],
-    background: set[asyncio.Task[Any]],
-    undo: Callable[[T], Coroutine[Any, Any, None]] | None = None,
-) -> T:
-    """Do it to the end; if the caller is cancelled meanwhile, undo it then. (A cancelled call breaks its channel.)"""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    background.add(task)
-    task.add_done_callback(background.discard)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if task.cancelled() and not _cancelled_from_outside():
-            raise AmbiguousCommit(
-                "the transport was closed before the server had answered; whether it was done is unknown"
-            ) from None
-        task.add_done_callback(ignore_failure)
-        if undo is not None:
-            later = loop.create_task(_after(task, undo))
-            background.add(later)
-            later.add_done_callback(background.discard)
-        raise
-
-
 def _failure(confirm: asyncio.Future[object]) -> BaseException | None:
     return ConnectionError("the connection was closed") if confirm.cancelled() else confirm.exception()
 
@@ -354,23 +329,6 @@ def _failure(confirm: asyncio.Future[object]) -> BaseException | None:
 async def _close(channel: AbstractChannel) -> None:
     with contextlib.suppress(Exception):
         await channel.close()
-
-
-async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]]) -> None:
-    await asyncio.wait([task])
-    if not task.cancelled() and task.exception() is None:
-        await undo(task.result())
-
-
-def ignore_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
-
-
-def _cancelled_from_outside() -> bool:
-    """aiormq cancels what waits on a connection that is closed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def no_streams(said: str) -> bool:

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from thalweg.errors import BrokerError
+from thalweg.finishing import ignore_failure
 from thalweg.message import Message
 
-from .connection import ignore_failure
 from .streams import Attachment, Block, Start, Streams
 
 __all__ = ["Cursor"]

@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap, MissingCapability, StaleDelivery
+from thalweg.finishing import finish
 from thalweg.message import Delivery, Message, Position, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 
 from .cell import Cell
-from .connection import Connection, finish
+from .connection import Connection
 from .locks import Lock
 from .names import Names
 from .share import Share

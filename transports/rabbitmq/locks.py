@@ -13,9 +13,10 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelLockedResource
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 from thalweg.lease import Lease
 
-from .connection import Refused, finish
+from .connection import Refused
 from .keeper import Keeper
 from .names import Names
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from thalweg.capabilities import Bounds
 from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.finishing import finish
 from thalweg.message import Batch, Message, Position
 
-from .connection import finish
 from .generations import Root
 from .partition import Partition
 from .shelf import Shelf

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 from thalweg.message import Message
 
 from . import sections
 from .amqp_streams import AmqpStreams
-from .connection import ConnectionLost, Endpoint, finish
+from .connection import ConnectionLost, Endpoint
 from .link import NoStream, Publisher, StreamLink
 from .protocol import FIRST, LAST, NEXT, OK, Chunk, at, since
 from .streams import Attachment, Receiver, Since, Start

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from thalweg.capabilities import Bounds
 from thalweg.errors import AmbiguousCommit, Gap
+from thalweg.finishing import ignore_failure
 from thalweg.message import Batch, Message, Position
 
-from .connection import ignore_failure
 from .cursor import Cursor
 from .generations import SEAL, Generations, Rolled, join, sealed, split
 from .shelf import Missing, Shelf, peek

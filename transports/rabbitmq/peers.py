@@ -16,8 +16,8 @@ import msgspec
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 
-from .connection import finish
 from .keeper import Keeper
 from .names import Names
 from .topology import ensure_exchange, ensure_queue

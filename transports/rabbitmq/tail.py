@@ -11,8 +11,9 @@ from typing import Any
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 
-from .connection import Connection, Outgoing, Refused, finish
+from .connection import Connection, Outgoing, Refused
 from .wire import Properties
 
 __all__ = ["Tail"]

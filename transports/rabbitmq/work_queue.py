@@ -21,9 +21,10 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from thalweg.clock import boot_clock
 from thalweg.errors import AmbiguousCommit, BrokerError, MissingCapability, StaleDelivery
+from thalweg.finishing import finish, ignore_failure
 from thalweg.message import Delivery, Message, QueueMessage, Record
 
-from .connection import Connection, Outgoing, finish, ignore_failure
+from .connection import Connection, Outgoing
 from .delays import LONGEST, Delays
 from .wire import ATTEMPTS, EXPIRES, check, from_amqp, to_amqp
 

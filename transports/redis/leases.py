@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
+from thalweg.finishing import finish
 from thalweg.lease import Lease as TimedLease
 
 from . import scripts
@@ -150,7 +151,7 @@ class Leases:
         self._background: set[asyncio.Task[Any]] = set()
 
     async def try_lock(self, name: str, seconds: float) -> Lease | None:
-        return await self._finish(self._try_lock(name, seconds), self._let_go)
+        return await finish(self._try_lock(name, seconds), self._background, self._let_go)
 
     async def _try_lock(self, name: str, seconds: float) -> Lease | None:
         key, token, asked = self._names("lock", name), secrets.token_hex(16).encode(), boot_clock()
@@ -162,12 +163,12 @@ class Leases:
     async def peers(self, group: str, me: str, seconds: float) -> AsyncGenerator[frozenset[str], None]:
         key, bell = self._names("members", group), self._names("members-bell", group)
         token = f"{me}\0{secrets.token_hex(8)}".encode()
-        place = await self._finish(self._enter(key, bell, token, seconds), self._let_go)
+        place = await finish(self._enter(key, bell, token, seconds), self._background, self._let_go)
         seen: frozenset[str] | None = None
         try:
             while True:
                 if place is None or place.lost.is_set():
-                    place = await self._finish(self._enter(key, bell, token, seconds), self._let_go)
+                    place = await finish(self._enter(key, bell, token, seconds), self._background, self._let_go)
                 rung, next_end, *members = await self._connection.run(scripts.MEMBERS, [key, bell])
                 present = frozenset(member.partition(b"\0")[0].decode() for member in members)
                 if present != seen:
@@ -199,7 +200,7 @@ class Leases:
         """Give it back; done even if the caller is cancelled."""
         if lease in self._held:
             lease.end()
-            await self._finish(self._give_back(lease))
+            await finish(self._give_back(lease), self._background)
 
     def forget(self, lease: Lease) -> None:
         """It is lost: stop renewing it."""
@@ -226,34 +227,6 @@ class Leases:
         if lease is not None:
             with contextlib.suppress(BrokerError):
                 await self.release(lease)
-
-    async def _finish(
-        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, None]] | None = None
-    ) -> T:
-        """Do it to the end; if the caller is cancelled meanwhile, undo it then."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_ignore_failure)
-            if undo is not None:
-                later = asyncio.get_running_loop().create_task(_after(task, undo))
-                self._background.add(later)
-                later.add_done_callback(self._background.discard)
-            raise
-
-
-async def _after(task: asyncio.Task[T], undo: Callable[[T], Coroutine[Any, Any, None]]) -> None:
-    await asyncio.wait([task])
-    if not task.cancelled() and task.exception() is None:
-        await undo(task.result())
-
-
-def _ignore_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from thalweg.clock import boot_clock
+from thalweg.finishing import ignore_failure
 from thalweg.lease import Lease as TimedLease
 
 from .database import Database, Transaction
@@ -132,7 +133,7 @@ class Leases:
             lease.end()
 
     def _drop_soon(self, number: int) -> None:
-        self._database.write(partial(self.drop, number=number)).add_done_callback(_ignore_failure)
+        self._database.write(partial(self.drop, number=number)).add_done_callback(ignore_failure)
 
     # --- in the writing thread -------------------------------------------------------------------------------
 
@@ -210,8 +211,3 @@ def _end(transaction: Transaction, condition: str, **values: object) -> bool:
                 topic for (topic,) in transaction.execute("SELECT topic FROM groups WHERE id = ?", (int(name),))
             )
     return bool(ended)
-
-
-def _ignore_failure(done: asyncio.Future[None]) -> None:
-    if not done.cancelled():
-        done.exception()
