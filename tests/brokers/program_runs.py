@@ -9,14 +9,14 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from thalweg.capabilities import Log, Logs
 from thalweg.channel import Transport
 from thalweg.errors import BrokerError
 from thalweg.registry import load_transport
 
-from brokers.bank import Withdrawal
+from brokers.bank import Withdrawal, make_bank
 
 T = TypeVar("T")
 
@@ -82,14 +82,72 @@ async def alerts(broker: str) -> list[int]:
         return [int(value or b"") for partition in range(4) for value in await values(log, partition)]
 
 
-async def alerts_reach(broker: str, count: int) -> None:
-    async def how_many() -> int:
-        try:
-            return len(await alerts(broker))
-        except BrokerError:
-            return -1  # not declared yet
+async def alerts_reach(broker: str, count: int, seconds: float = 30) -> None:
+    async with opened(broker) as transport, asyncio.timeout(seconds):
+        assert isinstance(transport, Logs)
+        reached: dict[int, int | None] = dict.fromkeys(range(4))
+        seen = 0
+        while seen < count:
+            try:
+                found = await (await transport.log("alerts")).read(reached, LONG, LONG, 1)
+            except BrokerError:  # not declared yet
+                await asyncio.sleep(0.05)
+                continue
+            for partition, batch in found.items():
+                reached[partition] = batch.positions[-1]
+                seen += len(batch.records)
 
-    await becomes(how_many, lambda found: found >= count)
+
+class Server(Protocol):
+    def start(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+async def survives_restarts(
+    server: Server, broker: str, *, told: Callable[[str], Awaitable[list[int]]] = alerts, copies: bool = False
+) -> None:
+    """The program runs while its server is killed and started twice: nothing acknowledged is lost, nothing repeated.
+
+    told: what the program sent, as another program reads it. copies: there it may come twice, after a crash.
+    """
+    bank = make_bank(broker)
+    acknowledged: list[int] = []
+    async with bank.app:
+
+        async def produce() -> None:
+            for number in range(1500):
+                try:
+                    await send(bank, number)
+                    acknowledged.append(number)
+                except BrokerError:
+                    await asyncio.sleep(0.05)
+
+        async def last_sent() -> bool:
+            try:
+                await send(bank, 9999)
+            except BrokerError:
+                if not copies:
+                    raise
+                return False
+            return True
+
+        producing = asyncio.create_task(produce())
+        for goal in (200, 500):
+            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await producing
+        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
+        await becomes(last_sent, bool)
+        await eventually(lambda: 9999 in handled(bank))
+        found = handled(bank)
+        assert len(found) == len(set(found))
+        if copies:
+            await alerts_reach(broker, len(found))
+        else:
+            assert acknowledged[-1] == 1499
+    read = await told(broker)
+    assert sorted(set(read) if copies else read) == found
 
 
 async def values(log: Log, partition: int = 0, after: int | None = None) -> list[bytes | None]:

@@ -11,7 +11,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,6 +34,16 @@ from thalweg.url import Url
 
 from brokers.bank import Withdrawal, make_bank
 from brokers.kafka_server import USERS, Server, check_installed, cluster, new_identity
+from brokers.program_runs import (
+    ACCOUNTS,
+    alerts_reach,
+    eventually,
+    handled,
+    opened,
+    send_all,
+    start_worker,
+    survives_restarts,
+)
 
 T = TypeVar("T")
 
@@ -74,16 +83,6 @@ def hosts(url: str) -> str:
 def name(url: str, topic: str) -> str:
     """As Kafka calls it."""
     return Url(url).query.get("prefix", "") + topic
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[KafkaTransport]:
-    transport = KafkaTransport.from_url(Url(url))
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.close()
 
 
 @asynccontextmanager
@@ -148,13 +147,6 @@ async def values(log: Log, partition: int = 0, after: int | None = None) -> list
 
 def numbered(*numbers: int) -> list[Message]:
     return [Message(b"%d" % number) for number in numbers]
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """What other processes and the broker do gives no event to wait for."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 # --- offsets that hold no record -----------------------------------------------------------------------------
@@ -1170,77 +1162,9 @@ async def test_workers_that_come_and_go_repeat_nothing_that_a_plain_consumer_cou
 
 
 async def test_a_broker_that_restarts_under_a_program_loses_and_repeats_nothing(server: Server) -> None:
-    bank = make_bank(server.url)
-    acknowledged: list[int] = []
-    async with bank.app:
-
-        async def produce() -> None:
-            for number in range(1500):
-                try:
-                    await send(bank, number)
-                    acknowledged.append(number)
-                except BrokerError:
-                    await asyncio.sleep(0.05)
-
-        producing = asyncio.create_task(produce())
-        for goal in (200, 500):
-            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.start)
-        await producing
-        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
-        await send(bank, 9999)
-        await eventually(lambda: 9999 in handled(bank))
-        found = handled(bank)
-        assert len(found) == len(set(found))
-        assert acknowledged[-1] == 1499
-    assert sorted(await alerts(server.url)) == found
-
-
-ACCOUNTS = [f"account-{n}" for n in range(8)]
-
-
-def start_worker(broker: str) -> subprocess.Popen[bytes]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
-    program = Path(__file__).with_name("bank.py")
-    return subprocess.Popen(
-        [sys.executable, str(program), "worker"],
-        env={**clean, "THALWEG_BROKER": broker},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    await survives_restarts(server, server.url, told=alerts)
 
 
 async def alerts(broker: str) -> list[int]:
     """What the program sent, as a plain consumer sees it."""
     return [int(value or b"") for value in await consumed(broker, "alerts", 4)]
-
-
-async def alerts_reach(broker: str, count: int, seconds: float = 30) -> None:
-    async with opened(broker) as transport, asyncio.timeout(seconds):
-        reached: dict[int, int | None] = dict.fromkeys(range(4))
-        seen = 0
-        while seen < count:
-            try:
-                found = await (await transport.log("alerts")).read(reached, LONG, LONG, 1)
-            except BrokerError:  # not declared yet
-                await asyncio.sleep(0.05)
-                continue
-            for partition, batch in found.items():
-                reached[partition] = batch.positions[-1]
-                seen += len(batch.records)
-
-
-async def send_all(bank: Any, numbers: range) -> None:
-    for start in range(numbers.start, numbers.stop, 100):
-        batch = range(start, min(start + 100, numbers.stop))
-        await asyncio.gather(*(send(bank, number) for number in batch))
-
-
-async def send(bank: Any, number: int) -> None:
-    account = ACCOUNTS[number % len(ACCOUNTS)]
-    await bank.withdrawals.send(Withdrawal(number, account, number), key=account)
-
-
-def handled(bank: Any) -> list[int]:
-    return sorted(number for _, numbers in bank.seen.items() for number in numbers)

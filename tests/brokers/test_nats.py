@@ -42,9 +42,8 @@ from thalweg.transports.nats import NatsTransport
 from thalweg.transports.nats.queue import NatsQueue
 from thalweg.url import Url
 
-from brokers.bank import make_bank
 from brokers.nats_server import PROGRAM, Server, delete_streams
-from brokers.program_runs import LONG, alerts, becomes, eventually, handled, send, values
+from brokers.program_runs import LONG, becomes, eventually, opened, survives_restarts, values
 
 SHARED = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 QUEUE = TopicSpec("q", queue=True)
@@ -78,16 +77,6 @@ async def broker(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterato
         broker_missing("nats", str(error))
     yield url
     await delete_streams(SHARED, prefix)
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[NatsTransport]:
-    transport = NatsTransport.from_url(Url(url))
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.close()
 
 
 @asynccontextmanager
@@ -554,31 +543,7 @@ async def test_a_commit_whose_answer_got_lost_may_be_repeated(server: Server, qu
 
 
 async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(server: Server) -> None:
-    bank = make_bank(server.url)
-    acknowledged: list[int] = []
-    async with bank.app:
-
-        async def produce() -> None:
-            for number in range(1500):
-                try:
-                    await send(bank, number)
-                    acknowledged.append(number)
-                except BrokerError:
-                    await asyncio.sleep(0.05)
-
-        producing = asyncio.create_task(produce())
-        for goal in (200, 500):
-            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.start)
-        await producing
-        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
-        await send(bank, 9999)
-        await eventually(lambda: 9999 in handled(bank))
-        found = handled(bank)
-        assert len(found) == len(set(found))
-        assert acknowledged[-1] == 1499
-    assert sorted(await alerts(server.url)) == found
+    await survives_restarts(server, server.url)
 
 
 async def test_a_server_that_hangs_leaves_a_write_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import redis
+from aiokafka.admin import AIOKafkaAdminClient
 from rabbitmq_leftovers import delete_all
 from thalweg.channel import Capability
 from thalweg.errors import BrokerError
+from thalweg.url import Url
 
 from brokers.bank import Withdrawal, make_bank
 from brokers.nats_server import delete_streams
@@ -35,13 +41,23 @@ async def clean_redis(url: str, prefix: str) -> None:
     client.close()
 
 
+async def clean_kafka(url: str, prefix: str) -> None:
+    client = AIOKafkaAdminClient(bootstrap_servers=Url(url).hosts)
+    await client.start()
+    await client.delete_topics([name for name in await client.list_topics() if name.startswith(prefix)])
+    await client.close()
+
+
 async def clean_rabbitmq(url: str, prefix: str) -> None:
-    await delete_all(f"{url}{'&' if '?' in url else '?'}prefix={prefix}", ["bank", "bank-workers"])
+    await delete_all(
+        f"{url}{'&' if '?' in url else '?'}prefix={prefix}", ["bank", "bank-workers", "flights", "flights-workers"]
+    )
 
 
 RABBITMQ = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672")
 SERVERS: dict[str, tuple[str, str, Callable[[str, str], Awaitable[None]]]] = {
     "redis": ("redis", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), clean_redis),
+    "kafka": ("kafka", os.environ.get("KAFKA_URL", "kafka://127.0.0.1:9092"), clean_kafka),
     "nats": ("nats", os.environ.get("NATS_URL", "nats://127.0.0.1:4222"), delete_streams),
     "nats without fencing": (
         "nats",
@@ -135,3 +151,24 @@ async def test_a_worker_that_was_stopped_is_fenced_when_it_goes_on(broker: str) 
         await eventually(lambda: len(handled(last)) >= 900)
         assert handled(last) == list(range(900))
     assert await told_once(broker) == list(range(900))
+
+
+async def test_the_demo_shows_the_same_as_on_memory(broker: str) -> None:
+    """The file differs by nothing: only THALWEG_BROKER."""
+    demo = Path(__file__).parents[2] / "examples" / "flights.py"
+
+    def shown(url: str) -> list[str]:
+        run = subprocess.run(
+            [sys.executable, str(demo), "--flights", "6000"],
+            env={**os.environ, "THALWEG_BROKER": url, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        *results, last = run.stdout.strip().splitlines()
+        assert "6,000 flights counted" in last
+        assert "exactly once" in last
+        return [line for line in results if "memory://" not in line and "flights counted" not in line]  # progress
+
+    in_memory, on_broker = await asyncio.gather(asyncio.to_thread(shown, "memory://"), asyncio.to_thread(shown, broker))
+    assert on_broker == in_memory

@@ -39,6 +39,7 @@ from thalweg.url import Url
 
 from brokers.bank import make_bank
 from brokers.letters import make_letters
+from brokers.program_runs import opened
 from brokers.rabbit_server import RabbitServer
 
 SHARED = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672")
@@ -79,16 +80,6 @@ async def broker() -> AsyncIterator[str]:
 
 def with_prefix(url: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}prefix=test-{secrets.token_hex(6)}."
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[RabbitTransport]:
-    transport = RabbitTransport.from_url(Url(url))
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.close()
 
 
 @asynccontextmanager

@@ -30,8 +30,7 @@ from thalweg.transports.rabbitmq.log import RabbitLog
 from thalweg.transports.rabbitmq.rolling import RollingPartition
 from thalweg.url import Url
 
-from brokers.bank import make_bank
-from brokers.program_runs import alerts, alerts_reach, becomes, eventually, handled, send
+from brokers.program_runs import becomes, eventually, opened, survives_restarts
 from brokers.rabbit_server import RabbitServer
 from brokers.rolling_race import Race
 
@@ -82,16 +81,6 @@ async def broker(way: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[RabbitTransport]:
-    transport = RabbitTransport.from_url(Url(url))
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
-@asynccontextmanager
 async def opened_log(url: str, truncated: bool = False, partitions: int = 1) -> AsyncIterator[RabbitLog]:
     async with opened(url) as transport:
         await transport.declare([TopicSpec("t", partitions=partitions, truncated=truncated)])
@@ -130,32 +119,7 @@ async def values(log: Log, after: int | None = None, partition: int = 0) -> list
 async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(
     server: RabbitServer, way: str
 ) -> None:
-    url = with_options(server.url, way)
-    bank = make_bank(url)
-    acknowledged: list[int] = []
-    async with bank.app:
-
-        async def produce() -> None:
-            for number in range(1500):
-                try:
-                    await send(bank, number)
-                    acknowledged.append(number)
-                except BrokerError:
-                    await asyncio.sleep(0.05)
-
-        producing = asyncio.create_task(produce())
-        for goal in (200, 500):
-            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.start)
-        await producing
-        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
-        await becomes(lambda: tried(send(bank, 9999)), bool)
-        await eventually(lambda: 9999 in handled(bank))
-        found = handled(bank)
-        assert len(found) == len(set(found))
-        await alerts_reach(url, len(found))
-    assert sorted(set(await alerts(url))) == found  # copies may follow after a crash
+    await survives_restarts(server, with_options(server.url, way), copies=True)
 
 
 async def tried(call: Awaitable[object]) -> bool:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,8 +24,7 @@ from thalweg.message import Delivery, Message
 from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
 
-from brokers.bank import make_bank
-from brokers.program_runs import LONG, alerts, becomes, eventually, handled, send
+from brokers.program_runs import LONG, becomes, eventually, opened, survives_restarts
 from brokers.redis_server import Server
 
 
@@ -57,16 +55,6 @@ async def broker(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterato
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[RedisTransport]:
-    transport = RedisTransport.from_url(Url(url))
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
-@asynccontextmanager
 async def opened_log(url: str, name: str = "t") -> AsyncIterator[tuple[RedisTransport, Log]]:
     async with opened(url) as transport:
         await transport.declare([TopicSpec(name, partitions=1)])
@@ -82,31 +70,7 @@ async def values(log: Log, partition: int = 0, after: int | None = None) -> list
 
 
 async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(server: Server) -> None:
-    bank = make_bank(server.url)
-    acknowledged: list[int] = []
-    async with bank.app:
-
-        async def produce() -> None:
-            for number in range(1500):
-                try:
-                    await send(bank, number)
-                    acknowledged.append(number)
-                except BrokerError:
-                    await asyncio.sleep(0.05)
-
-        producing = asyncio.create_task(produce())
-        for goal in (200, 500):
-            await eventually(lambda goal=goal: len(acknowledged) >= goal)  # type: ignore[misc]
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.start)
-        await producing
-        await eventually(lambda: set(handled(bank)) >= set(acknowledged))
-        await send(bank, 9999)
-        await eventually(lambda: 9999 in handled(bank))
-        found = handled(bank)
-        assert len(found) == len(set(found))
-        assert acknowledged[-1] == 1499
-    assert sorted(await alerts(server.url)) == found
+    await survives_restarts(server, server.url)
 
 
 # --- what others do to the data ------------------------------------------------------------------------------
@@ -398,27 +362,6 @@ async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_ser
         heir = await becomes(lambda: b.try_lock("x", 0.6), lambda heir: heir is not None)
         assert heir is not None
         assert heir.number > held.number
-
-
-async def test_the_demo_shows_the_same_as_on_memory(broker: str) -> None:
-    """The file differs by nothing: only THALWEG_BROKER."""
-    demo = Path(__file__).parents[2] / "examples" / "flights.py"
-
-    def shown(url: str) -> list[str]:
-        run = subprocess.run(
-            [sys.executable, str(demo), "--flights", "6000"],
-            env={**os.environ, "THALWEG_BROKER": url, "PYTHONIOENCODING": "utf-8"},
-            capture_output=True,
-            encoding="utf-8",
-            check=True,
-        )
-        *results, last = run.stdout.strip().splitlines()
-        assert "6,000 flights counted" in last
-        assert "exactly once" in last
-        return [line for line in results if "memory://" not in line and "flights counted" not in line]  # progress
-
-    in_memory, on_redis = await asyncio.gather(asyncio.to_thread(shown, "memory://"), asyncio.to_thread(shown, broker))
-    assert on_redis == in_memory
 
 
 @pytest.mark.parametrize("queue", [False, True], ids=["log", "queue"])

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import nats as client
 from brokers.nats_server import PROGRAM, Server, delete_streams
-from missing import missing
 from nats.js import api
-from thalweg.contrib.conformance import Rig, Unavailable, transport
-from thalweg.errors import BrokerError
+from server_rig import ServerRig
+from thalweg.contrib.conformance import transport
 
 SERVER = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 PREFIX = f"test-{secrets.token_hex(6)}"
 
 
-@cache
-def own_server() -> Server:
-    folder = tempfile.mkdtemp(prefix="thalweg-nats-")
-    server = Server(Path(folder))
-    server.start()
-    atexit.register(lambda: (server.kill(), shutil.rmtree(folder, ignore_errors=True)))
-    return server
-
-
-class NatsRig(Rig):
-    lease = 0.6
+class NatsRig(ServerRig):
+    broker, shared, prefix, kind = "nats", SERVER, PREFIX, Server
     counts_survive_restarts = False  # the server writes its consumers' state ten times a second
 
-    def __init__(self, options: str = "") -> None:
-        own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}{options}"
-        super().__init__(f"{SERVER}{'&' if '?' in SERVER else '?'}{own}")
-
-    async def prepare(self) -> None:
-        try:
-            await (await self.open()).close()
-        except BrokerError as error:
-            missing("nats", str(error))
-
-    async def own_broker(self) -> None:
-        if PROGRAM is None:
-            raise Unavailable("properties that stop the server start one of their own: `scripts/brokers up nats`")
-        self._server = await asyncio.to_thread(own_server)
-        self.url = self.url.replace(SERVER, self._server.url)
-
-    async def stop_broker(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-
-    async def start_broker(self) -> None:
-        await asyncio.to_thread(self._server.start)
+    def lacking(self) -> str:
+        return "" if PROGRAM else "`scripts/brokers install nats` fetches it"
 
     async def raw_rate(self, messages: int, size: int) -> float:
         """nats-py: published without waiting for each answer, fetched and acknowledged."""

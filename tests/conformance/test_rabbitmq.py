@@ -3,60 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 from brokers.rabbit_server import RabbitServer
-from missing import missing
 from rabbitmq_leftovers import delete_all
-from thalweg.contrib.conformance import Rig, Unavailable, transport
-from thalweg.errors import BrokerError
+from server_rig import ServerRig
+from thalweg.contrib.conformance import transport
 
 SERVER = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672")
 PREFIX = f"test-{secrets.token_hex(6)}."
 
 
-@cache
-def own_server() -> RabbitServer:
-    folder = tempfile.mkdtemp(prefix="thalweg-rabbitmq-")
-    server = RabbitServer(Path(folder))
-    server.start()
-    atexit.register(lambda: (server.close(), shutil.rmtree(folder, ignore_errors=True)))
-    return server
-
-
-class RabbitRig(Rig):
+class RabbitRig(ServerRig):
+    broker, shared, prefix, kind, ended_by = "rabbitmq", SERVER, PREFIX, RabbitServer, "close"
     lease = 0.8
 
-    def __init__(self, options: str = "") -> None:
-        own = f"prefix={PREFIX}&message_bytes=10000&lease={self.lease}{options}"
-        super().__init__(f"{SERVER}{'&' if '?' in SERVER else '?'}{own}")
-
-    async def prepare(self) -> None:
-        try:
-            await (await self.open()).close()
-        except BrokerError as error:
-            missing("rabbitmq", str(error))
+    def lacking(self) -> str:
+        return "they need the package rabbitmq-server" if RabbitServer.lacking() else ""
 
     async def own_broker(self) -> None:
-        if lacking := RabbitServer.lacking():
-            raise Unavailable(lacking)
-        self._server = await asyncio.to_thread(own_server)
-        self.url = f"{self._server.url}&{self.url.partition('?')[2]}"
+        options = self.url.partition("?")[2]
+        await super().own_broker()
+        self.url = f"{self._server.url}&{options}"  # which has options of its own
 
     async def stop_broker(self) -> None:
         """First the application, then the process: see RabbitServer.settle."""
         await asyncio.to_thread(self._server.control, "stop_app")
         await asyncio.to_thread(self._server.kill)
-
-    async def start_broker(self) -> None:
-        await asyncio.to_thread(self._server.start)
 
     def through(self, host: str, port: int) -> str:
         """Over AMQP: the proxy is not before the port of the stream plug-in."""
