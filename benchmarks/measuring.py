@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import cProfile
 import gc
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from time import perf_counter, process_time
+from urllib.parse import urlsplit
 
-__all__ = ["Case", "Figure", "Measured", "Run", "Sample", "Side", "measure"]
+__all__ = ["Case", "Figure", "Measured", "Run", "Sample", "Side", "answers", "measure"]
 
 
 class Run:
@@ -156,3 +158,14 @@ def sample(side: Side, messages: int, profile: cProfile.Profile | None = None) -
 
 async def _coroutine(side: Side, run: Run) -> None:
     await side(run)
+
+
+def answers(url: str, *ports: int) -> bool:
+    """Whether something listens at the URL, or at its host on every other port; the first port is the URL's default."""
+    parts = urlsplit(url.partition(",")[0])
+    try:
+        for port in (parts.port or ports[0], *ports[1:]):
+            socket.create_connection((parts.hostname or "127.0.0.1", port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True

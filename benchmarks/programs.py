@@ -6,10 +6,11 @@ import asyncio
 import itertools
 from typing import Literal
 
+from measuring import Run
 from thalweg import Agent, App, Stream, Table, Topic
-from workload import Withdrawal
+from workload import Withdrawal, check_totals, withdrawals
 
-__all__ = ["Program", "finished", "new_app", "passing_on", "summing"]
+__all__ = ["Program", "finished", "new_app", "passing_on", "sum_backlog", "summing"]
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
@@ -75,6 +76,19 @@ def passing_on(app: App) -> Program:
     program = Program(app, pass_on, source, begin)
     program.target = target
     return program
+
+
+async def sum_backlog(run: Run, app: App, *, fill: bool = True) -> None:
+    """Measure `summing` on a backlog; without `fill` it lies in the topic already."""
+    program = summing(app)
+    async with program.app:
+        if fill:
+            await program.source.send_many((w.account, w) for w in withdrawals(run.messages))
+        with run.timed():
+            program.begin.set()
+            await finished(program, run.messages)
+        assert program.totals is not None
+        check_totals(dict(program.totals.items()), run.messages)
 
 
 async def finished(program: Program, count: int) -> None:

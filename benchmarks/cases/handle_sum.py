@@ -5,8 +5,8 @@ from collections import defaultdict
 
 import msgspec
 from measuring import Case, Run
-from programs import Guarantee, finished, new_app, summing
-from workload import Withdrawal, as_json, check_totals, withdrawals
+from programs import Guarantee, new_app, sum_backlog
+from workload import Withdrawal, as_json, check_totals
 
 
 async def bare(run: Run) -> None:
@@ -23,14 +23,7 @@ async def bare(run: Run) -> None:
 
 
 async def thalweg(run: Run, guarantee: Guarantee = "exactly_once", broker: str = "memory://") -> None:
-    program = summing(new_app(broker, guarantee))
-    async with program.app:
-        await program.source.send_many((w.account, w) for w in withdrawals(run.messages))
-        with run.timed():
-            program.begin.set()
-            await finished(program, run.messages)
-        assert program.totals is not None
-        check_totals(dict(program.totals.items()), run.messages)
+    await sum_backlog(run, new_app(broker, guarantee))
 
 
 CASE = Case(

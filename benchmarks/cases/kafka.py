@@ -8,7 +8,6 @@ There are no such cases where no broker answers.
 
 import os
 import secrets
-import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,8 +18,8 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import OffsetAndMetadata
-from measuring import Case, Run
-from programs import PARTITIONS, finished, new_app, summing
+from measuring import Case, Run, answers
+from programs import PARTITIONS, new_app, sum_backlog
 from thalweg import App
 from thalweg.capabilities import Commit
 from thalweg.channel import TopicSpec
@@ -219,22 +218,7 @@ async def bare_sum(run: Run) -> None:
 async def thalweg_sum(run: Run) -> None:
     async with topics("changes") as prefix:
         await fill(prefix, run.messages)
-        program = summing(new_app(url(prefix)))
-        async with program.app:
-            with run.timed():
-                program.begin.set()
-                await finished(program, run.messages)
-            assert program.totals is not None
-            check_totals(dict(program.totals.items()), run.messages)
-
-
-def answers() -> bool:
-    parts = urlsplit(URL.partition(",")[0])
-    try:
-        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 9092), timeout=0.5).close()
-    except OSError:
-        return False
-    return True
+        await sum_backlog(run, new_app(url(prefix)), fill=False)
 
 
 CASES = (
@@ -265,4 +249,4 @@ CASES = (
         {"bare": bare_sum, "thalweg": thalweg_sum},
         target=0.5,
     ),
-) * answers()
+) * answers(URL, 9092)

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer
-from measuring import Case, Run
+from measuring import Case, Run, answers
 from thalweg.channel import TopicSpec
 from thalweg.message import Message
 from thalweg.transports.kafka import KafkaTransport
 
-from .kafka import BATCH, SERVERS, VALUE, answers, calls, topics, transport
+from .kafka import BATCH, SERVERS, URL, VALUE, calls, topics, transport
 
 PARTITIONS = 8
 FIRST = 1  # message, by which it is seen that the group has been joined
@@ -85,4 +85,4 @@ CASES = (
         share=2.0,  # aiokafka has read some MB before the clock starts
         target=0.5,
     ),
-) * answers()
+) * answers(URL, 9092)

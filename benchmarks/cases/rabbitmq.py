@@ -6,13 +6,11 @@
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import aio_pika
-from measuring import Case, Run
+from measuring import Case, Run, answers
 from thalweg.channel import Channel, TopicSpec
 from thalweg.message import Message
 from thalweg.transports.rabbitmq import RabbitTransport
@@ -108,15 +106,6 @@ async def get(run: Run) -> None:
                 count += len(deliveries)
 
 
-def answers() -> bool:
-    parts = urlsplit(URL)
-    try:
-        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 5672), timeout=0.5).close()
-    except OSError:
-        return False
-    return True
-
-
 CASES = (
     Case(
         "rabbitmq-put",
@@ -132,4 +121,4 @@ CASES = (
         share=0.1,
         target=0.8,
     ),
-) * answers()
+) * answers(URL, 5672)

@@ -7,14 +7,13 @@ with like, against rstream with a header); over AMQP against aio-pika. There are
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
-from measuring import Case, Run
+from measuring import Case, Run, answers
 from rstream import AMQPMessage, Consumer, ConsumerOffsetSpecification, OffsetType, Producer, amqp_decoder
 from thalweg.channel import TopicSpec
 from thalweg.message import Message
@@ -201,15 +200,6 @@ async def amqp_get(run: Run) -> None:
     await get(run, "amqp")
 
 
-def answers() -> bool:
-    try:
-        for port in (WHERE.port or 5672, PORT):
-            socket.create_connection((WHERE.hostname or "localhost", port), timeout=1).close()
-        return True
-    except OSError:
-        return False
-
-
 CASES = (
     Case(
         "rabbitmq-stream-put",
@@ -228,17 +218,17 @@ CASES = (
     Case(
         "rabbitmq-amqp-put",
         "its append over AMQP, against aio-pika publishing with confirms",
-        {"aio-pika": aio_pika_put, "thalweg": amqp_put},
+        {"bare": aio_pika_put, "thalweg": amqp_put},
         share=0.1,
         target=0.8,
     ),
     Case(
         "rabbitmq-amqp-get",
         "its read over AMQP, against aio-pika consuming a stream",
-        {"aio-pika": aio_pika_get, "thalweg": amqp_get},
+        {"bare": aio_pika_get, "thalweg": amqp_get},
         share=0.1,
         target=0.8,
     ),
 )
-if not answers():
+if not answers(URL, 5672, PORT):
     CASES = ()

@@ -5,13 +5,11 @@ There are no such cases where no server answers.
 
 import os
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import redis.asyncio
-from measuring import Case, Run
+from measuring import Case, Run, answers
 from thalweg.capabilities import Commit
 from thalweg.channel import TopicSpec
 from thalweg.message import Message
@@ -135,15 +133,6 @@ async def queue(run: Run) -> None:
                 count += len(deliveries)
 
 
-def answers() -> bool:
-    parts = urlsplit(URL)
-    try:
-        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=0.5).close()
-    except OSError:
-        return False
-    return True
-
-
 CASES = (
     Case(
         "redis-put",
@@ -166,4 +155,4 @@ CASES = (
         share=0.25,
         target=0.5,
     ),
-) * answers()
+) * answers(URL, 6379)

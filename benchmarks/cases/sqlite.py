@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from measuring import Case, Run
-from programs import Guarantee, finished, new_app, summing
-from workload import check_totals, withdrawals
+from programs import Guarantee, new_app, sum_backlog
 
 from .handle_sum import bare
 
@@ -14,14 +13,7 @@ from .handle_sum import bare
 async def thalweg(run: Run, guarantee: Guarantee) -> None:
     with tempfile.TemporaryDirectory() as folder:
         broker, store = Path(folder, "broker.db"), Path(folder, "store")
-        program = summing(new_app(f"sqlite:///{broker}", guarantee, f"sqlite:///{store}"))
-        async with program.app:
-            await program.source.send_many((w.account, w) for w in withdrawals(run.messages))
-            with run.timed():
-                program.begin.set()
-                await finished(program, run.messages)
-            assert program.totals is not None
-            check_totals(dict(program.totals.items()), run.messages)
+        await sum_backlog(run, new_app(f"sqlite:///{broker}", guarantee, f"sqlite:///{store}"))
 
 
 CASE = Case(
