@@ -34,6 +34,8 @@ from thalweg.errors import (
 )
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.transports.rabbitmq import RabbitTransport
+from thalweg.transports.rabbitmq.cell import Cell
+from thalweg.transports.rabbitmq.connection import ConnectionLost
 from thalweg.transports.rabbitmq.work_queue import RabbitQueue
 from thalweg.url import Url
 
@@ -75,7 +77,7 @@ async def broker() -> AsyncIterator[str]:
     except BrokerError as error:
         missing("rabbitmq", str(error))
     yield url
-    await delete_all(url, ["letters-workers"])
+    await delete_all(url, ["letters-workers", "g"])
 
 
 def with_prefix(url: str) -> str:
@@ -180,6 +182,32 @@ async def test_a_worker_that_is_killed_and_one_that_is_stopped_lose_nothing(brok
             worker.kill()
             worker.wait()
     assert len(noted(notes)) < count + 100  # the few that were in hand come twice
+
+
+async def test_what_could_not_be_noted_as_delivered_is_not_passed_over(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is lost between reading and noting must not make later messages overtake."""
+    written = Cell.write
+
+    async def lost(cell: Cell, value: bytes) -> None:
+        monkeypatch.setattr(Cell, "write", written)
+        raise ConnectionLost("in the midst")
+
+    async with opened(broker) as transport:
+        await transport.declare([TopicSpec("t", partitions=1)])
+        channel = await transport.channel("t", "g")
+        await channel.put([Message(b"1", b"k"), Message(b"2", b"k")])
+        monkeypatch.setattr(Cell, "write", lost)
+        with pytest.raises(ConnectionLost):
+            await channel.get(10, 20)
+        await channel.put([Message(b"3", b"k")])
+        got: list[Delivery] = []
+        async with asyncio.timeout(20):
+            while len(got) < 3:
+                got += await channel.get(10, 1)
+        assert [(delivery.record.value, delivery.attempts) for delivery in got] == [(b"1", 1), (b"2", 1), (b"3", 1)]
+        await channel.commit(got)
 
 
 async def test_a_program_goes_on_by_itself_when_its_server_restarts(server: RabbitServer, tmp_path: Path) -> None:

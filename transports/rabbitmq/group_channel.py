@@ -182,9 +182,14 @@ class GroupChannel:
         except Gap as gap:
             shares[gap.partition].skip_gap()
             return
+        before = {n: shares[n].next for n in batches}
         news = [(shares[n], batch, shares[n].take(batch)) for n, batch in batches.items() if self._usable(shares[n])]
-        if news:
+        try:
             await asyncio.gather(*(share.save() for share, _, found in news if found))
+        except BaseException:
+            for share, batch, found in news:
+                share.untake(batch, found, before[share.number])
+            raise
         for share, batch, found in news:
             for index, attempt in found:
                 loan = _Loan(self, share, batch.positions[index])

@@ -56,6 +56,19 @@ class Share:
                 found.append((index, attempt))
         return found
 
+    def untake(self, batch: Batch, found: Iterable[tuple[int, int]], before: Position | None) -> None:
+        """Nobody got what `take` found: go back to where reading was, so that nothing overtakes it."""
+        state = self._state
+        finished_since = state.done is not None and (before is None or state.done > before)
+        self.next = state.done if finished_since else before
+        for index, attempt in found:
+            position = batch.positions[index]
+            if attempt > 1:
+                state.attempts[position] = attempt - 1
+            else:
+                state.attempts.pop(position, None)
+        self._unfinished = deque(position for position in self._unfinished if position not in batch.positions)
+
     def finish(self, positions: Iterable[Position]) -> None:
         state = self._state
         for position in positions:
