@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from thalweg.attempt import SharedAttempt
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError
 from thalweg.url import Url
 
@@ -108,7 +109,7 @@ class Connection:
         self._api = endpoint.api.encode()
         self._discovered: list[tuple[str, int]] = []
         self._wire: Wire | None = None
-        self._connecting: asyncio.Task[Wire] | None = None
+        self._connecting = SharedAttempt(self._attempt, self._connected)
         self._open = True
 
     @property
@@ -212,9 +213,7 @@ class Connection:
 
     async def close(self) -> None:
         self._open = False
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await self._connecting.cancel()
         if self._wire is not None:
             self._wire.abort(ConnectionError("closed"))
             await self._wire.closed
@@ -225,19 +224,13 @@ class Connection:
         """One attempt, shared by all who wait for it."""
         if not self._open:
             raise BrokerError(f"NATS at {self.endpoint.place}: the transport is not open; call open() first")
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._attempt())
-            self._connecting.add_done_callback(self._connected)
-        attempt = self._connecting
-        await asyncio.wait([attempt])
-        if attempt.cancelled():
+        made = await self._connecting.result()
+        if made is None:
             raise BrokerError(f"NATS at {self.endpoint.place}: the transport was closed")
-        return attempt.result()
+        return made
 
-    def _connected(self, attempt: asyncio.Task[Wire]) -> None:
-        self._connecting = None
-        if not attempt.cancelled() and attempt.exception() is None:
-            self._wire = attempt.result()
+    def _connected(self, wire: Wire) -> None:
+        self._wire = wire
 
     async def _attempt(self) -> Wire:
         endpoint = self.endpoint

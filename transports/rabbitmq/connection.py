@@ -31,6 +31,7 @@ from aiormq.exceptions import (
     ProbableAuthenticationError,
     PublishError,
 )
+from thalweg.attempt import SharedAttempt
 from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.finishing import cancelled_from_outside, finish
 from thalweg.url import Url
@@ -128,7 +129,7 @@ class Connection:
         self.endpoint = endpoint
         self._purpose = purpose
         self._link: AbstractConnection | None = None
-        self._connecting: asyncio.Task[AbstractConnection] | None = None
+        self._connecting = SharedAttempt(self._attempt, self._connected)
         self._publisher: Publisher | None = None
         self._making_publisher = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
@@ -150,14 +151,10 @@ class Connection:
             return link
         if not self._open:
             raise BrokerError(f"RabbitMQ at {self.endpoint.place}: the transport is not open; call open() first")
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._attempt())
-            self._connecting.add_done_callback(self._connected)
-        attempt = self._connecting
-        await asyncio.wait([attempt])
-        if attempt.cancelled():
+        made = await self._connecting.result()
+        if made is None:
             raise BrokerError(f"RabbitMQ at {self.endpoint.place}: the transport was closed")
-        return attempt.result()
+        return made
 
     async def channel(self, confirms: bool = False) -> AbstractChannel:
         """A new channel; close it when done. With confirms, `basic_publish` returns when the server has the message."""
@@ -206,9 +203,7 @@ class Connection:
 
     async def close(self) -> None:
         self._open = False
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await self._connecting.cancel()
         if self._background and self.alive:  # what is being written may well still arrive
             await asyncio.wait(self._background, timeout=_FAREWELL)
         link, self._link = self._link, None
@@ -261,10 +256,8 @@ class Connection:
         link.vhost = endpoint.vhost
         return link
 
-    def _connected(self, attempt: asyncio.Task[AbstractConnection]) -> None:
-        self._connecting = None
-        if not attempt.cancelled() and attempt.exception() is None:
-            self._link, self._pause = attempt.result(), 0.0
+    def _connected(self, link: AbstractConnection) -> None:
+        self._link, self._pause = link, 0.0
 
     # --- publishing ------------------------------------------------------------------------------------------
 

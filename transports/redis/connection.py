@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import hiredis
 import msgspec
+from thalweg.attempt import SharedAttempt
 from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.url import Url
 
@@ -190,7 +191,7 @@ class Connection:
         self._patience = patience
         self._wire: _Wire | None = None
         self._retired: set[_Wire] = set()
-        self._connecting: asyncio.Task[_Wire] | None = None
+        self._connecting = SharedAttempt(self._attempt, self._connected)
         self._nodes: list[tuple[str, int]] = []  # of a cluster, as it named them last
         self._open = True
 
@@ -277,9 +278,7 @@ class Connection:
 
     async def close(self) -> None:
         self._open = False
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
+        await self._connecting.cancel()
         for wire in (self._wire, *self._retired):
             if wire is not None:
                 wire.abort(ConnectionError("closed"))
@@ -289,19 +288,13 @@ class Connection:
         """One attempt, shared by all who wait for it."""
         if not self._open:
             raise BrokerError(f"Redis at {self.endpoint.place}: the transport is not open; call open() first")
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._attempt())
-            self._connecting.add_done_callback(self._connected)
-        attempt = self._connecting
-        await asyncio.wait([attempt])
-        if attempt.cancelled():
+        made = await self._connecting.result()
+        if made is None:
             raise BrokerError(f"Redis at {self.endpoint.place}: the transport was closed")
-        return attempt.result()
+        return made
 
-    def _connected(self, attempt: asyncio.Task[_Wire]) -> None:
-        self._connecting = None
-        if not attempt.cancelled() and attempt.exception() is None:
-            self._wire = attempt.result()
+    def _connected(self, wire: _Wire) -> None:
+        self._wire = wire
 
     async def _attempt(self) -> _Wire:
         endpoint = self.endpoint
