@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,6 +58,12 @@ def start_worker(broker: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def hang(process: subprocess.Popen[bytes]) -> None:
+    """Stop a child; returns once it stands still: until then it may answer what is asked after the signal."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
 
 
 async def send_all(bank: Any, numbers: range) -> None:

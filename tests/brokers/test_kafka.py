@@ -39,6 +39,7 @@ from brokers.program_runs import (
     alerts_reach,
     eventually,
     handled,
+    hang,
     opened,
     send_all,
     start_worker,
@@ -781,7 +782,7 @@ async def test_a_broker_that_hangs_leaves_writes_in_doubt_and_says_so_within_the
         await transport.declare([TopicSpec("j", partitions=1)])
         claim = await transport.claim("j", 0, Message(b"m"))
         await log.append({0: numbered(0)})
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             with pytest.raises(AmbiguousCommit, match="t"):
                 await log.append({0: numbered(1)})

@@ -43,7 +43,7 @@ from thalweg.transports.nats.queue import NatsQueue
 from thalweg.url import Url
 
 from brokers.nats_server import PROGRAM, Server, delete_streams
-from brokers.program_runs import LONG, becomes, eventually, opened, survives_restarts, values
+from brokers.program_runs import LONG, becomes, eventually, hang, opened, survives_restarts, values
 
 SHARED = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 QUEUE = TopicSpec("q", queue=True)
@@ -493,7 +493,7 @@ async def test_what_was_lent_in_an_answer_that_got_lost_comes_again(server: Serv
         channel = await transport.channel("t", "g")
         await channel.get(1, 0)
         await channel.put(numbered([1]))
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             with pytest.raises(BrokerError):
                 await channel.get(1, 5)
@@ -518,7 +518,7 @@ async def test_a_commit_whose_answer_got_lost_may_be_repeated(server: Server, qu
         channel = await transport.channel("t", "g")
         await channel.put(numbered([1]))
         deliveries = await channel.get(1, 10)
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             with pytest.raises(AmbiguousCommit):
                 await channel.commit(deliveries)
@@ -548,7 +548,7 @@ async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_i
 
 async def test_a_server_that_hangs_leaves_a_write_in_doubt_and_says_so_within_the_time_out(server: Server) -> None:
     async with opened_log(server.url + "?timeout=0.5") as (_, log):
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             async with asyncio.timeout(10):
                 with pytest.raises(AmbiguousCommit, match="unknown"):
@@ -607,7 +607,7 @@ async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_ser
         time.sleep(1.5)  # noqa: ASYNC251 - the point: the loop is stuck, the thread renews
         assert not held.lost.is_set()
         assert await b.try_lock("x", 0.6) is None
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             await asyncio.wait_for(held.lost.wait(), 10)
         finally:

@@ -24,7 +24,7 @@ from thalweg.message import Delivery, Message
 from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
 
-from brokers.program_runs import LONG, becomes, eventually, opened, survives_restarts
+from brokers.program_runs import LONG, becomes, eventually, hang, opened, survives_restarts
 from brokers.redis_server import Server
 
 
@@ -239,7 +239,7 @@ async def test_an_unreachable_host_is_told_within_the_time_out() -> None:
 
 async def test_a_server_that_hangs_is_told_within_the_time_out(server: Server) -> None:
     async with opened_log(server.url + "?timeout=0.3") as (_, log):
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             async with asyncio.timeout(10):
                 with pytest.raises(BrokerError, match="unknown"):
@@ -354,7 +354,7 @@ async def test_a_lock_is_kept_while_the_event_loop_is_busy_and_lost_when_the_ser
         time.sleep(1.5)  # noqa: ASYNC251 - the point: the loop is stuck, the thread renews
         assert not held.lost.is_set()
         assert await b.try_lock("x", 0.6) is None
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             await asyncio.wait_for(held.lost.wait(), 10)
         finally:
@@ -371,7 +371,7 @@ async def test_what_was_lent_in_an_answer_that_got_lost_comes_again(server: Serv
         channel = await transport.channel("t", "g")
         await channel.get(1, 0)
         await channel.put([Message(b"1")])
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             with pytest.raises(BrokerError):
                 await channel.get(1, 0)
@@ -395,7 +395,7 @@ async def test_a_commit_whose_answer_got_lost_may_be_repeated(server: Server) ->
         queue = await transport.channel("q", "g")
         await queue.put([Message(b"1")])
         deliveries = await queue.get(1, 1)
-        server.process.send_signal(signal.SIGSTOP)
+        hang(server.process)
         try:
             with pytest.raises(AmbiguousCommit):
                 await queue.commit(deliveries)
