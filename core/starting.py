@@ -36,6 +36,7 @@ __all__ = [
     "guarantee_of",
     "looking",
     "mirrored",
+    "topics_of",
     "worker_running",
 ]
 
@@ -285,8 +286,20 @@ def _place_tables(app: App) -> None:
     app.resolve_partitions()
     for name, table in app.tables.items():
         like = app.table_like[name]
-        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or app.default_partitions
+        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
         table.group = str(table.partitions)
+
+
+def _by_use(app: App, table: str) -> int:
+    """The partitions of the topics that the agents read which use the table, if these agree."""
+    counts = {topic.partitions for topic in topics_of(app, table)}
+    return counts.pop() if len(counts) == 1 else app.default_partitions
+
+
+def topics_of(app: App, table: str) -> Sequence[TopicPlan]:
+    """What the agents read whose code mentions the table; if none does, what all agents read."""
+    users = [agent for agent in app.agents.values() if table in agent.plan.tables] or app.agents.values()
+    return [source.topic for agent in users for source in agent.plan.sources if not source.topic.spec.queue]
 
 
 def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
