@@ -458,7 +458,7 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
                 tasks = [task for one in owned.values() for task in one]
                 assert len(tasks) == len(set(tasks))
                 last_round = max(
-                    last_round, *(member._generation for member in transport._task_groups._members.values())
+                    last_round, *(member.place[0] for member in transport._task_groups._members.values())
                 )
 
     def settled() -> bool:
