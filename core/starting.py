@@ -17,6 +17,7 @@ from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
 from .runtime.clockwork import Clockwork
+from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
 from .runtime.replies import SUFFIX
 from .runtime.running import Running
@@ -76,7 +77,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
-        running = Running(app, app.id, transport, app.clock, app.topics)
+        running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
         app.set_running(running)
@@ -157,7 +158,7 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
-    running = Running(app, app.id, transport, app.clock, app.topics)
+    running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
     running.reply_partitions = app.default_partitions
     stack.push_async_callback(running.close)
@@ -203,6 +204,8 @@ def check_needs(app: App, transport: Transport) -> None:
     for crontab in app.crontabs:
         if crontab.on_leader:
             need_log(f"crontab {crontab.name!r} with on_leader=True")
+    for name in app.exclusives:
+        check_locks(transport, f"@app.exclusive({name!r})")
     for name, agent in app.agents.items():
         if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
             raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")
