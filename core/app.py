@@ -37,6 +37,7 @@ from .stream import Stream
 from .table import Table
 from .topic import Start, Topic
 from .type_facts import is_immutable
+from .upgrades import Upgrade, with_upgrades
 
 if TYPE_CHECKING:
     from .dead_letters import DeadLetterRecord
@@ -496,20 +497,32 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
         """Declare a table: a dict that events change and commits keep, in the partitions of the events.
 
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
+        what does not decode as `value` is decoded as the newest of them that fits and handed from function to function.
+        A row is written in its new form when an event changes it.
         """
-        plan, codec_of_key = self._table_plan(name, key, value, default, codec)
+        plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
         self.table_like[name] = like._plan if like is not None else partitions
         return Table(self, plan, codec_of_key, checker_for(value, codec))
 
-    def _table_plan(self, name: str, key: Any, value: Any, default: Callable[[], Any] | None, codec: Any) -> Any:
+    def _table_plan(
+        self,
+        name: str,
+        key: Any,
+        value: Any,
+        default: Callable[[], Any] | None,
+        codec: Any,
+        upgrades: Sequence[Upgrade] = (),
+    ) -> Any:
         self._refuse_when_running(f"table {name!r}")
         if name in self.tables:
             raise ConfigurationError(f"table {name!r} is declared twice; use one object")
@@ -517,7 +530,7 @@ class App:
             raise ConfigurationError(
                 f"table {name!r}: default={default!r} is not callable; write default=lambda: {default!r}"
             )
-        key_codec, value_codec = key_codec_for(key), codec_for(value, codec)
+        key_codec, value_codec = key_codec_for(key), with_upgrades(name, codec_for(value, codec), upgrades, codec)
         plan = TablePlan(
             name=name,
             group="",

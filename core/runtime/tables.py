@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from thalweg.codec import ENCODE_ERRORS, Form
-from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
+from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, Form
+from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, WrongPartition
 from thalweg.journal.rows import below, prefix
 from thalweg.mirror import Mirrors
 from thalweg.store import Store
+from thalweg.text import shortened
 
 if TYPE_CHECKING:
     from .lane import Lane
@@ -88,7 +89,18 @@ class TableState:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
         raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
-        return MISSING if raw is None else self.plan.decode(raw)
+        return MISSING if raw is None else self._decoded(key, raw)
+
+    def _decoded(self, key: Any, raw: bytes) -> Any:
+        try:
+            return self.plan.decode(raw)
+        except DecodeError:
+            raise
+        except DECODE_ERRORS as error:
+            raise DecodeError(
+                f"table {self.plan.name!r}, key {key!r}: the row was written as another type than the table has now: "
+                f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
+            ) from error
 
     def reread(self, key: Any) -> None:
         """Undo what was done in place to a value that had not changed since the last cut."""
@@ -172,7 +184,7 @@ class TableState:
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
             key = self.plan.decode_key(raw_key[cut:])
             if key not in changed:
-                yield key, self.plan.decode(raw)
+                yield key, self._decoded(key, raw)
         for key, value in changed.items():
             if value is not MISSING:
                 yield key, value
