@@ -23,6 +23,7 @@ from .errors import (
 from .event import Event
 from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
 from .queue import Queue
+from .runtime.changes import Change
 from .stream import Stream
 from .table import Table
 from .topic import Topic
@@ -33,6 +34,7 @@ __all__ = [
     "App",
     "AskDeadlock",
     "BrokerError",
+    "Change",
     "ConcurrentTableError",
     "ConfigurationError",
     "DeadLetter",
