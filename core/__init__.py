@@ -25,6 +25,7 @@ from .event import Event
 from .exclusion import HeldLock
 from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
 from .queue import Queue
+from .runtime.changes import Change
 from .stream import Stream
 from .table import Table
 from .topic import Topic
@@ -35,6 +36,7 @@ __all__ = [
     "App",
     "AskDeadlock",
     "BrokerError",
+    "Change",
     "ConcurrentTableError",
     "ConfigurationError",
     "DeadLetter",

@@ -29,6 +29,7 @@ from .partitioner import partitioner_for
 from .plan import SourcePlan, TopicPlan
 from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
+from .runtime.changes import Change, change_codec, changes_topic
 from .runtime.running import Running
 from .runtime.tables import TablePlan
 from .schedule import Background, Crontab, Function, Misfire, Timer
@@ -575,6 +576,26 @@ class App:
         from .topic_table import add_topic_table
 
         return add_topic_table(self, topic, name, replicated)
+
+    def changes_of(self, table: Table[K, V]) -> Stream[Change[K, V]]:
+        """See `Table.changes`."""
+        plan = table.plan
+        if plan.changes is None:
+            if self.tables.get(plan.name) is not plan:
+                raise ConfigurationError(
+                    f"table {plan.name!r} is replicated and has no journal of its own; read its topic's stream"
+                )
+            name = changes_topic(self.id, plan.name)
+            self._refuse_when_running(f"changes() of table {plan.name!r}")
+            if name in self.topics:
+                raise ConfigurationError(f"topic {name!r} is declared by the program; changes() needs that name")
+            key = TypeCodec(plan.encode_key, plan.decode_key, "key", "", plan.key_form)
+            spec = TopicSpec(name, None, self.default_partitions)
+            self.topics[name] = TopicPlan(spec, key, change_codec(plan), plan.partition_of, "murmur2")
+            self._checks[name] = checker_for(Any)
+            self._declared[name] = (key, Change)
+            plan.changes = name
+        return Stream.of(self, self.topics[plan.changes])
 
     # --- by the clock --------------------------------------------------------------------------------------------
 
