@@ -1,7 +1,7 @@
 """Counts in a file, which knows no transactions, under a lock: `python counting.py BROKER FILE LEASE`.
 
-A line of the file is a fencing number, the count and the process that wrote it. On standard output: "inside NUMBER" once
-the process holds the lock and has read the count, "lost NUMBER" if it was told that it does not any more.
+A line of the file is a fencing number, the count and the process that wrote it. On standard output: "inside NUMBER"
+once the process holds the lock and has read the count, "lost NUMBER" if it was told that it does not any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from thalweg import App, LockLost
 
 def read(file: Path) -> list[tuple[int, int, int]]:
     """Number, count, process."""
-    return [tuple(map(int, line.split())) for line in file.read_text().splitlines()]  # type: ignore[misc]
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
 
 
 async def count(app: App, file: Path) -> None:

@@ -44,7 +44,6 @@ class Counting:
 
 @asynccontextmanager
 async def counting(broker: str, file: Path, processes: int) -> AsyncIterator[list[Counting]]:
-    file.touch()
     started = [await Counting.start(broker, file) for _ in range(processes)]
     try:
         yield started
@@ -92,7 +91,7 @@ async def stopped_inside(victim: Counting, file: Path) -> int:
 
 
 async def a_holder_stands_still(broker: str, file: Path) -> None:
-    async with counting(broker, file, 2) as (victim, other):
+    async with counting(broker, file, 2) as (victim, _):
         held = await stopped_inside(victim, file)
         await eventually(lambda: bool(read(file)) and read(file)[-1][0] > held)
         before = len(read(file))
