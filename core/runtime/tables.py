@@ -51,6 +51,7 @@ class TablePlan(msgspec.Struct):
     key_form: Form = "bytes"
     value_form: Form = "bytes"
     mirror: str | Mirrors | None = None  # where other programs read it
+    changes: str | None = None  # the topic that its changes go to, if anyone follows them
 
     def raw_key(self, key: Any) -> bytes:
         """The key's bytes. Raises EncodeError naming the table and the key."""
@@ -101,6 +102,14 @@ class TableState:
                 f"table {self.plan.name!r}, key {key!r}: the row was written as another type than the table has now: "
                 f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
             ) from error
+
+    def committed(self, raw_key: bytes) -> tuple[bytes | None, bytes]:
+        """What the store has under a key of its own, and the key as the table's users know it, both as bytes."""
+        return self._store.get(raw_key), raw_key[len(self._prefix) :]
+
+    def raw_row(self, key: Any, value: Any) -> tuple[bytes, bytes | None]:
+        """The row as it would lie in the store."""
+        return self._prefix + self.plan.encode_key(key), None if value is MISSING else self.plan.encode(value)
 
     def reread(self, key: Any) -> None:
         """Undo what was done in place to a value that had not changed since the last cut."""

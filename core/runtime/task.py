@@ -40,6 +40,7 @@ from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
 from .agent_task import AgentTask, Verdict
+from .changes import Changes
 from .deliveries import Deliveries
 from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
@@ -126,6 +127,7 @@ class Task:
         self.carried_out, self._committing = {}, {}
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
+        self.changes: dict[str, Changes] = {}
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: defaultdict[Destination, list[Message]] = defaultdict(list)
         self.answers: list[Answer] = []
@@ -176,6 +178,11 @@ class Task:
             raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        self.changes = {
+            plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
+            for plan in self._table_plans
+            if plan.changes is not None
+        }
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
         for agent in self.agents:
             for table in agent.plan.tables & self.tables.keys():
@@ -364,11 +371,15 @@ class Task:
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
         for state, key in [*((state, key) for state, key, _ in lane.changes()), *lane.lent]:
-            value = state.hot.get(key)
+            value = state.hot.get(key, MISSING)
             try:
-                state.plan.encode_key(key)
-                if value is not MISSING:
-                    state.plan.decode(state.plan.encode(value))
+                raw_key, raw = state.raw_row(key, value)
+                if raw is not None:
+                    state.plan.decode(raw)
+                if state.plan.name in self.changes:
+                    self.changes[state.plan.name].of({raw_key: raw}, 0)
+            except EncodeError:
+                raise
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
@@ -458,9 +469,14 @@ class Task:
         if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
             self._calm_at = None
             rows[CRASHES] = encode(0)
-        for table in self.tables.values():
-            if table.dirty:
+        for name, table in self.tables.items():
+            if not table.dirty:
+                continue
+            changes = self.changes.get(name)
+            if changes is None:
                 table.collect(rows, open_lanes)
+            else:
+                self._collect_with_changes(table, changes, rows, open_lanes)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -482,6 +498,17 @@ class Task:
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
+
+    def _collect_with_changes(
+        self, table: TableState, changes: Changes, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]
+    ) -> None:
+        own: dict[bytes, bytes | None] = {}
+        table.collect(own, open_lanes)
+        rows.update(own)
+        messages = changes.of(own, self._now_ms())
+        if messages:
+            assert table.plan.changes is not None
+            self.outputs[(table.plan.changes, self.index)] += messages
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
