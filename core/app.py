@@ -6,13 +6,13 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm, TypeVar
+from typing_extensions import ParamSpec, TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -20,7 +20,8 @@ from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
-from .functions import check_function
+from .exclusion import HeldLock, exclusively, locked
+from .functions import check_function, is_async
 from .handler import handler_body
 from .message import Headers, Message
 from .mirror import Mirrors
@@ -51,6 +52,7 @@ K = TypeVar("K", default=str)
 V = TypeVar("V", default=bytes)
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Stream[T] | Topic[Any, T] | Queue[Any, T] | Sequence[Topic[Any, T]]
@@ -126,6 +128,7 @@ class App:
         self.timers: list[Timer] = []
         self.crontabs: list[Crontab] = []
         self.backgrounds: list[Background] = []
+        self.exclusives: list[str] = []
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -655,6 +658,49 @@ class App:
             return function
 
         return decorate if function is None else decorate(function)
+
+    # --- mutual exclusion ------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, timeout: float | timedelta | None = None) -> AbstractAsyncContextManager[HeldLock]:
+        """`async with app.lock(name) as held:` one block of this name at a time, across all workers and clients.
+
+        timeout: seconds to wait for it (None: for ever, 0: not at all); TimeoutError if it was not to be had.
+        A holder that dies or stands still loses it within `lease` seconds. If that happens to this one, its block is
+        cancelled where it waits and LockLost raised. `held.number` is larger for each new holder: give it to what the
+        block writes to, so that it can refuse an old one. Raises MissingCapability where the broker has no locks.
+        """
+        return locked(self, name, timeout)
+
+    @overload
+    def exclusive(
+        self, name: str, *, wait: Literal[True] = ...
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+    @overload
+    def exclusive(
+        self, name: str, *, wait: bool
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R | None]]]: ...
+    def exclusive(self, name: str, *, wait: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """An async function runs under the lock of this name (`lock`), so once at a time across all workers.
+
+        wait: a call waits for its turn; False: while another runs, it is left out, and gives None.
+        Stands below `@app.timer` and the like: `@app.timer(60)`, then `@app.exclusive("report", wait=False)`.
+        """
+
+        def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+            alone = exclusively(self, name, self._checked_exclusive(name, function), wait)
+            self.exclusives.append(name)
+            return alone
+
+        return decorate
+
+    def _checked_exclusive(self, name: str, function: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
+        what = f"@app.exclusive({name!r})"
+        scheduled: list[Timer | Crontab | Background] = [*self.timers, *self.crontabs, *self.backgrounds]
+        if isinstance(function, Agent) or any(part.function is function for part in scheduled):
+            raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
+        if inspect.isasyncgenfunction(function) or not is_async(function):
+            raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")
+        return function  # type: ignore[no-any-return]
 
     # --- running -------------------------------------------------------------------------------------------------
 
