@@ -1,7 +1,7 @@
 """Rows that end by themselves (`ttl=`): when each is due lies in rows beside it, and a commit deletes what is due.
 
-Two rows for each: `e` table `\\0` due key, in the order of time, and `l` table `\\0` key, the due time in force. Due times
-are rounded up to a sixteenth of the time to live, so that a row which is written all the time moves them seldom.
+Two rows for each: `e` table `\\0` due key, in the order of time, and `l` table `\\0` key, the due time in force. Due
+times are rounded up to a sixteenth of the time to live, so that a row which is written all the time moves them seldom.
 """
 
 from __future__ import annotations
