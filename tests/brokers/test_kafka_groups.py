@@ -507,16 +507,16 @@ async def test_a_member_whose_event_loop_is_stuck_leaves(cluster: str) -> None:
                 pass
             taken.set()
 
-    async with opened(f"{cluster}&stuck={2 * LEASE}") as transport:
-        async with aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
-            assert await anext(sets) == {0, 1, 2, 3}
-            other = asyncio.create_task(asyncio.to_thread(asyncio.run, wait_for_all()))
-            await asyncio.sleep(0)
-            assert taken.wait(30)  # blocks the event loop
-            assert not transport.holds("group", "me")
-            with pytest.raises(BrokerError, match="stuck"):
-                await anext(sets)
-            await other
+    url = f"{cluster}&stuck={2 * LEASE}"
+    async with opened(url) as transport, aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
+        assert await anext(sets) == {0, 1, 2, 3}
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, wait_for_all()))
+        await asyncio.sleep(0)
+        assert taken.wait(30)  # blocks the event loop
+        assert not transport.holds("group", "me")
+        with pytest.raises(BrokerError, match="stuck"):
+            await anext(sets)
+        await other
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(

@@ -44,7 +44,7 @@ class Word(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Verdict(msgspec.Struct, array_like=True, frozen=True):
-    """What a member is told beside its share. more: some task is still to be given up, so the group soon agrees anew."""
+    """What a member is told beside its share. more: some task is still to be given up, and the group agrees anew."""
 
     more: bool
     plan: Plan
