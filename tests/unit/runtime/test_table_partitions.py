@@ -56,7 +56,11 @@ async def test_an_agent_that_uses_one_of_another_number_halts_and_its_events_are
 
 async def test_a_test_sees_the_error() -> None:
     app, words, _ = counting(2)
-    with pytest.raises(TableMismatch, match="partitions=3"):
+
+    async def test() -> None:
         async with app.test() as t:
             await words.send("a")
             await t.settle()
+
+    with pytest.raises(TableMismatch, match="partitions=3"):
+        await test()
