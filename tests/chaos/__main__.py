@@ -1,4 +1,4 @@
-"""Faults by a seeded plan on brokers of the run's own: `make chaos`, with SEEDS=20 SEED=1 BROKER=kafka,redis ROUNDS=2."""
+"""Faults by a seeded plan, on brokers of the run's own: `make chaos SEEDS=20 SEED=1 BROKER=kafka,redis ROUNDS=2`."""
 
 from __future__ import annotations
 

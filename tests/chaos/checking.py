@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from thalweg.capabilities import Log, Logs
+from thalweg.message import Record
 from thalweg.registry import load_transport
 
 from chaos.history import History
@@ -16,7 +18,7 @@ from chaos.program import Account, Options, Payment, Program, Receipt, kind_of
 from chaos.servers import Broker, Kafka
 from chaos.watching import Audit, Watcher
 
-__all__ = ["check_outcome"]
+__all__ = ["check_outcome", "everything", "partitions_of"]
 
 LONG = 1_000_000
 
@@ -25,12 +27,12 @@ async def check_outcome(
     broker: Broker, options: Options, watcher: Watcher, audit: Audit, history: History, journal: str
 ) -> None:
     """All workers have ended. What is wrong goes into the history."""
-    payments = [payment for _, payment in await _all(options, "payments", Payment)]
-    truth = _by_key(await _all(options, "payments", Payment))
+    payments = [payment for _, payment in await everything(options, "payments", Payment)]
+    truth = _by_key(await everything(options, "payments", Payment))
     _compare(history, "the watcher's sums", watcher.truth(), truth)
     watcher.check_owners(journal)
     await _check_tables(options, history, truth, payments)
-    receipts = await _all(options, "receipts", Receipt)
+    receipts = await everything(options, "receipts", Receipt)
     if broker.fenced:
         _check_receipts(history, "a foreign reader", receipts, payments)
     if isinstance(broker, Kafka):
@@ -87,27 +89,34 @@ def _check_receipts(
             history.wrong(f"{who} finds the receipts of {key!r} out of order")
 
 
-T = Payment | Receipt
+S = TypeVar("S", bound=msgspec.Struct)
 
 
-async def _all(options: Options, topic: str, kind: type[msgspec.Struct]) -> list[tuple[str, msgspec.Struct]]:
+async def everything(options: Options, topic: str, kind: type[S]) -> list[tuple[str, S]]:
     """Key and value of all that lies in a topic."""
+    return [pair for found in (await partitions_of(options, topic, kind)).values() for pair in found]
+
+
+async def partitions_of(options: Options, topic: str, kind: type[S]) -> dict[int, list[tuple[str, S]]]:
+    """The same by partition."""
     transport = load_transport(options.broker)
     await transport.open()
     try:
         assert isinstance(transport, Logs)
         log = await transport.log(topic)
-        return [
-            ((record.key or b"").decode(), msgspec.json.decode(record.value or b"", type=kind))
+        return {
+            partition: [
+                ((record.key or b"").decode(), msgspec.json.decode(record.value or b"", type=kind))
+                for record in await _records(log, partition)
+            ]
             for partition in range(options.partitions)
-            for record in await _records(log, partition)
-        ]
+        }
     finally:
         await transport.close()
 
 
-async def _records(log: Log, partition: int) -> list:
-    found: list = []
+async def _records(log: Log, partition: int) -> list[Record]:
+    found: list[Record] = []
     after, last = None, (await log.bounds(partition)).last
     while last is not None and (after is None or after < last):
         batch = (await log.read({partition: after}, LONG, 100 * LONG, 10)).get(partition)

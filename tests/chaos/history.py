@@ -112,12 +112,14 @@ class History:
             raise Failure(f"{plan}\n{self.story()}")
 
     def story(self, around: float = 3.0) -> str:
-        """The first violations, and what happened from the last fault before the first of them; at least so many seconds."""
+        """The first violations, and what happened from the last fault on that came before; at least so many seconds."""
         lines = [f"  WRONG: {violation.what}" for violation in self.violations[:10]]
         if len(self.violations) > 10:
             lines.append(f"  … and {len(self.violations) - 10} more")
         at = self.violations[0].at if self.violations else self.now()
-        fault = max((moment.at for moment in self.moments if isinstance(moment, Struck) and moment.at <= at), default=at)
+        fault = max(
+            (moment.at for moment in self.moments if isinstance(moment, Struck) and moment.at <= at), default=at
+        )
         near = [moment for moment in self.moments if min(fault, at - around) <= moment.at <= at + around]
         return "\n".join([*lines, "", f"  history around {at:.3f} s:", *(f"    {line}" for line in _told(near))])
 

@@ -38,7 +38,9 @@ class Step(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         then = "and at once the next" if self.hurry else "and recovery is waited for"
-        return f"after {self.wait:3} receipts: {self.fault.name.lower():7} worker {self.who} ({self.chance:.2f}), {then}"
+        return (
+            f"after {self.wait:3} receipts: {self.fault.name.lower():7} worker {self.who} ({self.chance:.2f}), {then}"
+        )
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -91,9 +91,7 @@ class Program:
                 now = time.time()
                 if trace is not None:
                     trace.add(now, now - payment.sent, payment.number, event.partition)
-                await self.receipts.send(
-                    Receipt(payment.number, account.count, account.total, me, now), key=event.key
-                )
+                await self.receipts.send(Receipt(payment.number, account.count, account.total, me, now), key=event.key)
 
         if options.repartition:
 

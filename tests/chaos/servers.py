@@ -16,6 +16,8 @@ from brokers import kafka_server, nats_server, redis_server
 from brokers.rabbit_server import RabbitServer
 from thalweg.contrib.conformance.link import Proxy
 
+from chaos.workers import Worker
+
 __all__ = ["KINDS", "Broker", "Way", "own_broker"]
 
 
@@ -68,6 +70,14 @@ class Broker:
     async def undisturbed(self) -> bool:
         """Whether those who run can use the broker while a process that was just stopped stands still."""
         return True
+
+    async def stop_still(self, worker: Worker) -> None:
+        """SIGSTOP in the middle of whatever it does, unless nobody else could do anything then."""
+        worker.hang()
+        while not await self.undisturbed():
+            worker.resume()
+            await asyncio.sleep(0.01)
+            worker.hang()
 
     async def way(self) -> Way:
         found = await self._new_way()

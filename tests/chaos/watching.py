@@ -129,6 +129,7 @@ class Audit:
         self._broker, self._journals, self._history, self.fenced = broker, journals, history, fenced
         self.counted: dict[int, int] = {}
         self.strays = 0
+        """Records of owners that others had followed: they count for nobody."""
         self._pids: dict[bytes, int] = {}
         self._folds: dict[tuple[str, int], Fold] = {}
         self._after: dict[str, dict[int, Position | None]] = {}
@@ -189,5 +190,5 @@ class Audit:
         self._history.add(Stray(self._history.now(), topic, partition, pid))
         if self.fenced:
             self._history.wrong(
-                f"{topic}/{partition}: a record of {pid} lies behind the marker of another owner, on a broker that fences"
+                f"{topic}/{partition}: a record of {pid} lies behind another owner's marker, on a broker that fences"
             )
