@@ -498,6 +498,7 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        ttl: float | timedelta | None = None,
         upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
         """Declare a table: a dict that events change and commits keep, in the partitions of the events.
@@ -505,6 +506,8 @@ class App:
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        ttl: seconds after which a row that was not written again is deleted, by the worker's clock; up to a sixteenth
+        later, and at a commit. (A mutable value is written when it has changed.)
         upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
         what does not decode as `value` is decoded as the newest of them that fits and handed from function to function.
         A row is written in its new form when an event changes it.
@@ -512,6 +515,10 @@ class App:
         plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
+        if ttl is not None:
+            plan.ttl = seconds(ttl, "ttl")
+            if plan.ttl <= 0:
+                raise ConfigurationError(f"table {name!r}: ttl={ttl!r}: expected more than 0 seconds")
         self.table_like[name] = like._plan if like is not None else partitions
         return Table(self, plan, codec_of_key, checker_for(value, codec))
 

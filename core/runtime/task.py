@@ -12,11 +12,13 @@ import secrets
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg.capabilities import Commit, Log
+from thalweg.clock import Timer
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
     AmbiguousCommit,
@@ -42,6 +44,7 @@ from thalweg.store import Checkpoint, Store
 from .agent_task import AgentTask, Verdict
 from .changes import Changes
 from .deliveries import Deliveries
+from .expiry import Expiry
 from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
 from .mirroring import Feed, Standing
@@ -63,6 +66,8 @@ TaskKey = tuple[str, int]
 """Group and index."""
 
 REPLAY_ROWS = 10_000
+OPEN_EVENT = 0.01
+"""Seconds, at least, until a row is looked at again that was due and could not end: an open event had it in hand."""
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
 MOST_CAREFUL = 64
@@ -115,6 +120,7 @@ class Task:
         self._closing = False
         self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
+        self._expiring: Timer | None = None
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
@@ -128,6 +134,9 @@ class Task:
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
         self.changes: dict[str, Changes] = {}
+        self.expiries: dict[str, Expiry] = {}
+        self.attended: AbstractSet[str] = frozenset()
+        """Tables with changes that are followed, or rows that end."""
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: defaultdict[Destination, list[Message]] = defaultdict(list)
         self.answers: list[Answer] = []
@@ -183,6 +192,12 @@ class Task:
             for plan in self._table_plans
             if plan.changes is not None
         }
+        self.expiries = {
+            plan.name: Expiry(self.tables[plan.name], store, plan.ttl)
+            for plan in self._table_plans
+            if plan.ttl is not None
+        }
+        self.attended = self.changes.keys() | self.expiries.keys()
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
         for agent in self.agents:
             for table in agent.plan.tables & self.tables.keys():
@@ -201,6 +216,7 @@ class Task:
         self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
+        self._await_expiry()
         for agent in self.agents:
             agent.careful = careful
             for input_ in agent.inputs:
@@ -474,14 +490,11 @@ class Task:
         if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
             self._calm_at = None
             rows[CRASHES] = encode(0)
-        for name, table in self.tables.items():
-            if not table.dirty:
-                continue
-            changes = self.changes.get(name)
-            if changes is None:
+        for table in self.tables.values():
+            if table.plan.name in self.attended:
+                self._collect_apart(table, rows, open_lanes)
+            elif table.dirty:
                 table.collect(rows, open_lanes)
-            else:
-                self._collect_with_changes(table, changes, rows, open_lanes)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -491,6 +504,7 @@ class Task:
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
+            self._await_expiry()
             return None
         self._committing, self.carried_out = self.carried_out, {}
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
@@ -504,16 +518,30 @@ class Task:
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 
-    def _collect_with_changes(
-        self, table: TableState, changes: Changes, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]
-    ) -> None:
-        own: dict[bytes, bytes | None] = {}
-        table.collect(own, open_lanes)
-        rows.update(own)
-        messages = changes.of(own, self._now_ms())
-        if messages:
+    def _collect_apart(self, table: TableState, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
+        """Of a table that is more than its rows: what is due ends, and who follows its changes is told."""
+        changes, expiry = self.changes.get(table.plan.name), self.expiries.get(table.plan.name)
+        written: dict[bytes, bytes | None] = {}
+        table.collect(written, open_lanes)
+        now = self._now_ms()
+        if expiry is not None:
+            expiry.collect(written, rows, now, table.in_hand(open_lanes))
+        rows.update(written)
+        if changes is not None and (messages := changes.of(written, now)):
             assert table.plan.changes is not None
             self.outputs[(table.plan.changes, self.index)] += messages
+
+    def _await_expiry(self) -> None:
+        """See to it that a commit is made when the next row is due. While no commit is in flight."""
+        for expiry in self.expiries.values():
+            expiry.look()
+        due = min((expiry.next for expiry in self.expiries.values() if expiry.next is not None), default=None)
+        if self._expiring is not None:
+            self._expiring.cancel()
+            self._expiring = None
+        if due is not None and not self._stopping:
+            delay = max(OPEN_EVENT, due / 1000 - self.settings.clock.now())
+            self._expiring = self.settings.clock.call_later(delay, self.busy)
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
@@ -576,6 +604,7 @@ class Task:
         for table in self.tables.values():
             table.flying = {}
             table.trim()
+        self._await_expiry()
         self._committing = {}
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -642,6 +671,8 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
+        if self._expiring is not None:
+            self._expiring.cancel()
         for agent in self.agents:
             agent.stop()
             agent.turns.close()
