@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from thalweg import App
 from thalweg.clock import VirtualClock
+from thalweg.journal.inbox import Inbox
 from thalweg.registry import load_stores
 from thalweg.runtime.worker import Worker
 from thalweg.starting import worker_running
@@ -120,8 +121,12 @@ class Day:
             calm = calm + 1 if not ready else 0
 
     def sent(self) -> list[int]:
-        transport = MemoryTransport(self.broker, self.options)
-        return [int(record.value or b"") for _, _, record in transport.records("ticks")]
+        """As another program reads it."""
+        inbox = Inbox("ticks", 0)
+        records = MemoryTransport(self.broker, self.options).records("ticks")
+        return [
+            int(seen.record.value or b"") for _, position, record in records for seen in inbox.receive(position, record)
+        ]
 
 
 @pytest.mark.parametrize("options", list(OPTIONS))
