@@ -498,6 +498,7 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        standbys: int = 0,
         ttl: float | timedelta | None = None,
         upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
@@ -506,6 +507,7 @@ class App:
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        standbys: how many other workers follow the journal, to take over at once when the owner dies.
         ttl: seconds after which a row that was not written again is deleted, by the worker's clock; up to a sixteenth
         later, and at a commit. (A mutable value is written when it has changed.)
         upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
@@ -515,6 +517,9 @@ class App:
         plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
+        if standbys < 0:
+            raise ConfigurationError(f"table {name!r}: standbys={standbys}: expected 0 or more")
+        plan.standbys = standbys
         if ttl is not None:
             plan.ttl = seconds(ttl, "ttl")
             if plan.ttl <= 0:
