@@ -28,6 +28,7 @@ __all__ = [
     "Log",
     "Logs",
     "Peers",
+    "Role",
     "WorkQueue",
     "require",
 ]
@@ -142,11 +143,24 @@ class Peers(Protocol):
         ...
 
 
+class Role(msgspec.Struct, frozen=True):
+    """What a member of a group is beside its name, which only this run of this process has.
+
+    worker_id: a name that its restarts share, and nobody else has: while it restarts, what it owned is kept for it, for
+    a lease. zone: where it runs.
+    """
+
+    worker_id: str | None = None
+    zone: str = ""
+
+
 @runtime_checkable
 class Grouped(Protocol):
     """Capability.GROUPED: instead of Locks and Peers, where the members of a group share tasks out (Kafka)."""
 
-    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
         """Join `group`, whose tasks are 0 to n-1, as `me` while the iterator is open; yields what this member owns.
 
         The first set comes as soon as there is one, be it empty, the next at each change. Asking for the next says
@@ -154,8 +168,9 @@ class Grouped(Protocol):
         member gets it. What stays in the set is never interrupted.
 
         A member that dies or hangs loses all within `lease` seconds (or what the broker's settings allow). One that
-        closes the iterator, or is cancelled while it waits for the next set, leaves at once. Raises `BrokerError` when
-        the membership is lost: what was owned may be another's by now.
+        closes the iterator, or is cancelled while it waits for the next set, leaves at once; with a worker id, what it
+        owned waits for its next run for a lease, even so. Raises `BrokerError` when the membership is lost: what was
+        owned may be another's by now; `Superseded` if a newer member has come in under its worker id.
         """
         ...
 
