@@ -450,10 +450,15 @@ class Task:
         """A row of the task's own, as committed."""
         return None if self._store is None else self._store.get(key)
 
-    async def write_row(self, key: bytes, value: bytes) -> None:
-        """Write a row of the task's own; committed when this returns. Raises Fenced if the task was lost meanwhile."""
+    async def write_row(self, key: bytes, value: bytes, outputs: Sequence[tuple[Destination, Message]] = ()) -> None:
+        """Write a row of the task's own, and send `outputs` with it; committed when this returns.
+
+        Raises Fenced if the task was lost meanwhile: then the journal tells whether it happened.
+        """
         commits = self.commits
         self.rows[key] = value
+        for destination, message in outputs:
+            self.outputs[destination].append(message)
         await self.flush()
         if self.commits == commits:
             raise Fenced(f"task {self.group}/{self.index} was lost before the row was committed")

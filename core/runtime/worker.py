@@ -99,7 +99,7 @@ class Worker:
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
         self._stopping = False
-        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
@@ -190,15 +190,15 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def on_task(
-        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[bool], Coroutine[Any, Any, None]]
     ) -> None:
-        """Call back when this task runs here, and before it ceases to."""
+        """Call back when this task runs here, and before it ceases to (True: it is given up in good order)."""
         self._on_task[key] = (opened, closing)
 
-    async def _closing(self, task: Task) -> None:
+    async def _closing(self, task: Task, in_good_order: bool = False) -> None:
         hook = self._on_task.get(task.key)
         if hook is not None:
-            await hook[1]()
+            await hook[1](in_good_order)
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Worker:
         if task is None:
             return
         try:
-            await self._closing(task)
+            await self._closing(task, in_good_order)
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
                 await self.committer.finish(task)
