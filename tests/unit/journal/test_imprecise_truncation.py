@@ -13,7 +13,7 @@ from thalweg.journal.records import Begin, End, Entry, Marker, Part, Rows, messa
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import below, prefix
 from thalweg.message import Message
-from thalweg.runtime import task as task_module
+from thalweg.runtime import replay as replay_module
 from thalweg.runtime.replay import Replay
 from thalweg.stores.memory import MemoryStores
 from thalweg.testing import AppTest
@@ -80,7 +80,7 @@ async def test_the_snapshot_of_the_newest_owner_counts(transport: MemoryTranspor
 async def test_a_store_is_filled_from_it_whatever_it_was_given_before(
     transport: MemoryTransport, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_module, "REPLAY_ROWS", rows_at_once)
+    monkeypatch.setattr(replay_module, "REPLAY_ROWS", rows_at_once)
     log = await kept(transport)
     store = MemoryStores().open("s")
     replay = Replay(OneByOne(log), 0, store)
@@ -110,7 +110,7 @@ async def test_a_program_goes_on_from_it(transport: MemoryTransport) -> None:
 async def test_a_store_that_was_filled_in_the_midst_of_pieces_is_not_taken_for_having_them(
     transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_module, "REPLAY_ROWS", 0)
+    monkeypatch.setattr(replay_module, "REPLAY_ROWS", 0)
     await transport.declare([TopicSpec(JOURNAL, partitions=1)])
     log = await transport.log(JOURNAL)
     small = Rows(b"", 0, {SUMS + b"a": b"1"}, True)
