@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from thalweg.codec import ENCODE_ERRORS, Form
-from thalweg.errors import ConcurrentTableError, EncodeError, WrongPartition
+from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, Form
+from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, WrongPartition
 from thalweg.journal.rows import below, prefix
 from thalweg.mirror import Mirrors
 from thalweg.store import Store
+from thalweg.text import shortened
 
 if TYPE_CHECKING:
     from .lane import Lane
@@ -50,6 +51,8 @@ class TablePlan(msgspec.Struct):
     key_form: Form = "bytes"
     value_form: Form = "bytes"
     mirror: str | Mirrors | None = None  # where other programs read it
+    changes: str | None = None  # the topic that its changes go to, if anyone follows them
+    ttl: float | None = None  # seconds that a row lives after it was written
 
     def raw_key(self, key: Any) -> bytes:
         """The key's bytes. Raises EncodeError naming the table and the key."""
@@ -88,7 +91,33 @@ class TableState:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
         raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
-        return MISSING if raw is None else self.plan.decode(raw)
+        return MISSING if raw is None else self._decoded(key, raw)
+
+    def _decoded(self, key: Any, raw: bytes) -> Any:
+        try:
+            return self.plan.decode(raw)
+        except DecodeError:
+            raise
+        except DECODE_ERRORS as error:
+            raise DecodeError(
+                f"table {self.plan.name!r}, key {key!r}: the row was written as another type than the table has now: "
+                f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
+            ) from error
+
+    def committed(self, row: bytes) -> bytes | None:
+        """What the store has in a row."""
+        return self._store.get(row)
+
+    def key_of(self, row: bytes) -> bytes:
+        """The key, encoded, of a row in the store."""
+        return row[len(self._prefix) :]
+
+    def row_of(self, raw_key: bytes) -> bytes:
+        return self._prefix + raw_key
+
+    def raw_row(self, key: Any, value: Any) -> tuple[bytes, bytes | None]:
+        """The row as it would lie in the store."""
+        return self._prefix + self.plan.encode_key(key), None if value is MISSING else self.plan.encode(value)
 
     def reread(self, key: Any) -> None:
         """Undo what was done in place to a value that had not changed since the last cut."""
@@ -105,7 +134,7 @@ class TableState:
         before: dict[Any, Any] = {}
         for lane in open_lanes:
             before.update(lane.before(self))
-        lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
+        lent = self._lent(open_lanes)
         plan = self.plan
         for key, collected in self.dirty.items():
             if key in lent or (collected and key in before):
@@ -126,6 +155,13 @@ class TableState:
         kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
         self.dirty.update(kept)
+
+    def _lent(self, open_lanes: Sequence[Lane]) -> set[Any]:
+        return {key for lane in open_lanes for state, key in lane.lent if state is self}
+
+    def in_hand(self, open_lanes: Sequence[Lane]) -> set[Any]:
+        """Rows that open events have written, or could be changing in place."""
+        return self._lent(open_lanes).union(*(lane.before(self) for lane in open_lanes))
 
     def _unchanged(self, raw_key: bytes, raw: bytes | None) -> bool:
         """A mutable value that was only looked at. A default that was only looked at is not stored either."""
@@ -172,7 +208,7 @@ class TableState:
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
             key = self.plan.decode_key(raw_key[cut:])
             if key not in changed:
-                yield key, self.plan.decode(raw)
+                yield key, self._decoded(key, raw)
         for key, value in changed.items():
             if value is not MISSING:
                 yield key, value

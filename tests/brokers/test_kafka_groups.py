@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -457,9 +458,7 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
                 owned[number] = share
                 tasks = [task for one in owned.values() for task in one]
                 assert len(tasks) == len(set(tasks))
-                last_round = max(
-                    last_round, *(member._generation for member in transport._task_groups._members.values())
-                )
+                last_round = max(last_round, *(member.place[0] for member in transport._task_groups._members.values()))
 
     def settled() -> bool:
         sizes = [len(share) for share in owned.values()]
@@ -475,6 +474,49 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
     assert all(isinstance(result, asyncio.CancelledError) for result in results), results
     print(f"settled after {last_round} rounds")
     assert last_round < 30
+
+
+async def test_a_member_whose_event_loop_is_blocked_goes_on_being_one_and_lets_others_join(cluster: str) -> None:
+    joined = threading.Event()
+
+    async def join() -> None:
+        await asyncio.sleep(3 * LEASE)
+        async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "other", LEASE)) as sets:
+            assert await anext(sets) == frozenset()  # nothing was given up yet
+            joined.set()
+            assert len(await anext(sets)) == 2
+
+    async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
+        assert await anext(sets) == {0, 1, 2, 3}
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, join()))
+        await asyncio.sleep(0)
+        assert joined.wait(30)  # blocks the event loop
+        assert transport.holds("group", "me")
+        assert len(await anext(sets)) == 2
+        waiting = asyncio.create_task(anext(sets))
+        await other
+        assert await waiting == {0, 1, 2, 3}
+
+
+async def test_a_member_whose_event_loop_is_stuck_leaves(cluster: str) -> None:
+    taken = threading.Event()
+
+    async def wait_for_all() -> None:
+        async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "other", LEASE)) as sets:
+            while await anext(sets) != {0, 1, 2, 3}:
+                pass
+            taken.set()
+
+    url = f"{cluster}&stuck={2 * LEASE}"
+    async with opened(url) as transport, aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
+        assert await anext(sets) == {0, 1, 2, 3}
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, wait_for_all()))
+        await asyncio.sleep(0)
+        assert taken.wait(30)  # blocks the event loop
+        assert not transport.holds("group", "me")
+        with pytest.raises(BrokerError, match="stuck"):
+            await anext(sets)
+        await other
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(

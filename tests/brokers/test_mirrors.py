@@ -515,8 +515,9 @@ async def test_a_mirror_that_dies_and_comes_back_catches_up_and_nobody_waited_fo
                         await asyncio.sleep(0.01)
                 server.start()
                 await server.ready(reader)
-                if empties:
+                if empties:  # a mirror that had caught up before learns of it by the commits that follow
                     await reader.wipe()
+                    await payments.send_many([(key, 1) for key in list(totals)])
             await eventually(reader, lambda: encoded(totals))
         assert len(encoded(totals)) == 199
 

@@ -6,8 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from .connection import Cluster
-from .member import Member
+from .member import Identity, Member, Quarters
 
 __all__ = ["TaskGroups"]
 
@@ -21,8 +20,8 @@ class TaskGroups:
     only: no such topic exists.
     """
 
-    def __init__(self, cluster: Cluster, prefix: str, shortest: float) -> None:
-        self._cluster, self._prefix, self._shortest = cluster, prefix, shortest
+    def __init__(self, quarters: Quarters, prefix: str, shortest: float) -> None:
+        self._quarters, self._prefix, self._shortest = quarters, prefix, shortest
         self._members: dict[tuple[str, str], Member] = {}
 
     async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
@@ -35,7 +34,8 @@ class TaskGroups:
             )
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
-        member = Member(self._cluster, name, name, n, max(lease, self._shortest), changed.set)
+        session = max(lease, self._shortest)
+        member = Member(self._quarters, name, name, n, session, Identity(me), changed.set)
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None
@@ -45,13 +45,10 @@ class TaskGroups:
                 changed.clear()
                 if member.lost is not None:
                     raise member.lost
-                share = member.share
-                if share is not None and share != told:
-                    member.held = share | (told or frozenset())
-                    told = share
-                    yield share
-                    member.held = share
-                    member.gave_up()
+                if member.share not in (None, told):
+                    told = member.take()
+                    yield told
+                    member.keep(told)
                     changed.set()
         finally:
             if self._members.get((group, me)) is member:

@@ -67,7 +67,7 @@ class Locks:
 
     async def _take(self, name: str, seconds: float) -> Lock | None:
         lock = Lock(self, self._names.own("lock", name), seconds)
-        if not await self._keeper.run(self._queues.take(lock)):
+        if not await self._keeper.aside.run(self._queues.take(lock)):
             return None
         self._held[lock] = None
         self._keeper.keep(lock)
@@ -81,7 +81,7 @@ class Locks:
 
     async def _give_back(self, lock: Lock) -> None:
         await self._keeper.dropped(lock)
-        await self._keeper.run(self._queues.give_back(lock))
+        await self._keeper.aside.run(self._queues.give_back(lock))
 
     async def _let_go(self, lock: Lock | None) -> None:
         if lock is not None:

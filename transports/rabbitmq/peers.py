@@ -108,14 +108,14 @@ class _Membership:
         self._arrival = asyncio.Event()
 
     async def start(self) -> None:
-        await self._keeper.run(self._keep_started())
+        await self._keeper.aside.run(self._keep_started())
 
     async def leave(self) -> None:
         self.closed = True
         self.changed.set()
         with contextlib.suppress(TimeoutError, BrokerError):  # then the others notice by its silence
             async with asyncio.timeout(self._lease):
-                await self._keeper.run(self._keep_left())
+                await self._keeper.aside.run(self._keep_left())
 
     # --- in the keeper's thread ------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class _Membership:
                 await self._keep_beating()
             except BrokerError as error:
                 self.problem = error
-                self._keeper.tell_main(self.changed.set)
+                self._keeper.aside.tell_main(self.changed.set)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 2, self._lease / 3)
 
@@ -214,4 +214,4 @@ class _Membership:
         present = frozenset(name for name, _ in self._heard.values())
         if self._joined and present != self.present:
             self.present = present
-            self._keeper.tell_main(self.changed.set)
+            self._keeper.aside.tell_main(self.changed.set)
