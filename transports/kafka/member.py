@@ -22,7 +22,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, Cons
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from thalweg.aside import Aside
 from thalweg.clock import boot_clock
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, Superseded
 from thalweg.pulse import Pulse
 
 from .connection import GROUP, Cluster, Lost, Unreachable
@@ -355,10 +355,11 @@ class Member:
 
     def _check_place(self, code: int) -> None:
         if code == FENCED_INSTANCE:
-            raise self.problem(
+            what = (
                 f"a newer worker runs under the worker id {self.identity.instance!r}, and has taken the place of this "
                 "one; give each worker that runs at the same time an id of its own"
             )
+            raise Superseded(str(self.problem(what)))
 
     def _share_out(self, generation: int, members: Collection[Any]) -> list[tuple[str, bytes]]:
         words = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from thalweg.capabilities import Held
+from thalweg.capabilities import Held, Role
 from thalweg.transports.memory.locks import MemoryLock
 
 from .base import Seeded, caught_by
@@ -196,8 +196,10 @@ class OneGroupOfAll(Seeded):
 class RevokesBeforeTheOwnerLetsGo(Seeded):
     """A rebalance that does not wait for those who work."""
 
-    async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
-        shares = super().tasks(group, n, me, lease)
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        shares = super().tasks(group, n, me, lease, role)
         known = self.broker.task_group(group, n)
         try:
             async for share in shares:
@@ -222,8 +224,10 @@ class BelievesItStillHolds(Seeded):
 class StopsTheWorld(Seeded):
     """Takes everything from everybody before it shares out anew."""
 
-    async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
-        shares = super().tasks(group, n, me, lease)
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        shares = super().tasks(group, n, me, lease, role)
         before: frozenset[int] = frozenset()
         try:
             async for share in shares:
