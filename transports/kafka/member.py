@@ -20,11 +20,11 @@ import msgspec
 from aiokafka import errors as kafka
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
+from thalweg.aside import Aside
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, Superseded
 from thalweg.pulse import Pulse
 
-from .aside import Aside
 from .connection import GROUP, Cluster, Lost, Unreachable
 from .requests import FENCED_INSTANCE, StaticHeartbeat
 from .sharing import Door, Plan, Verdict, Word, newcomers, share_out
