@@ -125,7 +125,8 @@ class Locks(Protocol):
     async def try_lock(self, name: str, lease: float) -> Held | None:
         """Take the lock if it is free; None if another holds it.
 
-        A holder that dies or hangs loses it within `lease` seconds.
+        A holder that dies or hangs loses it within `lease` seconds. One whose event loop is blocked keeps it; if that
+        gives no sign of life for long (`thalweg.pulse.STUCK`), it is lost too.
         """
         ...
 
@@ -137,8 +138,8 @@ class Peers(Protocol):
     def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
-        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
-        waiting `anext` closes the iterator.
+        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. One whose
+        event loop is blocked stays, as the holder of a lock does. Cancelling a waiting `anext` closes the iterator.
         """
         ...
 
