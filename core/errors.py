@@ -25,6 +25,7 @@ __all__ = [
     "StaleDelivery",
     "StaleRead",
     "StoreError",
+    "Superseded",
     "TableMismatch",
     "ThalwegError",
     "TooManyOutputs",
@@ -164,6 +165,10 @@ class Fenced(BrokerError):
     def __init__(self, message: str, partitions: frozenset[tuple[str, int]] = frozenset()) -> None:
         super().__init__(message)
         self.partitions = partitions
+
+
+class Superseded(BrokerError):
+    """A newer worker runs under the worker id of this one, and has what this one had."""
 
 
 class Gap(BrokerError):

@@ -218,9 +218,10 @@ def check_needs(app: App, transport: Transport) -> None:
 
     for name in app.tables:
         need_log(f"table {name!r}")
-    for crontab in app.crontabs:
-        if crontab.on_leader:
-            need_log(f"crontab {crontab.name!r} with on_leader=True")
+    scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
+    for part in scheduled:
+        if part.on_leader:
+            need_log(f"{part.what} with on_leader=True")
     for name in app.exclusives:
         check_locks(transport, f"@app.exclusive({name!r})")
     for name, agent in app.agents.items():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +19,9 @@ from typing import NoReturn
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from thalweg.capabilities import Role
 from thalweg.channel import Channel, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery, Superseded
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.line import MOST_OPEN
@@ -517,6 +518,54 @@ async def test_a_member_whose_event_loop_is_stuck_leaves(cluster: str) -> None:
         with pytest.raises(BrokerError, match="stuck"):
             await anext(sets)
         await other
+
+
+@pytest.mark.parametrize("how", ["leaves", "dies"])
+async def test_a_worker_that_comes_back_under_its_id_finds_what_it_had_and_nobody_else_notices(
+    cluster: str, how: str
+) -> None:
+    heard: list[frozenset[int]] = []
+
+    async def stay(sets: AsyncGenerator[frozenset[int], None]) -> None:
+        async for share in sets:
+            heard.append(share)
+
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(opened(cluster))
+        others = await stack.enter_async_context(aclosing(other.tasks("group", 8, "other", 30, Role("b"))))
+        staying = asyncio.create_task(stay(others))
+        stack.push_async_callback(asyncio.wait, [staying])
+        stack.callback(staying.cancel)
+        async with opened(cluster) as first, aclosing(first.tasks("group", 8, "run 1", 30, Role("a"))) as sets:
+            async for had in sets:
+                if len(had) == 4:
+                    break
+            await eventually(lambda: heard[-1:] == [frozenset(range(8)) - had])
+            if how == "dies":
+                await first._quarters.aside.run(first._quarters.cluster.close())
+        rounds, generation = len(heard), generation_of(other)
+        second = await stack.enter_async_context(opened(cluster))
+        again = await stack.enter_async_context(aclosing(second.tasks("group", 8, "run 2", 30, Role("a"))))
+        assert await anext(again) == had
+        assert second.holds("group", "run 2")
+        assert (len(heard), generation_of(other), generation_of(second)) == (rounds, generation, generation)
+
+
+async def test_of_two_live_workers_of_one_id_the_newer_has_the_tasks_and_the_older_is_told(cluster: str) -> None:
+    async with opened(cluster) as first, opened(cluster) as second:
+        older = first.tasks("group", 4, "older", LEASE, Role("a"))
+        assert await anext(older) == {0, 1, 2, 3}
+        told = asyncio.create_task(anext(older))
+        async with aclosing(second.tasks("group", 4, "newer", LEASE, Role("a"))) as newer:
+            assert await anext(newer) == {0, 1, 2, 3}
+            with pytest.raises(Superseded, match="worker id 'a'"):
+                await told
+            assert not first.holds("group", "older")
+            assert second.holds("group", "newer")
+
+
+def generation_of(transport: KafkaTransport) -> int:
+    return max(member.place[0] for member in transport._task_groups._members.values())
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(

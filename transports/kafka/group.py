@@ -6,11 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
+from thalweg.capabilities import Role
+
 from .member import Identity, Member, Quarters
 
 __all__ = ["TaskGroups"]
 
 log = logging.getLogger("thalweg")
+
+_CALM = 1.0
+"""Seconds, at most: workers that start within less of each other cause one move of tasks."""
 
 
 class TaskGroups:
@@ -24,7 +29,9 @@ class TaskGroups:
         self._quarters, self._prefix, self._shortest = quarters, prefix, shortest
         self._members: dict[tuple[str, str], Member] = {}
 
-    async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role
+    ) -> AsyncGenerator[frozenset[int], None]:
         if lease < self._shortest:
             log.warning(
                 "lease=%g is below the brokers' group.min.session.timeout.ms: tasks of a worker that hangs move "
@@ -35,7 +42,8 @@ class TaskGroups:
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
         session = max(lease, self._shortest)
-        member = Member(self._quarters, name, name, n, session, Identity(me), changed.set)
+        who = Identity(role.worker_id or me, role.worker_id, role.zone)
+        member = Member(self._quarters, name, name, n, session, who, changed.set, min(_CALM, session / 10))
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None

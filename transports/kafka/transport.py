@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from aiokafka import codec
-from thalweg.capabilities import Claim, Commit, Log
+from thalweg.capabilities import Claim, Commit, Log, Role
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
@@ -249,9 +249,11 @@ class KafkaTransport:
         self._channels.add(channel)
         return channel
 
-    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
         self._use()
-        return self._task_groups.tasks(group, n, me, lease)
+        return self._task_groups.tasks(group, n, me, lease, role or Role())
 
     def holds(self, group: str, me: str) -> bool:
         return self._opened and self._task_groups.holds(group, me)
