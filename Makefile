@@ -6,10 +6,10 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate brokers bench check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers bench bench-ownership chaos check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: env ## Run the example: a year of flights, counted and joined, on memory://
 	$(RUN) python examples/flights.py $(ARGS)
@@ -29,6 +29,15 @@ brokers: env ## Start those brokers of the tests that do not run yet (scripts/br
 
 bench: env ## Run the benchmarks
 	$(RUN) python benchmarks/run.py $(ARGS)
+
+bench-ownership: env ## Measure takeovers, pauses and moves of tasks on every broker (ARGS="kafka kill" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/ownership.py $(ARGS)
+
+chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 check: check-format check-lint check-types check-imports ## Check format, lint, types and the direction of imports
 

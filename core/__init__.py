@@ -10,6 +10,7 @@ from .errors import (
     ConfigurationError,
     DecodeError,
     EncodeError,
+    LockLost,
     MessageTooLarge,
     MissingCapability,
     NotRunning,
@@ -21,6 +22,7 @@ from .errors import (
     WrongType,
 )
 from .event import Event
+from .exclusion import HeldLock
 from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
 from .queue import Queue
 from .runtime.changes import Change
@@ -41,6 +43,8 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "Event",
+    "HeldLock",
+    "LockLost",
     "MessageTooLarge",
     "MissingCapability",
     "NotRunning",

@@ -6,13 +6,13 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm, TypeVar
+from typing_extensions import ParamSpec, TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -20,7 +20,8 @@ from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
-from .functions import check_function
+from .exclusion import HeldLock, exclusively, locked
+from .functions import check_function, is_async
 from .handler import handler_body
 from .message import Headers, Message
 from .mirror import Mirrors
@@ -51,6 +52,7 @@ K = TypeVar("K", default=str)
 V = TypeVar("V", default=bytes)
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Stream[T] | Topic[Any, T] | Queue[Any, T] | Sequence[Topic[Any, T]]
@@ -126,6 +128,7 @@ class App:
         self.timers: list[Timer] = []
         self.crontabs: list[Crontab] = []
         self.backgrounds: list[Background] = []
+        self.exclusives: list[str] = []
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -495,6 +498,8 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        standbys: int = 0,
+        ttl: float | timedelta | None = None,
         upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
         """Declare a table: a dict that events change and commits keep, in the partitions of the events.
@@ -502,6 +507,9 @@ class App:
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        standbys: how many other workers follow the journal, to take over at once when the owner dies.
+        ttl: seconds after which a row that was not written again is deleted, by the worker's clock; up to a sixteenth
+        later, and at a commit. (A mutable value is written when it has changed.)
         upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
         what does not decode as `value` is decoded as the newest of them that fits and handed from function to function.
         A row is written in its new form when an event changes it.
@@ -509,6 +517,13 @@ class App:
         plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
+        if standbys < 0:
+            raise ConfigurationError(f"table {name!r}: standbys={standbys}: expected 0 or more")
+        plan.standbys = standbys
+        if ttl is not None:
+            plan.ttl = seconds(ttl, "ttl")
+            if plan.ttl <= 0:
+                raise ConfigurationError(f"table {name!r}: ttl={ttl!r}: expected more than 0 seconds")
         self.table_like[name] = like._plan if like is not None else partitions
         return Table(self, plan, codec_of_key, checker_for(value, codec))
 
@@ -599,14 +614,20 @@ class App:
     def timer(
         self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None
     ) -> Callable[[F], F]:
-        """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader."""
+        """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader.
+
+        on_leader: the rhythm is remembered in the journal and goes on when another worker leads; what a run sends is
+        sent when it has ended well, once, in one commit with its tick.
+        """
         every = seconds(interval, "timer(interval)")
         if every <= 0:
             raise ConfigurationError(f"timer({interval!r}): expected more than 0 seconds")
 
         def decorate(function: F) -> F:
             check_function(f"timer {name or function.__name__!r}", function)
-            self.timers.append(Timer(name or function.__name__, function, every, on_leader))
+            timer = Timer(name or function.__name__, function, every, on_leader)
+            _check_name(timer, self.timers)
+            self.timers.append(timer)
             return function
 
         return decorate
@@ -623,12 +644,15 @@ class App:
         """Call an async function at the times of a cron expression.
 
         on_leader: once across all workers, remembered in the journal; runs missed while no worker was up are made up
-        for by one run (`misfire="run_once"`) or not (`"skip"`). Otherwise on every worker that is up at the time.
+        for by one run (`misfire="run_once"`) or, after a minute, not (`"skip"`). What a run sends is sent when it has
+        ended well, once, in one commit with its tick. Otherwise on every worker that is up at the time.
         """
 
         def decorate(function: F) -> F:
             check_function(f"crontab {name or function.__name__!r}", function)
-            self.crontabs.append(Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire))
+            crontab = Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire)
+            _check_name(crontab, self.crontabs)
+            self.crontabs.append(crontab)
             return function
 
         return decorate
@@ -648,6 +672,49 @@ class App:
             return function
 
         return decorate if function is None else decorate(function)
+
+    # --- mutual exclusion ------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, timeout: float | timedelta | None = None) -> AbstractAsyncContextManager[HeldLock]:
+        """`async with app.lock(name) as held:` one block of this name at a time, across all workers and clients.
+
+        timeout: seconds to wait for it (None: for ever, 0: not at all); TimeoutError if it was not to be had.
+        A holder that dies or stands still loses it within `lease` seconds. If that happens to this one, its block is
+        cancelled where it waits and LockLost raised. `held.number` is larger for each new holder: give it to what the
+        block writes to, so that it can refuse an old one. Raises MissingCapability where the broker has no locks.
+        """
+        return locked(self, name, timeout)
+
+    @overload
+    def exclusive(
+        self, name: str, *, wait: Literal[True] = ...
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+    @overload
+    def exclusive(
+        self, name: str, *, wait: bool
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R | None]]]: ...
+    def exclusive(self, name: str, *, wait: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """An async function runs under the lock of this name (`lock`), so once at a time across all workers.
+
+        wait: a call waits for its turn; False: while another runs, it is left out, and gives None.
+        Stands below `@app.timer` and the like: `@app.timer(60)`, then `@app.exclusive("report", wait=False)`.
+        """
+
+        def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+            alone = exclusively(self, name, self._checked_exclusive(name, function), wait)
+            self.exclusives.append(name)
+            return alone
+
+        return decorate
+
+    def _checked_exclusive(self, name: str, function: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
+        what = f"@app.exclusive({name!r})"
+        scheduled: list[Timer | Crontab | Background] = [*self.timers, *self.crontabs, *self.backgrounds]
+        if isinstance(function, Agent) or any(part.function is function for part in scheduled):
+            raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
+        if inspect.isasyncgenfunction(function) or not is_async(function):
+            raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")
+        return function  # type: ignore[no-any-return]
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -795,6 +862,12 @@ class _HandlerDecorator(Protocol[T]):
     def __call__(self, function: Callable[[T], Awaitable[R]], /) -> Agent[T, R]: ...
     @overload
     def __call__(self, function: Callable[[T], R], /) -> Agent[T, R]: ...
+
+
+def _check_name(part: Timer | Crontab, others: Sequence[Timer | Crontab]) -> None:
+    """What runs on the leader is remembered by its name."""
+    if part.on_leader and any(other.on_leader and other.name == part.name for other in others):
+        raise ConfigurationError(f"{part.what} with on_leader=True is declared twice; give one of them another `name=`")
 
 
 def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:

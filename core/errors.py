@@ -15,6 +15,7 @@ __all__ = [
     "Gap",
     "HistoryChanged",
     "JournalMismatch",
+    "LockLost",
     "MessageTooLarge",
     "MirrorError",
     "MissingCapability",
@@ -24,6 +25,7 @@ __all__ = [
     "StaleDelivery",
     "StaleRead",
     "StoreError",
+    "Superseded",
     "ThalwegError",
     "TooManyOutputs",
     "TopicMismatch",
@@ -160,6 +162,10 @@ class Fenced(BrokerError):
         self.partitions = partitions
 
 
+class Superseded(BrokerError):
+    """A newer worker runs under the worker id of this one, and has what this one had."""
+
+
 class Gap(BrokerError):
     """Records after the stored position may be gone (retention, a truncated or recreated topic)."""
 
@@ -173,6 +179,10 @@ class Gap(BrokerError):
 
 class HistoryChanged(BrokerError):
     """The record at a stored position is not the one that was read there: the broker lost a suffix of the log."""
+
+
+class LockLost(ThalwegError):
+    """The lock of a block (`async with app.lock(…)`) was lost before the block had ended: it was cancelled."""
 
 
 class StoreError(ThalwegError):

@@ -19,6 +19,7 @@ from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
 from .runtime.clockwork import Clockwork
+from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
 from .runtime.replies import SUFFIX
 from .runtime.running import Running
@@ -81,7 +82,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
         for table in app.tables.values():
             if table.changes is not None and table.changes not in existing:
                 app.topics[table.changes].partitions = table.partitions
-        running = Running(app, app.id, transport, app.clock, app.topics)
+        running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
         app.set_running(running)
@@ -162,7 +163,7 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
-    running = Running(app, app.id, transport, app.clock, app.topics)
+    running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
     running.reply_partitions = app.default_partitions
     stack.push_async_callback(running.close)
@@ -205,9 +206,12 @@ def check_needs(app: App, transport: Transport) -> None:
 
     for name in app.tables:
         need_log(f"table {name!r}")
-    for crontab in app.crontabs:
-        if crontab.on_leader:
-            need_log(f"crontab {crontab.name!r} with on_leader=True")
+    scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
+    for part in scheduled:
+        if part.on_leader:
+            need_log(f"{part.what} with on_leader=True")
+    for name in app.exclusives:
+        check_locks(transport, f"@app.exclusive({name!r})")
     for name, agent in app.agents.items():
         if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
             raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")

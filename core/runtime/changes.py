@@ -67,8 +67,8 @@ class Changes:
         timestamp: milliseconds. Raises EncodeError naming a row whose change is larger than its topic takes.
         """
         found: list[Message] = []
-        for raw_key, new in rows.items():
-            old, key = self._table.committed(raw_key)
+        for row, new in rows.items():
+            old, key = self._table.committed(row), self._table.key_of(row)
             if old != new:
                 message = Message(_encode(_Raw(key, old, new)), key, (), timestamp)
                 if self._room is not None and message.size > self._room:

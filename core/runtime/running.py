@@ -18,6 +18,7 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 from .agent_task import AgentTask
 from .context import current_lane
 from .lane import Lane
+from .mutex import Mutexes
 from .replies import REPLY_TO, Replies
 from .sender import Sender
 from .tables import MISSING, TablePlan
@@ -48,11 +49,16 @@ class Leading(Protocol):
 
 class Running:
     def __init__(
-        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+        self,
+        app: object,
+        app_id: str,
+        transport: Transport,
+        clock: Clock,
+        topics: Mapping[str, TopicPlan],
+        lease: float,
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
-        self.has_log = Capability.LOG in transport.capabilities
         self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
@@ -63,6 +69,7 @@ class Running:
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
         self._opening = asyncio.Lock()  # many first sends at once open one channel
+        self.mutexes = Mutexes(transport, app_id, clock, lease)
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
 
     async def _open_log(self, topic: str) -> Log:
@@ -76,6 +83,7 @@ class Running:
         return 0 if key is None else plan.partition_of(key, plan.partitions)
 
     async def close(self) -> None:
+        await self.mutexes.close()
         await self.replies.close()
         await self._sender.close()
         for channel in self._channels.values():
@@ -154,7 +162,8 @@ class Running:
                 headers = (*headers, (names.ID, lane.ask_id().encode()))
             topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
             if inside and lane is not None:
-                _refuse_deadlock(lane, agent, topic, partition, message.key)
+                if isinstance(lane, Lane):
+                    _refuse_deadlock(lane, agent, topic, partition, message.key)
                 await lane.pause()
             try:
                 await self._ask(topic, partition, message)

@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thalweg.capabilities import Fencing, Grouped, Log, Logs
@@ -31,6 +31,7 @@ from .mirroring import Kept
 from .ownership import Ownership
 from .settings import Settings
 from .source import Source
+from .standby import Standbys
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
 from .topic_input import TopicInput
@@ -56,6 +57,11 @@ class Group:
         self.name, self.partitions = name, partitions
         self.agents: list[AgentPlan] = []
         self.tables: list[TablePlan] = []
+
+    @property
+    def standbys(self) -> int:
+        """How many other workers keep each task's state as well: as many as the table that wants most."""
+        return max((table.standbys for table in self.tables), default=0)
 
 
 class Worker:
@@ -96,8 +102,10 @@ class Worker:
         self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
-        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
+        self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
+        self._standing_by: frozenset[TaskKey] = frozenset()
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
@@ -155,6 +163,7 @@ class Worker:
         await self._close_logs()
 
     async def _close_logs(self) -> None:
+        await self.standbys.close()
         for reader in self._logs.values():
             await reader.close()
         self._logs.clear()
@@ -184,15 +193,15 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def on_task(
-        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[bool], Coroutine[Any, Any, None]]
     ) -> None:
-        """Call back when this task runs here, and before it ceases to."""
+        """Call back when this task runs here, and before it ceases to (True: it is given up in good order)."""
         self._on_task[key] = (opened, closing)
 
-    async def _closing(self, task: Task) -> None:
+    async def _closing(self, task: Task, in_good_order: bool = False) -> None:
         hook = self._on_task.get(task.key)
         if hook is not None:
-            await hook[1]()
+            await hook[1](in_good_order)
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class Worker:
         if task is None:
             return
         try:
-            await self._closing(task)
+            await self._closing(task, in_good_order)
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
                 await self.committer.finish(task)
@@ -242,6 +251,8 @@ class Worker:
         finally:
             self.committer.tasks.pop(task.journal, None)
             task.close()
+            if key in self._standing_by and not self._stopping:
+                self.stand_by(self._standing_by)
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
         """A commit was refused or nobody knows, a store broke, a rollback is wanted: start over from the journal."""
@@ -352,7 +363,16 @@ class Worker:
         return await self.transport.log(topic)
 
     def open_store(self, group: str, index: int) -> Store:
+        """Of a task that this worker is to run: its standby's, if it was one."""
+        return self.standbys.take((group, index)) or self._open_store(group, index)
+
+    def _open_store(self, group: str, index: int) -> Store:
         return self._stores.open(f"{self.app_id}-{group}-{index}")
+
+    def stand_by(self, keys: Collection[TaskKey]) -> None:
+        """Follow the journals of these tasks, to take them over at once. One that runs here, when it has ceased to."""
+        self._standing_by = frozenset(keys)
+        self.standbys.follow(self._standing_by - self.tasks.keys())
 
     async def start_position(self, input_: TopicInput) -> Position | None:
         start = input_.topic.start

@@ -45,7 +45,7 @@ _process: ContextVar[Process] = ContextVar("process")
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """seed: of the schedule. most_steps: until `TooManySteps`. keep: names of the last steps are kept, which is slow."""
+    """seed: of the schedule. most_steps: until `TooManySteps`. keep: the names of the last steps are kept: slow."""
 
     def __init__(self, seed: str, most_steps: int, keep: bool = False) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.message import Batch, Message, Position
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
 from thalweg.transports.memory.locks import MemoryLock
-from thalweg.transports.memory.session import Session, Waiters, wake
+from thalweg.transports.memory.session import Waiters, wake
 
 from .loop import Process, SimulatedLoop
 

@@ -276,6 +276,11 @@ class Connection:
             raise self.endpoint.explain(replies[0])
         return replies
 
+    def drop(self) -> None:
+        """Give the present connection up: it does not answer."""
+        if self._wire is not None:
+            self._wire.abort(ConnectionError("no answer in time"))
+
     async def close(self) -> None:
         self._open = False
         await self._connecting.cancel()

@@ -12,6 +12,7 @@ from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
 from thalweg.message import Message, Position
+from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
@@ -36,6 +37,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     message_bytes: largest message (key, value and headers).
     replicas: how many replicas must have a write before it counts as done, for a server that fails over (0: none).
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
     tls_ca, tls_cert, tls_key: files, for rediss://. tls_verify=false accepts any certificate.
     """
 
@@ -45,6 +47,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=400 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    stuck: Stuck = STUCK
     replicas: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -135,7 +138,7 @@ class RedisTransport:
             await self._connection.close()
             raise
         self._waker = Waker(self._connection)
-        self._leases = Leases(self._connection, self._waker, self._name)
+        self._leases = Leases(self._connection, self._waker, self._name, self._options.stuck)
         self._opened = True
         self._closing = None
 

@@ -1,4 +1,4 @@
-"""An owner takes over with the state as of before its claim: what the last owner still committed meanwhile is missed."""
+"""An owner takes over with the state as of before its claim: what was still committed meanwhile is missed."""
 
 from __future__ import annotations
 
