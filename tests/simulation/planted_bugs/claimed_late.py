@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from unittest.mock import patch
 
-from thalweg.runtime.task import _Replay
+from thalweg.runtime.replay import Replay
 
-to_marker = _Replay.to_marker
+to_marker = Replay.to_marker
 
 
-async def without_rows(self: _Replay, token: bytes) -> None:
+async def without_rows(self: Replay, token: bytes) -> None:
     while self.fold.marker is None or self.fold.marker.token != token:
         await self._step(10.0, token)
     self._pending.clear()
@@ -18,4 +18,4 @@ async def without_rows(self: _Replay, token: bytes) -> None:
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(_Replay, "to_marker", without_rows)
+    return patch.object(Replay, "to_marker", without_rows)
