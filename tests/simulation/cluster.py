@@ -185,6 +185,8 @@ class Cluster:
 
     async def differs(self) -> str:
         """What is not yet, or not at all, as it ought to be at the end; empty if all is."""
+        if self.starts:
+            return f"{self.starts} workers have still to start"
         running = [member for member in self.alive() if member.worker is not None]
         for key, owners in self.audit.owners().items():
             if len(owners) != 1:
