@@ -534,6 +534,8 @@ async def test_a_worker_that_comes_back_under_its_id_finds_what_it_had_and_nobod
         other = await stack.enter_async_context(opened(cluster))
         others = await stack.enter_async_context(aclosing(other.tasks("group", 8, "other", 30, Role("b"))))
         staying = asyncio.create_task(stay(others))
+        stack.push_async_callback(asyncio.wait, [staying])
+        stack.callback(staying.cancel)
         async with opened(cluster) as first, aclosing(first.tasks("group", 8, "run 1", 30, Role("a"))) as sets:
             async for had in sets:
                 if len(had) == 4:
@@ -547,8 +549,6 @@ async def test_a_worker_that_comes_back_under_its_id_finds_what_it_had_and_nobod
         assert await anext(again) == had
         assert second.holds("group", "run 2")
         assert (len(heard), generation_of(other), generation_of(second)) == (rounds, generation, generation)
-        staying.cancel()
-        await asyncio.wait([staying])
 
 
 async def test_of_two_live_workers_of_one_id_the_newer_has_the_tasks_and_the_older_is_told(cluster: str) -> None:

@@ -14,6 +14,9 @@ __all__ = ["TaskGroups"]
 
 log = logging.getLogger("thalweg")
 
+_CALM = 1.0
+"""Seconds, at most: workers that start within less of each other cause one move of tasks."""
+
 
 class TaskGroups:
     """All task groups that one transport is a member of.
@@ -40,7 +43,7 @@ class TaskGroups:
         name = f"{self._prefix}{group}"
         session = max(lease, self._shortest)
         who = Identity(role.worker_id or me, role.worker_id, role.zone)
-        member = Member(self._quarters, name, name, n, session, who, changed.set)
+        member = Member(self._quarters, name, name, n, session, who, changed.set, min(_CALM, session / 10))
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None

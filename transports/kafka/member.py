@@ -27,7 +27,7 @@ from thalweg.pulse import Pulse
 
 from .connection import GROUP, Cluster, Lost, Unreachable
 from .requests import FENCED_INSTANCE, StaticHeartbeat
-from .sharing import Plan, Verdict, Word, share_out
+from .sharing import Door, Plan, Verdict, Word, newcomers, share_out
 
 __all__ = ["DEFAULT_SHORTEST_SESSION", "MOVED", "Identity", "Member", "Quarters", "failure"]
 
@@ -88,7 +88,8 @@ class Member:
     Both are looked at and changed under one lock, as the main event loop takes and keeps while the thread tells the
     group. place: the generation and the member id. agreed: the group is not just about to agree anew.
     lost: why it is no member any more; all may be another's.
-    changed: called in the main event loop when share or lost changes.
+    changed: called in the main event loop when share or lost changes. calm: seconds without a newcomer after which
+    those that have come get their share.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Member:
         session: float,
         identity: Identity,
         changed: Callable[[], object],
+        calm: float = 0.0,
     ) -> None:
         self.group, self.topic, self.n, self.session, self.identity = group, topic, n, session, identity
         self.share: frozenset[int] | None = None
@@ -116,6 +118,8 @@ class Member:
         self._claimed: frozenset[int] = frozenset()
         self._resting = False
         self._plan = Plan()
+        self._door = Door(calm)
+        self._opening: asyncio.TimerHandle | None = None
         self._rejoin, self._agreed, self._more = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._left: asyncio.Task[None] | None = None
@@ -195,6 +199,8 @@ class Member:
                 self._tasks.append(task)
 
     def _stop(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
         for task in self._tasks:
             task.cancel()
 
@@ -258,7 +264,7 @@ class Member:
         error = failure(answer.error_code)
         if error is None or isinstance(error, kafka.RebalanceInProgressError):
             self._heard = max(asked, self._heard or 0.0)
-            if error is not None and agreed and generation == self.place[0]:
+            if error is not None and agreed and self.agreed and generation == self.place[0]:
                 self._rejoin.set()
         elif isinstance(error, kafka.IllegalGenerationError):
             if agreed and generation == self.place[0] and self.agreed:
@@ -367,7 +373,11 @@ class Member:
             for member, *_, metadata in members
         }
         self.n = max(self.n, *(word.n for word in words.values()))
-        shares, verdict = share_out(self.group, self.n, generation, words)
+        waiting = newcomers(words)
+        wait = self._door.wait(waiting, boot_clock())
+        if wait:
+            self._opening = asyncio.get_running_loop().call_later(wait, self._rejoin.set)
+        shares, verdict = share_out(self.group, self.n, generation, words, waiting if wait else ())
         about = msgspec.msgpack.encode(verdict)
         return [
             (member, ConsumerProtocolMemberAssignment(0, [(self.topic, sorted(share))], about).encode())
