@@ -1,1 +1,1 @@
-"""Mistakes that the simulator must find: each module plants one while in `planted()`, by a small patch to the runtime."""
+"""Mistakes that the simulator must find: each module plants one, by a small patch, while in `planted()`."""
