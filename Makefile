@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate brokers bench bench-ownership chaos check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,11 @@ chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROK
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: env ## Programs as in production under all faults: DURATION=10m BROKER=redis,kafka RATE=300 PACE=5 SEED=1
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python -m chaos.soak $(if $(DURATION),--duration $(DURATION)) $(if $(BROKER),--broker $(BROKER)) \
+		$(if $(RATE),--rate $(RATE)) $(if $(PACE),--pace $(PACE)) $(if $(SEED),--seed $(SEED))
 
 check: check-format check-lint check-types check-imports ## Check format, lint, types and the direction of imports
 
