@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test brokers bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ demo: env ## Run the example: a year of flights, counted and joined, on memory:/
 
 test: env brokers ## Run every test; REQUIRE_BROKERS=all (or kafka,redis,…) fails where a broker is missing instead of skipping
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+simulate: env ## Simulate workers under faults, from SEEDS=1000 seeds (docs/simulation.md); ARGS="--seed 7" replays one
+	cd tests && PYTHONHASHSEED=0 $(abspath $(UV)) run --no-sync python -m simulation --seeds $(or $(SEEDS),1000) $(ARGS)
 
 # Those that drivers and mirrors exist for.
 BROKERS := redis nats rabbitmq kafka postgres

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import random
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ class Worker:
         self._services: list[asyncio.Task[Any]] = []
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
+        self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
@@ -203,14 +206,15 @@ class Worker:
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _open_task(self, key: TaskKey) -> None:
-        group = self._groups[key[0]]
-        task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
-        task.failed = lambda error: self._task_failed(task, error)
-        self.tasks[key] = task
-        try:
-            await self._start_task(task)
-        except Exception as error:
-            self._task_failed(task, error)
+        async with self._turns[key]:
+            group = self._groups[key[0]]
+            task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
+            task.failed = lambda error: self._task_failed(task, error)
+            self.tasks[key] = task
+            try:
+                await self._start_task(task)
+            except Exception as error:
+                self._task_failed(task, error)
 
     async def _start_task(self, task: Task) -> None:
         await task.open()
@@ -221,6 +225,10 @@ class Worker:
             hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
+        async with self._turns[key]:
+            await self._close_here(key, in_good_order)
+
+    async def _close_here(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
         if restarting is not None:
             await self._cancel([restarting])
