@@ -160,10 +160,12 @@ class _Simulation:
             self.cluster.audit.violated(f"after {PATIENCE:g} s without faults: {difference}")
             return
         self.note("all is handled")
-        await asyncio.sleep(30.0)
+        calm = self.loop.time()
+        await asyncio.sleep(40.0)
         # A marker that came late may have deposed an owner, who learns of it when it next commits, and starts over.
         if difference := await self.becomes_right(PATIENCE / 4):
             self.cluster.audit.violated(f"was right, and is no more: {difference}")
+        self.cluster.look_at_ticks(None if self.nemesis.jumped else calm)
 
     async def becomes_right(self, patience: float) -> str:
         """What is not as it ought to be even after so many seconds; empty if all is, or has become so."""
