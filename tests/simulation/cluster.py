@@ -53,6 +53,7 @@ class Member:
         self.process = cluster.loop.process(name)
         self.link = cluster.network.link(self.process)
         self.clock = self.program.app.clock = ProcessClock(cluster.loop)
+        self.program.entered = lambda held: cluster.audit.alone(self, held)
         self.worker: Worker | None = None
         self.done = False
         self.leaving = asyncio.Event()

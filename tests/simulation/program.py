@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
-from thalweg.errors import ProcessDied
+from thalweg.errors import BrokerError, LockLost, ProcessDied
+from thalweg.exclusion import HeldLock
 from thalweg.runtime.context import current_lane
 from thalweg.runtime.scheduled_run import ScheduledRun
 
@@ -133,6 +134,27 @@ class Program:
         """What the leader ran: by schedule, when it was due."""
         self.app.crontab("* * * * *", on_leader=True, name="minutes")(self.tick("minutes"))
         self.app.timer(SOMETIMES, on_leader=True, name="sometimes")(self.tick("sometimes"))
+        if self.chance.random() < 0.3:
+            self.app.background(self.be_alone)
+
+    held: HeldLock | None = None
+    """The lock under which this worker does something by itself now."""
+    entered: Callable[[HeldLock], None] = staticmethod(lambda held: None)
+
+    async def be_alone(self) -> None:
+        """On every worker, but never on two at a time."""
+        while True:
+            try:
+                async with self.app.lock("alone") as held:
+                    self.entered(held)
+                    self.held = held
+                    try:
+                        await self.app.sleep(1.0)
+                    finally:
+                        self.held = None
+            except (LockLost, BrokerError):
+                pass
+            await self.app.sleep(6.0)
 
     def tick(self, name: str) -> Callable[[], Awaitable[None]]:
         async def run() -> None:

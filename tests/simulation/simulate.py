@@ -35,9 +35,9 @@ LOOK = 1.0
 
 BROKERS = (
     "memory://",
-    "memory://?grouped=true",
+    "memory://?grouped=true&locks=false&peers=false",
     "memory://?fencing=false",
-    "memory://?fencing=false&grouped=true",
+    "memory://?fencing=false&grouped=true&locks=false&peers=false",
     "memory://?commit_messages=3",
     "memory://?message_bytes=500&commit_messages=2",
     "memory://?message_bytes=500&fencing=false",
@@ -202,6 +202,8 @@ def _sealed(seed: int, loop: SimulatedLoop) -> Iterator[None]:
     """Nothing from outside gets in: no entropy, no clock, no name of this machine or process."""
     chance = random.Random(f"{seed} secrets")
     with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        random.seed(f"{seed} random")
         for target, name, to in (
             (secrets, "token_bytes", lambda count=32: chance.randbytes(count)),
             (secrets, "token_hex", lambda count=32: chance.randbytes(count).hex()),
