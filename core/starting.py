@@ -18,7 +18,7 @@ from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
 from .runtime.clockwork import Clockwork
 from .runtime.queue_host import QueueRunner
-from .runtime.replies import SUFFIX
+from .runtime import replies, roster
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
@@ -239,7 +239,10 @@ async def _declare(app: App, transport: Transport) -> None:
     if not has_log:
         internal: list[TopicSpec] = []
     else:
-        internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
+        internal = [
+            TopicSpec(app.id + replies.SUFFIX, None, app.default_partitions, retention=600.0),
+            TopicSpec(app.id + roster.SUFFIX, 1, retention=600.0),
+        ]
         for group in groups_of(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
@@ -356,6 +359,8 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        worker_id=app.worker_id,
+        zone=app.zone,
         failures=failures,
     )
 
@@ -374,4 +379,6 @@ def _make_worker(
         running.replies.deliver,
         dead_letters,
         running.send_any,
+        running.roster,
+        running.hear_answers,
     )

@@ -19,6 +19,7 @@ from .agent_task import AgentTask
 from .context import current_lane
 from .lane import Lane
 from .replies import REPLY_TO, Replies
+from .roster import Roster
 from .sender import Sender
 from .tables import MISSING, TablePlan
 from .worker import Worker
@@ -53,7 +54,6 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
         self.has_log = Capability.LOG in transport.capabilities
-        self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
         self.guarantee = "at_least_once"
@@ -64,6 +64,8 @@ class Running:
         self._channels: dict[str, Channel] = {}
         self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
+        self.roster = Roster(app_id, self._open_log, clock)
+        """Nothing is read before its `start`."""
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -77,6 +79,7 @@ class Running:
 
     async def close(self) -> None:
         await self.replies.close()
+        await self.roster.close()
         await self._sender.close()
         for channel in self._channels.values():
             await channel.close()
@@ -144,8 +147,7 @@ class Running:
     # --- asking ----------------------------------------------------------------------------------------------
 
     async def ask(self, agent: Asked, value: Any, key: Any, timeout: float) -> Any:
-        if not self.replies.started:
-            await self.replies.start(self.reply_partitions)
+        await self.hear_answers()
         lane = current_lane.get()
         inside = lane is not None and lane.app is self.app and lane.open
         answer, headers = self.replies.expect(agent.plan.answer)
@@ -166,6 +168,12 @@ class Running:
             answer.cancel()
             if inside and lane is not None:
                 await lane.resume()
+
+    async def hear_answers(self) -> str:
+        """Be able to hear answers and questions; returns the address at which."""
+        if not self.replies.started:
+            await self.replies.start(self.reply_partitions)
+        return self.replies.address
 
     async def _ask(self, topic: TopicPlan, partition: int, message: Message) -> None:
         if topic.spec.queue:

@@ -20,6 +20,8 @@ class Settings(msgspec.Struct, frozen=True):
     partition wait to be handled.
     max_event_outputs: how many messages one event may send. max_parked: how many events of one agent and partition
     may wait for a retry before the partition waits with them.
+    worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
+    lie in other zones than their owner.
     failures: in tests, where an agent's exception goes instead of to its policy.
     """
 
@@ -33,4 +35,6 @@ class Settings(msgspec.Struct, frozen=True):
     max_parked: int = 1000
     snapshot_bytes: int = 4 * 1024 * 1024
     exactly_once: bool = True
+    worker_id: str | None = None
+    zone: str = ""
     failures: Callable[[str, BaseException], None] | None = None
