@@ -10,6 +10,7 @@ from .errors import (
     ConfigurationError,
     DecodeError,
     EncodeError,
+    LockLost,
     MessageTooLarge,
     MissingCapability,
     NotRunning,
@@ -21,8 +22,10 @@ from .errors import (
     WrongType,
 )
 from .event import Event
+from .exclusion import HeldLock
 from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
 from .queue import Queue
+from .runtime.changes import Change
 from .stream import Stream
 from .table import Table
 from .topic import Topic
@@ -33,12 +36,15 @@ __all__ = [
     "App",
     "AskDeadlock",
     "BrokerError",
+    "Change",
     "ConcurrentTableError",
     "ConfigurationError",
     "DeadLetter",
     "DecodeError",
     "EncodeError",
     "Event",
+    "HeldLock",
+    "LockLost",
     "MessageTooLarge",
     "MissingCapability",
     "NotRunning",

@@ -6,13 +6,13 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from typing_extensions import TypeForm, TypeVar
+from typing_extensions import ParamSpec, TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
 from .channel import TopicSpec, Transport
@@ -20,7 +20,8 @@ from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
 from .errors import ConfigurationError, NotRunning
-from .functions import check_function
+from .exclusion import HeldLock, exclusively, locked
+from .functions import check_function, is_async
 from .handler import handler_body
 from .message import Headers, Message
 from .mirror import Mirrors
@@ -28,6 +29,7 @@ from .partitioner import partitioner_for
 from .plan import SourcePlan, TopicPlan
 from .policy import DEFAULT_POLICY, Policy
 from .queue import Queue
+from .runtime.changes import Change, change_codec, changes_topic
 from .runtime.running import Running
 from .runtime.tables import TablePlan
 from .schedule import Background, Crontab, Function, Misfire, Timer
@@ -50,6 +52,7 @@ K = TypeVar("K", default=str)
 V = TypeVar("V", default=bytes)
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 F = TypeVar("F", bound=Function)
 Guarantee = Literal["auto", "exactly_once", "at_least_once"]
 Source = Stream[T] | Topic[Any, T] | Queue[Any, T] | Sequence[Topic[Any, T]]
@@ -131,6 +134,7 @@ class App:
         self.timers: list[Timer] = []
         self.crontabs: list[Crontab] = []
         self.backgrounds: list[Background] = []
+        self.exclusives: list[str] = []
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -518,6 +522,7 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        ttl: float | timedelta | None = None,
         upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
         """Declare a table: a dict that events change and commits keep, in the partitions of the events.
@@ -525,6 +530,8 @@ class App:
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        ttl: seconds after which a row that was not written again is deleted, by the worker's clock; up to a sixteenth
+        later, and at a commit. (A mutable value is written when it has changed.)
         upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
         what does not decode as `value` is decoded as the newest of them that fits and handed from function to function.
         A row is written in its new form when an event changes it.
@@ -532,6 +539,10 @@ class App:
         plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
+        if ttl is not None:
+            plan.ttl = seconds(ttl, "ttl")
+            if plan.ttl <= 0:
+                raise ConfigurationError(f"table {name!r}: ttl={ttl!r}: expected more than 0 seconds")
         self.table_like[name] = like._plan if like is not None else partitions
         return Table(self, plan, codec_of_key, checker_for(value, codec))
 
@@ -597,6 +608,26 @@ class App:
 
         return add_topic_table(self, topic, name, replicated)
 
+    def changes_of(self, table: Table[K, V]) -> Stream[Change[K, V]]:
+        """See `Table.changes`."""
+        plan = table.plan
+        if plan.changes is None:
+            if self.tables.get(plan.name) is not plan:
+                raise ConfigurationError(
+                    f"table {plan.name!r} is replicated and has no journal of its own; read its topic's stream"
+                )
+            name = changes_topic(self.id, plan.name)
+            self._refuse_when_running(f"changes() of table {plan.name!r}")
+            if name in self.topics:
+                raise ConfigurationError(f"topic {name!r} is declared by the program; changes() needs that name")
+            key = TypeCodec(plan.encode_key, plan.decode_key, "key", "", plan.key_form)
+            spec = TopicSpec(name, None, self.default_partitions)
+            self.topics[name] = TopicPlan(spec, key, change_codec(plan), plan.partition_of, "murmur2")
+            self._checks[name] = checker_for(Any)
+            self._declared[name] = (key, Change)
+            plan.changes = name
+        return Stream.of(self, self.topics[plan.changes])
+
     # --- by the clock --------------------------------------------------------------------------------------------
 
     def timer(
@@ -651,6 +682,49 @@ class App:
             return function
 
         return decorate if function is None else decorate(function)
+
+    # --- mutual exclusion ------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, timeout: float | timedelta | None = None) -> AbstractAsyncContextManager[HeldLock]:
+        """`async with app.lock(name) as held:` one block of this name at a time, across all workers and clients.
+
+        timeout: seconds to wait for it (None: for ever, 0: not at all); TimeoutError if it was not to be had.
+        A holder that dies or stands still loses it within `lease` seconds. If that happens to this one, its block is
+        cancelled where it waits and LockLost raised. `held.number` is larger for each new holder: give it to what the
+        block writes to, so that it can refuse an old one. Raises MissingCapability where the broker has no locks.
+        """
+        return locked(self, name, timeout)
+
+    @overload
+    def exclusive(
+        self, name: str, *, wait: Literal[True] = ...
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+    @overload
+    def exclusive(
+        self, name: str, *, wait: bool
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R | None]]]: ...
+    def exclusive(self, name: str, *, wait: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """An async function runs under the lock of this name (`lock`), so once at a time across all workers.
+
+        wait: a call waits for its turn; False: while another runs, it is left out, and gives None.
+        Stands below `@app.timer` and the like: `@app.timer(60)`, then `@app.exclusive("report", wait=False)`.
+        """
+
+        def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+            alone = exclusively(self, name, self._checked_exclusive(name, function), wait)
+            self.exclusives.append(name)
+            return alone
+
+        return decorate
+
+    def _checked_exclusive(self, name: str, function: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
+        what = f"@app.exclusive({name!r})"
+        scheduled: list[Timer | Crontab | Background] = [*self.timers, *self.crontabs, *self.backgrounds]
+        if isinstance(function, Agent) or any(part.function is function for part in scheduled):
+            raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
+        if inspect.isasyncgenfunction(function) or not is_async(function):
+            raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")
+        return function  # type: ignore[no-any-return]
 
     # --- running -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ __all__ = [
     "Gap",
     "HistoryChanged",
     "JournalMismatch",
+    "LockLost",
     "MessageTooLarge",
     "MirrorError",
     "MissingCapability",
@@ -173,6 +174,10 @@ class Gap(BrokerError):
 
 class HistoryChanged(BrokerError):
     """The record at a stored position is not the one that was read there: the broker lost a suffix of the log."""
+
+
+class LockLost(ThalwegError):
+    """The lock of a block (`async with app.lock(…)`) was lost before the block had ended: it was cancelled."""
 
 
 class StoreError(ThalwegError):

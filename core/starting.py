@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .capabilities import Logs, require
 from .channel import Capability, TopicInfo, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
@@ -17,6 +19,7 @@ from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
 from .runtime.clockwork import Clockwork
+from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
 from .runtime import replies, roster
 from .runtime.running import Running
@@ -76,7 +79,10 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
-        running = Running(app, app.id, transport, app.clock, app.topics)
+        for table in app.tables.values():
+            if table.changes is not None and table.changes not in existing:
+                app.topics[table.changes].partitions = table.partitions
+        running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
         app.set_running(running)
@@ -157,7 +163,7 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     await _declare(app, transport)
-    running = Running(app, app.id, transport, app.clock, app.topics)
+    running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
     running.reply_partitions = app.default_partitions
     stack.push_async_callback(running.close)
@@ -203,6 +209,8 @@ def check_needs(app: App, transport: Transport) -> None:
     for crontab in app.crontabs:
         if crontab.on_leader:
             need_log(f"crontab {crontab.name!r} with on_leader=True")
+    for name in app.exclusives:
+        check_locks(transport, f"@app.exclusive({name!r})")
     for name, agent in app.agents.items():
         if len(agent.plan.sources) > 1 and any(source.topic.spec.queue for source in agent.plan.sources):
             raise ConfigurationError(f"agent {name!r} merges a queue with other sources; give each its own agent")
@@ -233,9 +241,18 @@ async def _declare(app: App, transport: Transport) -> None:
     """Create what is missing, learn every topic's partition count, and put tables with their topics."""
     has_log = Capability.LOG in transport.capabilities
     plans = list(app.topics.values())
-    for plan, info in zip(plans, await transport.declare([plan.spec for plan in plans]), strict=True):
-        plan.partitions = info.partitions
+    of_changes = {table.changes: table for table in app.tables.values() if table.changes is not None}
+    await _declare_topics(transport, [plan for plan in plans if plan.name not in of_changes])
     _place_tables(app)
+    for name, table in of_changes.items():
+        plan = app.topics[name]
+        plan.spec = msgspec.structs.replace(plan.spec, partitions=table.partitions)
+        await _declare_topics(transport, [plan])
+        if plan.partitions != table.partitions:
+            raise ConfigurationError(
+                f"table {table.name!r} has {table.partitions} partitions, and the topic of its changes, {name!r}, has "
+                f"{plan.partitions}: delete that topic, or give the table its old partition count"
+            )
     if not has_log:
         internal: list[TopicSpec] = []
     else:
@@ -252,6 +269,11 @@ async def _declare(app: App, transport: Transport) -> None:
     await transport.declare(internal)
     if has_log:
         await check_leftovers(app, transport)
+
+
+async def _declare_topics(transport: Transport, plans: Sequence[TopicPlan]) -> None:
+    for plan, info in zip(plans, await transport.declare([plan.spec for plan in plans]), strict=True):
+        plan.partitions = info.partitions
 
 
 async def check_leftovers(app: App, transport: Transport, everywhere: bool = False) -> None:

@@ -13,6 +13,8 @@ from .runtime.tables import MISSING, TablePlan, TableView
 
 if TYPE_CHECKING:
     from .app import App
+    from .runtime.changes import Change
+    from .stream import Stream
 
 __all__ = ["Table"]
 
@@ -45,6 +47,11 @@ class Table(Generic[K, V]):
     @property
     def name(self) -> str:
         return self._plan.name
+
+    @property
+    def plan(self) -> TablePlan:
+        """The declaration, compiled."""
+        return self._plan
 
     # HOT PATH: `table[key] += 1` is one __getitem__ and one __setitem__, 0.4 µs together when the row is hot, where
     # a dict takes 0.1: two calls, the view of this context, the value before (for undoing), the mark that it changed.
@@ -134,6 +141,14 @@ class Table(Generic[K, V]):
         For now of this worker's partitions only: StaleRead otherwise.
         """
         return await self._app.running.ask_table(self._plan, key, timeout)  # type: ignore[no-any-return]
+
+    def changes(self) -> Stream[Change[K, V]]:
+        """What commits do to the rows, as a stream for agents: exactly once where the table is, in order per key.
+
+        What several events do to a row between two commits is one `Change`, from what it was to what it became. Asked
+        for before the app starts, and told from then on. Partitioned as the table, keyed by the row's key.
+        """
+        return self._app.changes_of(self)
 
     def _put(self, key: K, value: V) -> None:
         """Write, though read-only to users: for the agent that keeps it."""

@@ -3,6 +3,8 @@
 | row | key | value |
 |---|---|---|
 | a table's entry | `t` name `\\0` key | the encoded value |
+| when an entry with a time to live is due | `l` name `\\0` key | milliseconds since the epoch (8 bytes, big-endian) |
+| the same, in the order of time | `e` name `\\0` due (8 bytes, big-endian) key | nothing |
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
@@ -28,7 +30,9 @@ __all__ = [
     "ahead_key",
     "below",
     "decode",
+    "due_key",
     "encode",
+    "life_key",
     "outbox_key",
     "output_key",
     "parked_key",
@@ -76,6 +80,14 @@ class Suspect(msgspec.Struct, array_like=True, frozen=True):
 
 def prefix(table: str) -> bytes:
     return b"t" + table.encode() + b"\0"
+
+
+def life_key(table: str, key: bytes) -> bytes:
+    return b"l" + table.encode() + b"\0" + key
+
+
+def due_key(table: str, due: int, key: bytes) -> bytes:
+    return b"e" + table.encode() + b"\0" + due.to_bytes(8, "big") + key
 
 
 def below(start: bytes) -> bytes:

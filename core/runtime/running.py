@@ -18,6 +18,7 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 from .agent_task import AgentTask
 from .context import current_lane
 from .lane import Lane
+from .mutex import Mutexes
 from .replies import REPLY_TO, Replies
 from .roster import Roster
 from .sender import Sender
@@ -49,7 +50,13 @@ class Leading(Protocol):
 
 class Running:
     def __init__(
-        self, app: object, app_id: str, transport: Transport, clock: Clock, topics: Mapping[str, TopicPlan]
+        self,
+        app: object,
+        app_id: str,
+        transport: Transport,
+        clock: Clock,
+        topics: Mapping[str, TopicPlan],
+        lease: float,
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.message_bytes = transport.limits.message_bytes
@@ -63,6 +70,7 @@ class Running:
         self._sender = Sender(self._open_log)
         self._channels: dict[str, Channel] = {}
         self._opening = asyncio.Lock()  # many first sends at once open one channel
+        self.mutexes = Mutexes(transport, app_id, clock, lease)
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
         self.roster = Roster(app_id, self._open_log, clock)
         """Nothing is read before its `start`."""
@@ -78,6 +86,7 @@ class Running:
         return 0 if key is None else plan.partition_of(key, plan.partitions)
 
     async def close(self) -> None:
+        await self.mutexes.close()
         await self.replies.close()
         await self.roster.close()
         await self._sender.close()

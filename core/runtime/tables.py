@@ -51,6 +51,8 @@ class TablePlan(msgspec.Struct):
     key_form: Form = "bytes"
     value_form: Form = "bytes"
     mirror: str | Mirrors | None = None  # where other programs read it
+    changes: str | None = None  # the topic that its changes go to, if anyone follows them
+    ttl: float | None = None  # seconds that a row lives after it was written
 
     def raw_key(self, key: Any) -> bytes:
         """The key's bytes. Raises EncodeError naming the table and the key."""
@@ -102,6 +104,21 @@ class TableState:
                 f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
             ) from error
 
+    def committed(self, row: bytes) -> bytes | None:
+        """What the store has in a row."""
+        return self._store.get(row)
+
+    def key_of(self, row: bytes) -> bytes:
+        """The key, encoded, of a row in the store."""
+        return row[len(self._prefix) :]
+
+    def row_of(self, raw_key: bytes) -> bytes:
+        return self._prefix + raw_key
+
+    def raw_row(self, key: Any, value: Any) -> tuple[bytes, bytes | None]:
+        """The row as it would lie in the store."""
+        return self._prefix + self.plan.encode_key(key), None if value is MISSING else self.plan.encode(value)
+
     def reread(self, key: Any) -> None:
         """Undo what was done in place to a value that had not changed since the last cut."""
         self.dirty.pop(key, None)
@@ -117,7 +134,7 @@ class TableState:
         before: dict[Any, Any] = {}
         for lane in open_lanes:
             before.update(lane.before(self))
-        lent = {key for lane in open_lanes for state, key in lane.lent if state is self}
+        lent = self._lent(open_lanes)
         plan = self.plan
         for key, collected in self.dirty.items():
             if key in lent or (collected and key in before):
@@ -138,6 +155,13 @@ class TableState:
         kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
         self.dirty.update(kept)
+
+    def _lent(self, open_lanes: Sequence[Lane]) -> set[Any]:
+        return {key for lane in open_lanes for state, key in lane.lent if state is self}
+
+    def in_hand(self, open_lanes: Sequence[Lane]) -> set[Any]:
+        """Rows that open events have written, or could be changing in place."""
+        return self._lent(open_lanes).union(*(lane.before(self) for lane in open_lanes))
 
     def _unchanged(self, raw_key: bytes, raw: bytes | None) -> bool:
         """A mutable value that was only looked at. A default that was only looked at is not stored either."""

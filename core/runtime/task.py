@@ -12,11 +12,13 @@ import secrets
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg.capabilities import Commit, Log
+from thalweg.clock import Timer
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
     AmbiguousCommit,
@@ -40,7 +42,9 @@ from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
 from .agent_task import AgentTask, Verdict
+from .changes import Changes
 from .deliveries import Deliveries
+from .expiry import Expiry
 from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
 from .mirroring import Feed, Standing
@@ -62,6 +66,8 @@ TaskKey = tuple[str, int]
 """Group and index."""
 
 REPLAY_ROWS = 10_000
+OPEN_EVENT = 0.01
+"""Seconds, at least, until a row is looked at again that was due and could not end: an open event had it in hand."""
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
 MOST_CAREFUL = 64
@@ -114,6 +120,7 @@ class Task:
         self._closing = False
         self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
+        self._expiring: Timer | None = None
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
@@ -126,6 +133,10 @@ class Task:
         self.carried_out, self._committing = {}, {}
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
+        self.changes: dict[str, Changes] = {}
+        self.expiries: dict[str, Expiry] = {}
+        self.attended: AbstractSet[str] = frozenset()
+        """Tables with changes that are followed, or rows that end."""
         self.rows: dict[bytes, bytes | None] = {}
         self.outputs: defaultdict[Destination, list[Message]] = defaultdict(list)
         self.answers: list[Answer] = []
@@ -176,6 +187,17 @@ class Task:
             raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        self.changes = {
+            plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
+            for plan in self._table_plans
+            if plan.changes is not None
+        }
+        self.expiries = {
+            plan.name: Expiry(self.tables[plan.name], store, plan.ttl)
+            for plan in self._table_plans
+            if plan.ttl is not None
+        }
+        self.attended = self.changes.keys() | self.expiries.keys()
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
         for agent in self.agents:
             for table in agent.plan.tables & self.tables.keys():
@@ -194,6 +216,7 @@ class Task:
         self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
+        self._await_expiry()
         for agent in self.agents:
             agent.careful = careful
             for input_ in agent.inputs:
@@ -364,11 +387,15 @@ class Task:
     def check(self, lane: Lane) -> None:
         """Encode what the event changed, so that what cannot be encoded fails this event and no other."""
         for state, key in [*((state, key) for state, key, _ in lane.changes()), *lane.lent]:
-            value = state.hot.get(key)
+            value = state.hot.get(key, MISSING)
             try:
-                state.plan.encode_key(key)
-                if value is not MISSING:
-                    state.plan.decode(state.plan.encode(value))
+                raw_key, raw = state.raw_row(key, value)
+                if raw is not None:
+                    state.plan.decode(raw)
+                if state.plan.name in self.changes:
+                    self.changes[state.plan.name].of({raw_key: raw}, 0)
+            except EncodeError:
+                raise
             except ENCODE_ERRORS as error:
                 raise EncodeError(f"table {state.plan.name!r}, key {key!r}: {error}") from error
 
@@ -459,7 +486,9 @@ class Task:
             self._calm_at = None
             rows[CRASHES] = encode(0)
         for table in self.tables.values():
-            if table.dirty:
+            if table.plan.name in self.attended:
+                self._collect_apart(table, rows, open_lanes)
+            elif table.dirty:
                 table.collect(rows, open_lanes)
         progress = False
         for agent in self.agents:
@@ -470,6 +499,7 @@ class Task:
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
+            self._await_expiry()
             return None
         self._committing, self.carried_out = self.carried_out, {}
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
@@ -482,6 +512,31 @@ class Task:
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
+
+    def _collect_apart(self, table: TableState, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
+        """Of a table that is more than its rows: what is due ends, and who follows its changes is told."""
+        changes, expiry = self.changes.get(table.plan.name), self.expiries.get(table.plan.name)
+        written: dict[bytes, bytes | None] = {}
+        table.collect(written, open_lanes)
+        now = self._now_ms()
+        if expiry is not None:
+            expiry.collect(written, rows, now, table.in_hand(open_lanes))
+        rows.update(written)
+        if changes is not None and (messages := changes.of(written, now)):
+            assert table.plan.changes is not None
+            self.outputs[(table.plan.changes, self.index)] += messages
+
+    def _await_expiry(self) -> None:
+        """See to it that a commit is made when the next row is due. While no commit is in flight."""
+        for expiry in self.expiries.values():
+            expiry.look()
+        due = min((expiry.next for expiry in self.expiries.values() if expiry.next is not None), default=None)
+        if self._expiring is not None:
+            self._expiring.cancel()
+            self._expiring = None
+        if due is not None and not self._stopping:
+            delay = max(OPEN_EVENT, due / 1000 - self.settings.clock.now())
+            self._expiring = self.settings.clock.call_later(delay, self.busy)
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
@@ -544,6 +599,7 @@ class Task:
         for table in self.tables.values():
             table.flying = {}
             table.trim()
+        self._await_expiry()
         self._committing = {}
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -610,6 +666,8 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
+        if self._expiring is not None:
+            self._expiring.cancel()
         for agent in self.agents:
             agent.stop()
             agent.turns.close()

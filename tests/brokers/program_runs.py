@@ -60,7 +60,7 @@ def start_worker(broker: str) -> subprocess.Popen[bytes]:
     )
 
 
-def hang(process: subprocess.Popen[bytes]) -> None:
+def hang(process: subprocess.Popen[bytes] | asyncio.subprocess.Process) -> None:
     """Stop a child; returns once it stands still: until then it may answer what is asked after the signal."""
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)

@@ -12,7 +12,21 @@ from typing import Annotated, Any, Literal, NewType, TypedDict, assert_type
 import msgspec
 from pydantic import BaseModel
 from starlette.applications import Starlette
-from thalweg import Agent, App, DeadLetter, Event, Queue, Reject, Retry, RetryLater, Skip, Stream, Table, Topic
+from thalweg import (
+    Agent,
+    App,
+    DeadLetter,
+    Event,
+    HeldLock,
+    Queue,
+    Reject,
+    Retry,
+    RetryLater,
+    Skip,
+    Stream,
+    Table,
+    Topic,
+)
 from thalweg.contrib import asgi
 from thalweg.dead_letters import DeadLetterRecord
 from typing_extensions import TypeIs
@@ -480,6 +494,30 @@ async def preload() -> None:
 
 @app.background(on_leader=True, name="watch")
 async def watch() -> None: ...
+
+
+@app.exclusive("reports")
+async def build(day: datetime, pages: int = 1) -> list[str]:
+    return [day.isoformat()] * pages
+
+
+@app.exclusive("clean-up", wait=False)
+async def clean_up() -> int:
+    return 1
+
+
+@app.timer(60)
+@app.exclusive("sweep", wait=False)
+async def sweep() -> None: ...
+
+
+async def alone(name: str) -> None:
+    async with app.lock(name, timeout=timedelta(seconds=5)) as held:
+        assert_type(held, HeldLock)
+        assert_type(held.number, int)
+        assert_type(held.lost.is_set(), bool)
+    assert_type(await build(datetime(2026, 1, 1, tzinfo=UTC), pages=2), list[str])
+    assert_type(await clean_up(), int | None)
 
 
 async def by_hand() -> None:

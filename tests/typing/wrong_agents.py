@@ -201,6 +201,35 @@ def not_async_background() -> None: ...
 async def wrong_leader() -> None: ...
 
 
+@app.exclusive("x")  # error
+def not_async_exclusive() -> None: ...
+
+
+@app.exclusive("x")  # error
+async def exclusive_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@app.exclusive  # error
+async def exclusive_without_a_name() -> None: ...
+
+
+@app.exclusive("x", wait=False)
+async def left_out(value: int) -> int:
+    return value
+
+
+async def locking() -> None:
+    async with app.lock(5):  # error
+        pass
+    async with app.lock("x", timeout="5"):  # error
+        pass
+    with app.lock("x"):  # error
+        pass
+    await left_out("1")  # error
+    print((await left_out(1)) + 1)  # error
+
+
 async def testing() -> None:
     async with app.test() as t:
         await t.advance("1h")  # error
