@@ -18,10 +18,10 @@ from .journal.leftovers import names_in, orphaned
 from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
+from .runtime import replies, roster
 from .runtime.clockwork import Clockwork
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
-from .runtime import replies, roster
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker

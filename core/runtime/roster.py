@@ -1,4 +1,4 @@
-"""The roster: one small log in which the workers of an app say that they are there, what they run, and who is to run what.
+"""The roster: one small log in which the workers of an app say that they are there, and what each runs or is to run.
 
 All that anybody needs to know of it was written within the last minute, for each writer repeats its word every ten
 seconds. So a reader begins a minute back and follows from there; nothing in it is ever needed to be safe, for safety is
@@ -71,7 +71,7 @@ class Gone(msgspec.Struct, frozen=True, tag_field="says", tag="gone"):
 
 
 class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
-    """The coordinator's word: who is to run what. A plan of a lower (number, version) than one before counts for nothing.
+    """The coordinator's word: who is to run what. One of a lower (number, version) than an earlier one counts for nothing.
 
     number: of the coordinator's lock, larger for each new holder. version: of its plans, larger for each that differs.
     owners: by group, for each task the name of its owner, or None. standbys: likewise, the names of its standbys.

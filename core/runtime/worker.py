@@ -113,7 +113,8 @@ class Worker:
 
     def _make_ownership(self) -> Ownership | Membership:
         keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, self._open_task, self._close_task)
+        tasks = self._open_task, self._close_task
+        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, *tasks, self._presence)
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
             return Membership(transport, *how)
         return Ownership(transport, *how)
