@@ -522,6 +522,7 @@ class App:
         partitions: int | None = None,
         codec: str | Codec[V] | None = None,
         mirror: str | Mirrors | Literal[False] | None = None,
+        standbys: int = 0,
         ttl: float | timedelta | None = None,
         upgrades: Sequence[Upgrade] = (),
     ) -> Table[K, V]:
@@ -530,6 +531,7 @@ class App:
         like: the topic whose events change it (default: partitioned as topics that the app creates).
         default: called for each missing key that is read, as collections.defaultdict does.
         mirror: where other programs read what it holds (default: the app's; False: nowhere).
+        standbys: how many other workers follow the journal, to take over at once when the owner dies.
         ttl: seconds after which a row that was not written again is deleted, by the worker's clock; up to a sixteenth
         later, and at a commit. (A mutable value is written when it has changed.)
         upgrades: pairs (OldType, function), oldest first, for rows that were written when `value` was another type:
@@ -539,6 +541,9 @@ class App:
         plan, codec_of_key = self._table_plan(name, key, value, default, codec, upgrades)
         if mirror is not None:
             plan.mirror = mirror or None
+        if standbys < 0:
+            raise ConfigurationError(f"table {name!r}: standbys={standbys}: expected 0 or more")
+        plan.standbys = standbys
         if ttl is not None:
             plan.ttl = seconds(ttl, "ttl")
             if plan.ttl <= 0:
@@ -633,14 +638,20 @@ class App:
     def timer(
         self, interval: float | timedelta, *, on_leader: bool = False, name: str | None = None
     ) -> Callable[[F], F]:
-        """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader."""
+        """Call an async function every `interval` seconds, first after one interval; on every worker, or the leader.
+
+        on_leader: the rhythm is remembered in the journal and goes on when another worker leads; what a run sends is
+        sent when it has ended well, once, in one commit with its tick.
+        """
         every = seconds(interval, "timer(interval)")
         if every <= 0:
             raise ConfigurationError(f"timer({interval!r}): expected more than 0 seconds")
 
         def decorate(function: F) -> F:
             check_function(f"timer {name or function.__name__!r}", function)
-            self.timers.append(Timer(name or function.__name__, function, every, on_leader))
+            timer = Timer(name or function.__name__, function, every, on_leader)
+            _check_name(timer, self.timers)
+            self.timers.append(timer)
             return function
 
         return decorate
@@ -657,12 +668,15 @@ class App:
         """Call an async function at the times of a cron expression.
 
         on_leader: once across all workers, remembered in the journal; runs missed while no worker was up are made up
-        for by one run (`misfire="run_once"`) or not (`"skip"`). Otherwise on every worker that is up at the time.
+        for by one run (`misfire="run_once"`) or, after a minute, not (`"skip"`). What a run sends is sent when it has
+        ended well, once, in one commit with its tick. Otherwise on every worker that is up at the time.
         """
 
         def decorate(function: F) -> F:
             check_function(f"crontab {name or function.__name__!r}", function)
-            self.crontabs.append(Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire))
+            crontab = Crontab(name or function.__name__, function, expression, timezone, on_leader, misfire)
+            _check_name(crontab, self.crontabs)
+            self.crontabs.append(crontab)
             return function
 
         return decorate
@@ -872,6 +886,12 @@ class _HandlerDecorator(Protocol[T]):
     def __call__(self, function: Callable[[T], Awaitable[R]], /) -> Agent[T, R]: ...
     @overload
     def __call__(self, function: Callable[[T], R], /) -> Agent[T, R]: ...
+
+
+def _check_name(part: Timer | Crontab, others: Sequence[Timer | Crontab]) -> None:
+    """What runs on the leader is remembered by its name."""
+    if part.on_leader and any(other.on_leader and other.name == part.name for other in others):
+        raise ConfigurationError(f"{part.what} with on_leader=True is declared twice; give one of them another `name=`")
 
 
 def _as_seconds(function: Callable[[Any], Any]) -> Callable[[Any], float]:

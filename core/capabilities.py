@@ -28,6 +28,7 @@ __all__ = [
     "Log",
     "Logs",
     "Peers",
+    "Role",
     "WorkQueue",
     "require",
 ]
@@ -124,7 +125,8 @@ class Locks(Protocol):
     async def try_lock(self, name: str, lease: float) -> Held | None:
         """Take the lock if it is free; None if another holds it.
 
-        A holder that dies or hangs loses it within `lease` seconds.
+        A holder that dies or hangs loses it within `lease` seconds. One whose event loop is blocked keeps it; if that
+        gives no sign of life for long (`thalweg.pulse.STUCK`), it is lost too.
         """
         ...
 
@@ -136,17 +138,30 @@ class Peers(Protocol):
     def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
-        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
-        waiting `anext` closes the iterator.
+        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. One whose
+        event loop is blocked stays, as the holder of a lock does. Cancelling a waiting `anext` closes the iterator.
         """
         ...
+
+
+class Role(msgspec.Struct, frozen=True):
+    """What a member of a group is beside its name, which only this run of this process has.
+
+    worker_id: a name that its restarts share, and nobody else has: while it restarts, what it owned is kept for it, for
+    a lease. zone: where it runs.
+    """
+
+    worker_id: str | None = None
+    zone: str = ""
 
 
 @runtime_checkable
 class Grouped(Protocol):
     """Capability.GROUPED: instead of Locks and Peers, where the members of a group share tasks out (Kafka)."""
 
-    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
         """Join `group`, whose tasks are 0 to n-1, as `me` while the iterator is open; yields what this member owns.
 
         The first set comes as soon as there is one, be it empty, the next at each change. Asking for the next says
@@ -154,8 +169,9 @@ class Grouped(Protocol):
         member gets it. What stays in the set is never interrupted.
 
         A member that dies or hangs loses all within `lease` seconds (or what the broker's settings allow). One that
-        closes the iterator, or is cancelled while it waits for the next set, leaves at once. Raises `BrokerError` when
-        the membership is lost: what was owned may be another's by now.
+        closes the iterator, or is cancelled while it waits for the next set, leaves at once; with a worker id, what it
+        owned waits for its next run for a lease, even so. Raises `BrokerError` when the membership is lost: what was
+        owned may be another's by now; `Superseded` if a newer member has come in under its worker id.
         """
         ...
 

@@ -35,9 +35,17 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float, /) -> None: ...
 
+    async def sleep_until(self, moment: float, /) -> None:
+        """Until `now()` says so, in seconds since the epoch, though the clock be set or the machine sleep meanwhile."""
+        ...
+
     def timeout(self, seconds: float | None, /) -> AbstractAsyncContextManager[object]:
         """As `asyncio.timeout`: cancels the body after `seconds` and raises `TimeoutError`; None: never."""
         ...
+
+
+LOOK_EVERY = 60.0
+"""Seconds after which who waits for a time of day looks at the clock again, which may have been set."""
 
 
 class RealClock:
@@ -51,6 +59,10 @@ class RealClock:
 
     async def sleep(self, seconds: float, /) -> None:
         await asyncio.sleep(seconds)
+
+    async def sleep_until(self, moment: float, /) -> None:
+        while (left := moment - self.now()) > 0:  # noqa: ASYNC110 - the time is no event of ours
+            await asyncio.sleep(min(left, LOOK_EVERY))
 
     def timeout(self, seconds: float | None, /) -> AbstractAsyncContextManager[object]:
         return asyncio.timeout(seconds)
@@ -117,6 +129,9 @@ class VirtualClock:
         finally:
             self._sleepers.discard(woken)
             timer.cancel()
+
+    async def sleep_until(self, moment: float, /) -> None:
+        await self.sleep(moment - self._now)
 
     def is_awaited_by(self, task: asyncio.Task[object]) -> bool:
         """Whether the task sleeps by this clock, so that nothing else will wake it (other than its cancellation)."""

@@ -25,6 +25,8 @@ __all__ = [
     "StaleDelivery",
     "StaleRead",
     "StoreError",
+    "Superseded",
+    "TableMismatch",
     "ThalwegError",
     "TooManyOutputs",
     "TopicMismatch",
@@ -79,6 +81,10 @@ class OutsideEvent(ThalwegError):
 
 class WrongPartition(ThalwegError):
     """A table was used with a key that belongs to another partition than the event's."""
+
+
+class TableMismatch(WrongPartition):
+    """A table has another number of partitions than what the agent reads that uses it. No event could: it halts."""
 
 
 class WrongType(ThalwegError, TypeError):
@@ -159,6 +165,10 @@ class Fenced(BrokerError):
     def __init__(self, message: str, partitions: frozenset[tuple[str, int]] = frozenset()) -> None:
         super().__init__(message)
         self.partitions = partitions
+
+
+class Superseded(BrokerError):
+    """A newer worker runs under the worker id of this one, and has what this one had."""
 
 
 class Gap(BrokerError):

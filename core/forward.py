@@ -10,6 +10,7 @@ from .event import Event
 from .message import Message
 from .plan import TopicPlan
 from .runtime.context import current_lane
+from .runtime.lane import Lane
 from .stream import Stream
 from .topic import encoded
 
@@ -31,7 +32,7 @@ def forwarder(
     async def forward(stream: Stream[Event[Any, Any]]) -> None:
         async for event in stream:
             lane = current_lane.get()
-            assert lane is not None
+            assert isinstance(lane, Lane)
             record = event.record
             key = record.key if key_of is None else encoded(topic.key, key_of(event.value), key_title)
             value = record.value if keeps_bytes else encoded(topic.value, event.value, title)
@@ -49,7 +50,7 @@ def sending_to(target: Topic[Any, Any] | Queue[Any, Any]) -> Callable[[Stream[An
     async def send(stream: Stream[Any]) -> None:
         async for value in stream:
             lane = current_lane.get()
-            assert lane is not None
+            assert isinstance(lane, Lane)
             record = lane.open_record
             headers = None if record is None else record.headers
             key = None if record is None or record.key is None else target._plan.key.decode(record.key)

@@ -20,11 +20,13 @@ Function = Callable[[], Awaitable[None]]
 class Timer:
     def __init__(self, name: str, function: Function, interval: float, on_leader: bool) -> None:
         self.name, self.function, self.interval, self.on_leader = name, function, interval, on_leader
+        self.what = f"timer {name!r}"
 
 
 class Background:
     def __init__(self, name: str, function: Function, on_leader: bool) -> None:
         self.name, self.function, self.on_leader = name, function, on_leader
+        self.what = f"background function {name!r}"
 
 
 class Crontab:
@@ -42,6 +44,7 @@ class Crontab:
         if misfire not in ("run_once", "skip"):
             raise ConfigurationError(f"crontab {name!r}: misfire={misfire!r}; expected 'run_once' or 'skip'")
         self.name, self.function, self.expression = name, function, expression
+        self.what = f"crontab {name!r}"
         self.on_leader, self.misfire = on_leader, misfire
         try:
             self.after(0.0)
@@ -51,6 +54,19 @@ class Crontab:
             ) from None
         except StopIteration:
             raise ConfigurationError(f"crontab {name!r}: {expression!r} never happens") from None
+
+    def latest(self, due: float, now: float) -> float:
+        """The last time from `due`, which is past, to now: found from its end, for there may be a year between."""
+        span = 60.0
+        while now - span > due:
+            found = self.after(now - span)
+            if found <= now:
+                due = found
+                break
+            span *= 8
+        while (following := self.after(due)) <= now:
+            due = following
+        return due
 
     def after(self, moment: float) -> float:
         """The first time after `moment`, both in seconds since the epoch."""

@@ -22,6 +22,7 @@ from .runtime.context import current_lane
 if TYPE_CHECKING:
     from .app import App
     from .runtime.lane import Lane
+    from .runtime.scheduled_run import ScheduledRun
     from .stream import Stream
     from .table import Table
 
@@ -99,8 +100,8 @@ class Topic(Generic[K, V]):
             headers = (*message.headers, *headers)
         return self._plan, partition, msgspec.structs.replace(message, headers=headers)
 
-    def _event(self) -> Lane | None:
-        """The lane whose event is open, if it is one of this app's."""
+    def _event(self) -> Lane | ScheduledRun | None:
+        """The lane whose event is open (or the leader's run), if it is one of this app's."""
         lane = current_lane.get()
         return lane if lane is not None and lane.app is self._app and lane.open else None
 
@@ -111,7 +112,7 @@ class Topic(Generic[K, V]):
         headers: UserHeaders | None,
         timestamp: float | datetime | None,
         partition: int | None,
-        lane: Lane | None,
+        lane: Lane | ScheduledRun | None,
     ) -> tuple[int, Message]:
         """Where a message goes, and its bytes. HOT PATH: half a microsecond for what is ordinary."""
         plan, running = self._plan, self._app.running
@@ -147,7 +148,7 @@ class Topic(Generic[K, V]):
             self._check_size(message, limit)
         return home, message
 
-    def _batch(self, pairs: Iterable[tuple[K | None, V]], lane: Lane | None) -> dict[int, list[Message]]:
+    def _batch(self, pairs: Iterable[tuple[K | None, V]], lane: Lane | ScheduledRun | None) -> dict[int, list[Message]]:
         """Messages by partition: as `_message`, without what single sends may give.
 
         HOT PATH: 0.4 µs a message, half of it for encoding. What can be done to a whole list at once is left to C; and
@@ -218,7 +219,7 @@ class Topic(Generic[K, V]):
     def _count(self) -> int:
         return self._plan.partitions or self._app.running.partitions_of(self._plan)
 
-    def _now(self, lane: Lane | None) -> int:
+    def _now(self, lane: Lane | ScheduledRun | None) -> int:
         """The timestamp of the open event (another app's will do too), or the clock's; in milliseconds."""
         lane = lane or current_lane.get()
         return lane.timestamp if lane is not None and lane.open else round(self._app.now() * 1000)

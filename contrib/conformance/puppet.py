@@ -19,7 +19,7 @@ from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError
 from thalweg.message import Batch, Delivery, Message, Position
 
-from .puppet_process import PID
+from .puppet_process import PID, STAGE
 from .wire import Remote, dump, error_from, load, read_frame
 
 __all__ = ["Nursery", "Puppet"]
@@ -103,6 +103,10 @@ class Puppet:
     def resume(self) -> None:
         self._hangs = False
         os.kill(self._pid, signal.SIGCONT)
+
+    async def block(self, seconds: float, computing: bool) -> None:
+        """Returns when its event loop turns again."""
+        await self.call(STAGE, "block", seconds, computing)
 
     async def close(self) -> None:
         """Close the transport and end its process."""

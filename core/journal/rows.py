@@ -10,7 +10,8 @@
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
 | an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
 | crashes of owners in a row | `k` | their number |
-| a crontab's last tick | `c` name | seconds since the epoch |
+| the last tick of a crontab on the leader | `c` name | seconds since the epoch |
+| the last tick of a timer on the leader | `i` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
 | an outbox | `v` topic `\\0` partition | the newest id given, the newest confirmed |
 | an unconfirmed output | `u` topic `\\0` partition `\\0` epoch, seq | the message, its id and the one before |

@@ -1,4 +1,4 @@
-"""What the code that is running now belongs to: the lane that handles an event, if any."""
+"""What the code that is running now belongs to: the lane that handles an event, a run by the clock, or nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .lane import Lane
+    from .scheduled_run import ScheduledRun
 
 __all__ = ["current_lane"]
 
-current_lane: ContextVar[Lane | None] = ContextVar("thalweg_lane", default=None)
+current_lane: ContextVar[Lane | ScheduledRun | None] = ContextVar("thalweg_lane", default=None)

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from thalweg.capabilities import Grouped
-from thalweg.errors import BrokerError
+from thalweg.capabilities import Grouped, Role
+from thalweg.errors import BrokerError, Superseded
 
 from .ownership import RETRY, Closings
 from .presence import Presence
@@ -52,16 +52,25 @@ class Membership:
         """Set when every task that this worker owns at first has been opened once."""
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for group, n in self._sizes.items():
-                tasks.create_task(self._follow(group, n, tasks))
+        """Raises Superseded."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for group, n in self._sizes.items():
+                    tasks.create_task(self._follow(group, n, tasks))
+        except ExceptionGroup as failed:
+            superseded = failed.subgroup(Superseded)
+            raise failed if superseded is None else superseded.exceptions[0] from None
 
     async def _follow(self, group: str, n: int, tasks: asyncio.TaskGroup) -> None:
+        how = self._me, self._settings.lease, Role(self._settings.worker_id, self._settings.zone)
         while True:
             try:
-                self._sets[group] = self._transport.tasks(self._name(group), n, self._me, self._settings.lease)
+                self._sets[group] = self._transport.tasks(self._name(group), n, *how)
                 while True:
                     await self._become(group, await self._next_set(group), tasks)
+            except Superseded:
+                await asyncio.gather(*(self._lose(key) for key in self._held_of(group)))
+                raise
             except BrokerError as error:
                 log.warning("group %s: membership lost, joining again in %.1f s: %s", group, RETRY, error)
             await asyncio.gather(*(self._lose(key) for key in self._held_of(group)))

@@ -165,7 +165,8 @@ class Running:
                 headers = (*headers, (names.ID, lane.ask_id().encode()))
             topic, partition, message = agent.question(value, key, (*headers, (names.ANSWERS, agent.name.encode())))
             if inside and lane is not None:
-                _refuse_deadlock(lane, agent, topic, partition, message.key)
+                if isinstance(lane, Lane):
+                    _refuse_deadlock(lane, agent, topic, partition, message.key)
                 await lane.pause()
             try:
                 await self._ask(topic, partition, message)

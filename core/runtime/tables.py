@@ -52,6 +52,7 @@ class TablePlan(msgspec.Struct):
     value_form: Form = "bytes"
     mirror: str | Mirrors | None = None  # where other programs read it
     changes: str | None = None  # the topic that its changes go to, if anyone follows them
+    standbys: int = 0  # how many other workers keep its rows too
     ttl: float | None = None  # seconds that a row lives after it was written
 
     def raw_key(self, key: Any) -> bytes:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
-from thalweg.capabilities import Commit, Log
+from thalweg.capabilities import Commit
 from thalweg.clock import Timer
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
@@ -29,11 +29,11 @@ from thalweg.errors import (
     Gap,
     HistoryChanged,
     StoreError,
-    WrongPartition,
+    TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.leftovers import orphaned
-from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Release, Rows, checksum, messages
+from thalweg.journal.records import Begin, Entry, Fold, Marker, Release, Rows, checksum, messages
 from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
@@ -48,6 +48,7 @@ from .expiry import Expiry
 from .failures import dead_letter
 from .lane import Lane, Rerun, Ticket, asked
 from .mirroring import Feed, Standing
+from .replay import Numbered, Replay, standing_of
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .topic_input import TopicInput
@@ -65,7 +66,6 @@ Answer = tuple[AgentPlan, Record, "bytes | Failure"]
 TaskKey = tuple[str, int]
 """Group and index."""
 
-REPLAY_ROWS = 10_000
 OPEN_EVENT = 0.01
 """Seconds, at least, until a row is looked at again that was due and could not end: an open event had it in hand."""
 CALM = 10.0
@@ -86,13 +86,6 @@ class Cut(msgspec.Struct):
     number: int  # of the last journal record
     size: int
     token: bytes  # of the owner's marker
-
-
-class _Position(msgspec.Struct, array_like=True):
-    """The store's own note of where in the numbering its checkpoint stands."""
-
-    marker: Marker
-    number: int
 
 
 class Task:
@@ -163,7 +156,7 @@ class Task:
         writer = self.worker.writer
         store = self._open_store()
         journal = await self.worker.log(self.journal[0])
-        replay = _Replay(journal, self.index, store)
+        replay = Replay(journal, self.index, store)
         await replay.to_end()
         moved = self.worker.kept_elsewhere(self.group, store)
         if moved:
@@ -250,7 +243,7 @@ class Task:
                     self.worker.complaints,
                     self.worker.kept_for_mirrors,
                 )
-                feed.start(_standing(store))
+                feed.start(standing_of(store))
                 self.feeds.append(feed)
 
     def _open_store(self) -> Store:
@@ -335,7 +328,7 @@ class Task:
     def table_of(self, agent: AgentTask, plan: TablePlan) -> TableState:
         state = self.tables.get(plan.name)
         if state is None:
-            raise WrongPartition(
+            raise TableMismatch(
                 f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
                 f"with {self.partitions}: declare the table with `like=` that topic (or "
                 f"`partitions={self.partitions}`)"
@@ -457,10 +450,15 @@ class Task:
         """A row of the task's own, as committed."""
         return None if self._store is None else self._store.get(key)
 
-    async def write_row(self, key: bytes, value: bytes) -> None:
-        """Write a row of the task's own; committed when this returns. Raises Fenced if the task was lost meanwhile."""
+    async def write_row(self, key: bytes, value: bytes, outputs: Sequence[tuple[Destination, Message]] = ()) -> None:
+        """Write a row of the task's own, and send `outputs` with it; committed when this returns.
+
+        Raises Fenced if the task was lost meanwhile: then the journal tells whether it happened.
+        """
         commits = self.commits
         self.rows[key] = value
+        for destination, message in outputs:
+            self.outputs[destination].append(message)
         await self.flush()
         if self.commits == commits:
             raise Fenced(f"task {self.group}/{self.index} was lost before the row was committed")
@@ -592,7 +590,7 @@ class Task:
         assert self._store is not None
         assert marker is not None
         assert self.deliveries is not None
-        local = {LOCAL_MARKER: encode(_Position(marker, cut.number))}
+        local = {LOCAL_MARKER: encode(Numbered(marker, cut.number))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
@@ -727,15 +725,6 @@ class Task:
         return round(self.settings.clock.now() * 1000)
 
 
-def _standing(store: Store) -> Standing | None:
-    """Where in the journal the store stands; None for an empty one."""
-    checkpoint, raw = store.checkpoint(), store.get(LOCAL_MARKER)
-    if checkpoint is None or raw is None:
-        return None
-    local = journal_rows.decode(raw, type=_Position)
-    return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
-
-
 class RolledBack(Exception):
     """Not an error: the task starts over from its last commit."""
 
@@ -745,93 +734,3 @@ class Failure(msgspec.Struct, frozen=True):
 
     reason: str
     trace: str
-
-
-class _Replay:
-    """Feeds a journal to a store, from the store's checkpoint on."""
-
-    def __init__(self, journal: Log, partition: int, store: Store) -> None:
-        self._journal, self._partition, self._store = journal, partition, store
-        self._after: Position | None = None
-        self._pending: dict[bytes, bytes | None] = {}
-        self._seen: Checkpoint | None = None  # of the last record in `_pending`,
-        self._there: _Position | None = None  # and where in the numbering it stands
-        self.fold = Fold()
-        standing = _standing(store)
-        if standing is not None:
-            self.fold = Fold(standing.marker, standing.number)
-            self._after = standing.position
-
-    async def to_end(self) -> None:
-        await self._check_store()
-        while await self._step(0):
-            pass
-        self._flush()
-
-    async def to_marker(self, token: bytes) -> None:
-        """On to the claim just made. What lies before it and was not seen yet counts."""
-        while self.fold.marker is None or self.fold.marker.token != token:
-            await self._step(10.0, token)
-        self._flush()
-
-    async def _check_store(self) -> None:
-        """A store that is behind the truncation, or was built on a journal that lost its end, starts over."""
-        checkpoint = self._store.checkpoint()
-        if checkpoint is None or self._after is None:
-            self._start_over()
-            return
-        try:
-            batches = await self._journal.read({self._partition: checkpoint.position - 1}, 1, 1, 0)
-            batch = batches.get(self._partition)
-            if (
-                batch
-                and batch.positions[0] == checkpoint.position
-                and checksum(batch.records[0].value) == checkpoint.checksum
-            ):
-                return
-        except Gap:
-            pass
-        log.warning("partition %d: the store is not of this journal's past any more; it is rebuilt", self._partition)
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self._store.clear()
-        self._after = None
-        self.fold = Fold()
-
-    async def _step(self, timeout: float, until: bytes | None = None) -> bool:
-        """Read on; no farther than the marker with the token `until`: a newer owner's may follow it already."""
-        batches = await self._journal.read({self._partition: self._after}, 2000, 16 << 20, timeout)
-        batch = batches.get(self._partition)
-        if batch is None:
-            return False
-        for position, record in zip(batch.positions, batch.records, strict=True):
-            entry = self.fold.feed(record.value)
-            self._after = position
-            if self.fold.fresh:
-                self._forget_rows()
-            if entry is None:
-                continue
-            if isinstance(entry, Marker) and entry.token == until:
-                break
-            if isinstance(entry, Rows | Part):
-                self._pending.update(entry.rows)
-                self._seen = Checkpoint(position, checksum(record.value))
-                assert self.fold.marker is not None
-                self._there = _Position(self.fold.marker, self.fold.number)
-        if len(self._pending) > REPLAY_ROWS:
-            self._flush()
-        return True
-
-    def _forget_rows(self) -> None:
-        self._pending.clear()
-        self._seen = None
-        if self._store.checkpoint() is not None:
-            self._store.clear()
-
-    def _flush(self) -> None:
-        if self._seen is None:
-            return
-        self._store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
-        self._pending.clear()
-        self._seen = None

@@ -7,7 +7,8 @@ import contextvars
 import logging
 import random
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thalweg.capabilities import Fencing, Grouped, Log, Logs
@@ -32,6 +33,7 @@ from .presence import Presence
 from .roster import Roster
 from .settings import Settings
 from .source import Source
+from .standby import Standbys
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
 from .topic_input import TopicInput
@@ -57,6 +59,11 @@ class Group:
         self.name, self.partitions = name, partitions
         self.agents: list[AgentPlan] = []
         self.tables: list[TablePlan] = []
+
+    @property
+    def standbys(self) -> int:
+        """How many other workers keep each task's state as well: as many as the table that wants most."""
+        return max((table.standbys for table in self.tables), default=0)
 
 
 class Worker:
@@ -96,11 +103,15 @@ class Worker:
         self._services: list[asyncio.Task[Any]] = []
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
+        self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
-        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear = roster, hear
         self._presence = self._make_presence()
+        self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
+        self._standing_by: frozenset[TaskKey] = frozenset()
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
@@ -173,6 +184,7 @@ class Worker:
         await self._close_logs()
 
     async def _close_logs(self) -> None:
+        await self.standbys.close()
         for reader in self._logs.values():
             await reader.close()
         self._logs.clear()
@@ -212,27 +224,28 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def on_task(
-        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[], Coroutine[Any, Any, None]]
+        self, key: TaskKey, opened: Callable[[], None], closing: Callable[[bool], Coroutine[Any, Any, None]]
     ) -> None:
-        """Call back when this task runs here, and before it ceases to."""
+        """Call back when this task runs here, and before it ceases to (True: it is given up in good order)."""
         self._on_task[key] = (opened, closing)
 
-    async def _closing(self, task: Task) -> None:
+    async def _closing(self, task: Task, in_good_order: bool = False) -> None:
         hook = self._on_task.get(task.key)
         if hook is not None:
-            await hook[1]()
+            await hook[1](in_good_order)
 
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _open_task(self, key: TaskKey) -> None:
-        group = self._groups[key[0]]
-        task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
-        task.failed = lambda error: self._task_failed(task, error)
-        self.tasks[key] = task
-        try:
-            await self._start_task(task)
-        except Exception as error:
-            self._task_failed(task, error)
+        async with self._turns[key]:
+            group = self._groups[key[0]]
+            task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
+            task.failed = lambda error: self._task_failed(task, error)
+            self.tasks[key] = task
+            try:
+                await self._start_task(task)
+            except Exception as error:
+                self._task_failed(task, error)
 
     async def _start_task(self, task: Task) -> None:
         await task.open()
@@ -243,6 +256,10 @@ class Worker:
             hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
+        async with self._turns[key]:
+            await self._close_here(key, in_good_order)
+
+    async def _close_here(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
         if restarting is not None:
             await self._cancel([restarting])
@@ -250,7 +267,7 @@ class Worker:
         if task is None:
             return
         try:
-            await self._closing(task)
+            await self._closing(task, in_good_order)
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
                 await self.committer.finish(task)
@@ -265,6 +282,8 @@ class Worker:
         finally:
             self.committer.tasks.pop(task.journal, None)
             task.close()
+            if key in self._standing_by and not self._stopping:
+                self.stand_by(self._standing_by)
 
     def _task_failed(self, task: Task, error: BaseException) -> None:
         """A commit was refused or nobody knows, a store broke, a rollback is wanted: start over from the journal."""
@@ -375,7 +394,16 @@ class Worker:
         return await self.transport.log(topic)
 
     def open_store(self, group: str, index: int) -> Store:
+        """Of a task that this worker is to run: its standby's, if it was one."""
+        return self.standbys.take((group, index)) or self._open_store(group, index)
+
+    def _open_store(self, group: str, index: int) -> Store:
         return self._stores.open(f"{self.app_id}-{group}-{index}")
+
+    def stand_by(self, keys: Collection[TaskKey]) -> None:
+        """Follow the journals of these tasks, to take them over at once. One that runs here, when it has ceased to."""
+        self._standing_by = frozenset(keys)
+        self.standbys.follow(self._standing_by - self.tasks.keys())
 
     async def start_position(self, input_: TopicInput) -> Position | None:
         start = input_.topic.start

@@ -8,8 +8,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from typing import NoReturn
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from thalweg.capabilities import Role
 from thalweg.channel import Channel, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery, Superseded
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.line import MOST_OPEN
@@ -457,9 +459,7 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
                 owned[number] = share
                 tasks = [task for one in owned.values() for task in one]
                 assert len(tasks) == len(set(tasks))
-                last_round = max(
-                    last_round, *(member._generation for member in transport._task_groups._members.values())
-                )
+                last_round = max(last_round, *(member.place[0] for member in transport._task_groups._members.values()))
 
     def settled() -> bool:
         sizes = [len(share) for share in owned.values()]
@@ -475,6 +475,97 @@ async def test_thirty_members_that_join_at_once_settle_in_a_few_rounds(cluster: 
     assert all(isinstance(result, asyncio.CancelledError) for result in results), results
     print(f"settled after {last_round} rounds")
     assert last_round < 30
+
+
+async def test_a_member_whose_event_loop_is_blocked_goes_on_being_one_and_lets_others_join(cluster: str) -> None:
+    joined = threading.Event()
+
+    async def join() -> None:
+        await asyncio.sleep(3 * LEASE)
+        async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "other", LEASE)) as sets:
+            assert await anext(sets) == frozenset()  # nothing was given up yet
+            joined.set()
+            assert len(await anext(sets)) == 2
+
+    async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
+        assert await anext(sets) == {0, 1, 2, 3}
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, join()))
+        await asyncio.sleep(0)
+        assert joined.wait(30)  # blocks the event loop
+        assert transport.holds("group", "me")
+        assert len(await anext(sets)) == 2
+        waiting = asyncio.create_task(anext(sets))
+        await other
+        assert await waiting == {0, 1, 2, 3}
+
+
+async def test_a_member_whose_event_loop_is_stuck_leaves(cluster: str) -> None:
+    taken = threading.Event()
+
+    async def wait_for_all() -> None:
+        async with opened(cluster) as transport, aclosing(transport.tasks("group", 4, "other", LEASE)) as sets:
+            while await anext(sets) != {0, 1, 2, 3}:
+                pass
+            taken.set()
+
+    url = f"{cluster}&stuck={2 * LEASE}"
+    async with opened(url) as transport, aclosing(transport.tasks("group", 4, "me", LEASE)) as sets:
+        assert await anext(sets) == {0, 1, 2, 3}
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, wait_for_all()))
+        await asyncio.sleep(0)
+        assert taken.wait(30)  # blocks the event loop
+        assert not transport.holds("group", "me")
+        with pytest.raises(BrokerError, match="stuck"):
+            await anext(sets)
+        await other
+
+
+@pytest.mark.parametrize("how", ["leaves", "dies"])
+async def test_a_worker_that_comes_back_under_its_id_finds_what_it_had_and_nobody_else_notices(
+    cluster: str, how: str
+) -> None:
+    heard: list[frozenset[int]] = []
+
+    async def stay(sets: AsyncGenerator[frozenset[int], None]) -> None:
+        async for share in sets:
+            heard.append(share)
+
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(opened(cluster))
+        others = await stack.enter_async_context(aclosing(other.tasks("group", 8, "other", 30, Role("b"))))
+        staying = asyncio.create_task(stay(others))
+        stack.push_async_callback(asyncio.wait, [staying])
+        stack.callback(staying.cancel)
+        async with opened(cluster) as first, aclosing(first.tasks("group", 8, "run 1", 30, Role("a"))) as sets:
+            async for had in sets:
+                if len(had) == 4:
+                    break
+            await eventually(lambda: heard[-1:] == [frozenset(range(8)) - had])
+            if how == "dies":
+                await first._quarters.aside.run(first._quarters.cluster.close())
+        rounds, generation = len(heard), generation_of(other)
+        second = await stack.enter_async_context(opened(cluster))
+        again = await stack.enter_async_context(aclosing(second.tasks("group", 8, "run 2", 30, Role("a"))))
+        assert await anext(again) == had
+        assert second.holds("group", "run 2")
+        assert (len(heard), generation_of(other), generation_of(second)) == (rounds, generation, generation)
+
+
+async def test_of_two_live_workers_of_one_id_the_newer_has_the_tasks_and_the_older_is_told(cluster: str) -> None:
+    async with opened(cluster) as first, opened(cluster) as second:
+        older = first.tasks("group", 4, "older", LEASE, Role("a"))
+        assert await anext(older) == {0, 1, 2, 3}
+        told = asyncio.create_task(anext(older))
+        async with aclosing(second.tasks("group", 4, "newer", LEASE, Role("a"))) as newer:
+            assert await anext(newer) == {0, 1, 2, 3}
+            with pytest.raises(Superseded, match="worker id 'a'"):
+                await told
+            assert not first.holds("group", "older")
+            assert second.holds("group", "newer")
+
+
+def generation_of(transport: KafkaTransport) -> int:
+    return max(member.place[0] for member in transport._task_groups._members.values())
 
 
 async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(

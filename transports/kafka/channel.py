@@ -21,7 +21,8 @@ from thalweg.partitioner import murmur2_partitioner
 from .connection import Cluster
 from .line import FINISHED, FINISHING, LENT, READ_RECORDS, Entry, Line, settle
 from .log import KafkaLog
-from .member import Member
+from .member import Identity, Member, Quarters
+from .offsets import Offsets
 from .progress import Progress
 from .storing import Storing
 from .topics import Topic
@@ -43,14 +44,23 @@ class KafkaChannel:
     is_queue = False
 
     def __init__(
-        self, cluster: Cluster, topic_log: KafkaLog, topic: Topic, group: str, lease: float, session: float
+        self,
+        cluster: Cluster,
+        quarters: Quarters,
+        topic_log: KafkaLog,
+        topic: Topic,
+        group: str,
+        lease: float,
+        session: float,
     ) -> None:
-        self._cluster, self._log, self._topic, self._group = cluster, topic_log, topic, group
+        self._cluster, self._quarters, self._log, self._topic, self._group = cluster, quarters, topic_log, topic, group
         self._lease, self._session = lease, session
         self._lines: dict[int, Line] = {}
+        self._opening: frozenset[int] = frozenset()
         self._turn = 0
         self._next_place = secrets.randbelow(topic.partitions)
         self._member: Member | None = None
+        self._offsets: Offsets | None = None
         self._life: asyncio.Task[None] | None = None
         self._problem: BrokerError | None = None
         self._full = False  # some partition is left out of reads until something of it is finished
@@ -140,8 +150,9 @@ class KafkaChannel:
                 task.cancel()
                 await asyncio.wait([task])
         await self._storing.close()
-        if self._member is not None:
+        if self._member is not None and self._offsets is not None:
             await self._member.close()
+            self._offsets.close()
         self._drop_lines()
         await self._log.close()
 
@@ -254,12 +265,11 @@ class KafkaChannel:
         pause = _FIRST_PAUSE
         while True:
             changed = asyncio.Event()
-            member = Member(
-                self._cluster, self._group, self._topic.kafka, self._topic.partitions, self._session, changed.set
-            )
-            self._member = member
-            member.resting = self._resting
-            member.start()
+            me = Identity(secrets.token_hex(6))
+            kafka, partitions = self._topic.kafka, self._topic.partitions
+            member = Member(self._quarters, self._group, kafka, partitions, self._session, me, changed.set)
+            self._member, self._offsets = member, Offsets(self._cluster, member)
+            member.start(self._resting)
             while member.lost is None:
                 await changed.wait()
                 changed.clear()
@@ -273,7 +283,9 @@ class KafkaChannel:
             else:
                 log.warning("joining again: %s", member.lost)
                 pause = _FIRST_PAUSE
+            self._opening = frozenset()
             await member.close()
+            self._offsets.close()
 
     def _died(self, life: asyncio.Task[None]) -> None:
         if not life.cancelled() and (error := life.exception()) is not None:
@@ -285,23 +297,25 @@ class KafkaChannel:
         """Do what the member's share says."""
         if member.lost is not None or member.share is None:
             return
+        share = member.take()
         self._problem = None
         for number, line in self._lines.items():
-            line.leaving = number not in member.share
-        added = member.share - self._lines.keys()
-        if added:
-            member.held = self._lines.keys() | added
-            stored = await self._committed(member, added)
-            for number in added & member.share if member.lost is None else ():
+            line.leaving = number not in share
+        self._opening = share - self._lines.keys()
+        if self._opening:
+            stored = await self._committed(member, self._opening)
+            for number in self._opening & (member.share or set()) if member.lost is None else ():
                 progress = Progress.decode(*stored[number]) if number in stored else None
                 self._lines[number] = Line(self, number, progress, self.is_queue)
+            self._opening = frozenset()
         self._let_go()
         self._look_anew()
 
     async def _committed(self, member: Member, numbers: Collection[int]) -> dict[int, tuple[int, str]]:
+        assert self._offsets is not None
         while member.lost is None:
             try:
-                return dict(await member.committed(numbers))
+                return dict(await self._offsets.committed(numbers))
             except BrokerError as error:
                 log.warning("asking again: %s", error)
                 await asyncio.sleep(_FIRST_PAUSE)
@@ -313,8 +327,7 @@ class KafkaChannel:
         for number in [n for n, line in self._lines.items() if line.leaving and not line.on_loan and n not in busy]:
             self._lines.pop(number).drop()
         if self._member is not None:
-            self._member.held = frozenset(self._lines)
-            self._member.gave_up()
+            self._member.keep(self._lines.keys() | self._opening)
 
     def _drop_lines(self) -> None:
         for line in self._lines.values():
@@ -326,14 +339,14 @@ class KafkaChannel:
     # --- storing -----------------------------------------------------------------------------------------------
 
     async def _store_now(self, numbers: Iterable[int]) -> None:
-        assert self._member is not None
+        assert self._offsets is not None
         offsets: dict[int, tuple[int, str]] = {}
         for number in numbers:
             line = self._lines.get(number)
             progress = None if line is None else line.progress()
             if progress is not None:
                 offsets[number] = progress.encode()
-        await self._member.commit(offsets)
+        await self._offsets.commit(offsets)
 
     def _finished(self, entries: Iterable[Entry], stored: asyncio.Future[None]) -> None:
         failed = stored.cancelled() or stored.exception() is not None

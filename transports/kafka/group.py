@@ -6,12 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from .connection import Cluster
-from .member import Member
+from thalweg.capabilities import Role
+
+from .member import Identity, Member, Quarters
 
 __all__ = ["TaskGroups"]
 
 log = logging.getLogger("thalweg")
+
+_CALM = 1.0
+"""Seconds, at most: workers that start within less of each other cause one move of tasks."""
 
 
 class TaskGroups:
@@ -21,11 +25,13 @@ class TaskGroups:
     only: no such topic exists.
     """
 
-    def __init__(self, cluster: Cluster, prefix: str, shortest: float) -> None:
-        self._cluster, self._prefix, self._shortest = cluster, prefix, shortest
+    def __init__(self, quarters: Quarters, prefix: str, shortest: float) -> None:
+        self._quarters, self._prefix, self._shortest = quarters, prefix, shortest
         self._members: dict[tuple[str, str], Member] = {}
 
-    async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role
+    ) -> AsyncGenerator[frozenset[int], None]:
         if lease < self._shortest:
             log.warning(
                 "lease=%g is below the brokers' group.min.session.timeout.ms: tasks of a worker that hangs move "
@@ -35,7 +41,9 @@ class TaskGroups:
             )
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
-        member = Member(self._cluster, name, name, n, max(lease, self._shortest), changed.set)
+        session = max(lease, self._shortest)
+        who = Identity(role.worker_id or me, role.worker_id, role.zone)
+        member = Member(self._quarters, name, name, n, session, who, changed.set, min(_CALM, session / 10))
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None
@@ -45,13 +53,10 @@ class TaskGroups:
                 changed.clear()
                 if member.lost is not None:
                     raise member.lost
-                share = member.share
-                if share is not None and share != told:
-                    member.held = share | (told or frozenset())
-                    told = share
-                    yield share
-                    member.held = share
-                    member.gave_up()
+                if member.share not in (None, told):
+                    told = member.take()
+                    yield told
+                    member.keep(told)
                     changed.set()
         finally:
             if self._members.get((group, me)) is member:

@@ -17,6 +17,7 @@ from .channel import KafkaChannel, now
 from .connection import Cluster
 from .line import DUE, EXPIRES, FINISHING, LENT, Entry
 from .log import KafkaLog
+from .member import Quarters
 from .sweeping import finished_by_all
 from .topics import Topic
 
@@ -35,6 +36,7 @@ class KafkaQueue(KafkaChannel):
     def __init__(
         self,
         cluster: Cluster,
+        quarters: Quarters,
         topic_log: KafkaLog,
         topic: Topic,
         group: str,
@@ -43,7 +45,7 @@ class KafkaQueue(KafkaChannel):
         dead_letters: KafkaChannel | None,
         sweeps: bool,
     ) -> None:
-        super().__init__(cluster, topic_log, topic, group, lease, session)
+        super().__init__(cluster, quarters, topic_log, topic, group, lease, session)
         self._dead_letters = dead_letters
         self.sweep_every = _SWEEP if sweeps else math.inf
         """Seconds between deletions of what all groups have finished."""

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 import msgspec
 from aiokafka import codec
-from thalweg.capabilities import Claim, Commit, Log
+from thalweg.capabilities import Claim, Commit, Log, Role
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
+from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
@@ -22,6 +23,7 @@ from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
 from .group import TaskGroups
 from .log import KafkaLog
+from .member import Quarters
 from .names import check_prefix
 from .queue import KafkaQueue
 from .topics import OVERHEAD, Topic, Topics, broker_settings
@@ -45,6 +47,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     compression: none, gzip, snappy, lz4 or zstd.
     fencing: false takes no transactions: journals are read back instead, outputs go through an outbox.
     lease: seconds after which a member of a group that hangs loses what it has (Kafka's session time-out).
+    stuck: seconds after which a member whose event loop gives no sign of life leaves; a shorter block costs nothing.
     sasl: how user and password are shown to the broker: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
     client_id: what the broker's logs and quotas know this program by.
     tls_ca, tls_cert, tls_key: files, for kafkas://. tls_verify=false accepts any certificate.
@@ -58,6 +61,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     fencing: bool = True
     lease: Annotated[float, msgspec.Meta(ge=0.5, le=1800)] = 30.0
+    stuck: Stuck = STUCK
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     client_id: str = "thalweg"
     tls_ca: str | None = None
@@ -133,7 +137,8 @@ class KafkaTransport:
         except BaseException:
             await self._cluster.close()
             raise
-        self._task_groups = TaskGroups(self._cluster, self._options.prefix, self._shortest_session)
+        self._quarters = Quarters(self.cluster_type(self._endpoint), self._options.stuck)
+        self._task_groups = TaskGroups(self._quarters, self._options.prefix, self._shortest_session)
         self._opened = True
         self._closing = None
 
@@ -146,6 +151,7 @@ class KafkaTransport:
 
     async def _close(self) -> None:
         await asyncio.gather(self._task_groups.close(), *(channel.close() for channel in list(self._channels)))
+        await self._quarters.close()
         if self._fencer is not None:
             await self._fencer.close()
         await self._appender.close()
@@ -233,7 +239,7 @@ class KafkaTransport:
         found = await self._topics.get(topic)
         lease = self._options.lease
         session = max(lease, self._shortest_session)
-        how = self._cluster, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
+        how = self._cluster, self._quarters, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
         if not found.queue:
             channel = KafkaChannel(*how)
         else:
@@ -243,9 +249,11 @@ class KafkaTransport:
         self._channels.add(channel)
         return channel
 
-    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
         self._use()
-        return self._task_groups.tasks(group, n, me, lease)
+        return self._task_groups.tasks(group, n, me, lease, role or Role())
 
     def holds(self, group: str, me: str) -> bool:
         return self._opened and self._task_groups.holds(group, me)

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from math import inf
 
 from thalweg.assignment import assign
-from thalweg.errors import BrokerError
+from thalweg.capabilities import Role
+from thalweg.errors import BrokerError, Superseded
 
 from .session import Session, Waiters, wake
 
@@ -14,8 +15,12 @@ __all__ = ["TaskGroup", "shares"]
 
 
 class TaskMember:
-    def __init__(self, group: TaskGroup, session: Session, name: str, lease: float) -> None:
+    """superseded: another has come in under its worker id. away: it has left, and its tasks wait for its next run."""
+
+    def __init__(self, group: TaskGroup, session: Session, name: str, lease: float, role: Role) -> None:
         self.group, self.session, self.name, self._lease = group, session, name, lease
+        self.worker_id = role.worker_id
+        self.superseded = self.away = False
         self.held: frozenset[int] = frozenset()
         """What it may be working on: what it was told last, and what it has not given up yet."""
         self.share: frozenset[int] = frozenset()
@@ -25,8 +30,12 @@ class TaskMember:
         return self._lease
 
     def expire(self) -> None:
-        self.group.leave(self)
         self.session.drop(self)
+        if self.worker_id is None or self.away or self.superseded or self.session.down is not None:
+            self.group.leave(self)
+        else:
+            self.away = True
+            self.session.clock.call_later(self._lease, self.expire)
 
 
 class TaskGroup:
@@ -38,7 +47,13 @@ class TaskGroup:
 
     def join(self, member: TaskMember) -> None:
         self._joined += 1
-        self._members[f"{member.name}-{self._joined}"] = member
+        place = f"{member.name}-{self._joined}"
+        if member.worker_id is not None:
+            for key, before in self._members.items():
+                if before.worker_id == member.worker_id:
+                    place, before.superseded = key, True
+                    member.held = member.share = before.share
+        self._members[place] = member
         member.session.hold(member)
         self.share_out()
 
@@ -53,7 +68,8 @@ class TaskGroup:
 
     def has(self, session: Session, name: str) -> bool:
         members = list(self._members.values())
-        return any(member in self for member in members if (member.session, member.name) == (session, name))
+        mine = [member for member in members if (member.session, member.name) == (session, name) and not member.away]
+        return any(member in self for member in mine)
 
     def share_out(self) -> None:
         shares = assign(self.name, self.n, {key: member.held for key, member in self._members.items()})
@@ -62,13 +78,17 @@ class TaskGroup:
         wake(self.waiters)
 
 
-async def shares(session: Session, group: TaskGroup, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
-    member = TaskMember(group, session, me, lease)
+async def shares(
+    session: Session, group: TaskGroup, me: str, lease: float, role: Role
+) -> AsyncGenerator[frozenset[int], None]:
+    member = TaskMember(group, session, me, lease, role)
     group.join(member)
     told: frozenset[int] | None = None
     try:
         while True:
             session.check()
+            if member.superseded:
+                raise Superseded(f"a newer worker runs under the worker id {role.worker_id!r} in group {group.name!r}")
             if member not in group:
                 raise BrokerError(f"member {me!r} of group {group.name!r} was not heard of for {lease:g} s")
             if member.share != told:

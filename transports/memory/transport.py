@@ -7,7 +7,7 @@ from math import inf
 from typing import Annotated
 
 import msgspec
-from thalweg.capabilities import Claim, Commit, Held, Log
+from thalweg.capabilities import Claim, Commit, Held, Log, Role
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Fenced, MissingCapability
@@ -227,8 +227,10 @@ class MemoryTransport:
         finally:
             session.give_up(member)
 
-    def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
-        return shares(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease)
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        return shares(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease, role or Role())
 
     def holds(self, group: str, me: str) -> bool:
         found = self.broker.task_groups.get(group)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
 from thalweg import App, StaleRead, Stream
+from thalweg.capabilities import Role
 from thalweg.channel import Capability
 from thalweg.clock import VirtualClock
+from thalweg.errors import Superseded
 from thalweg.journal.records import Marker, Release, decode_entry
 from thalweg.registry import load_stores
 from thalweg.runtime.worker import Worker
@@ -173,6 +175,35 @@ async def test_a_worker_that_is_not_heard_of_serves_no_reads_and_comes_back_by_i
         second.transport.heal()
         await advance(1)
         await until(lambda: even(first, second))
+
+
+async def test_what_a_member_with_a_worker_id_had_waits_for_its_next_run_for_a_lease() -> None:
+    clock = VirtualClock(0)
+    broker = MemoryBroker(clock=clock)
+    transport = MemoryTransport(broker, OPTIONS)
+    await transport.open()
+    async with aclosing(transport.tasks("g", 4, "other", 10)) as others:
+        assert await anext(others) == {0, 1, 2, 3}
+        waiting = asyncio.create_task(anext(others))
+        first = transport.tasks("g", 4, "run 1", 10, Role("a"))
+        assert await anext(first) == frozenset()
+        kept = await waiting
+        waiting = asyncio.create_task(anext(others))
+        had = await anext(first)
+        assert had == {0, 1, 2, 3} - kept
+        await first.aclose()
+        assert not transport.holds("g", "run 1")
+        second = transport.tasks("g", 4, "run 2", 10, Role("a"))
+        assert await anext(second) == had
+        third = transport.tasks("g", 4, "run 3", 10, Role("a"))
+        assert await anext(third) == had
+        with pytest.raises(Superseded, match="worker id 'a'"):
+            await anext(second)
+        assert not waiting.done()
+        await third.aclose()
+        clock.move(10)
+        assert await waiting == {0, 1, 2, 3}
+    await transport.close()
 
 
 async def test_without_groups_locks_and_peers_decide() -> None:

@@ -12,7 +12,8 @@ from thalweg.clock import VirtualClock
 from thalweg.journal.records import Marker
 from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
-from thalweg.runtime.task import Task, _Replay
+from thalweg.runtime.replay import Replay
+from thalweg.runtime.task import Task
 
 
 def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
@@ -603,7 +604,7 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
             for epoch, token in ((1 << 50, b"ours"), (1 << 51, b"theirs"))
         ]
         await journal.append({0: [Message(encode(marker)) for marker in markers]})
-        replay = _Replay(journal, 0, store)
+        replay = Replay(journal, 0, store)
         async with asyncio.timeout(1):
             await replay.to_marker(b"ours")
         assert replay.fold.marker == markers[0]

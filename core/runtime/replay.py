@@ -1,0 +1,143 @@
+"""A journal fed to a store: by an owner before it begins, and by a standby for as long as it is one."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from thalweg.capabilities import Log
+from thalweg.errors import Gap
+from thalweg.journal import rows as journal_rows
+from thalweg.journal.records import Fold, Marker, Part, Rows, checksum
+from thalweg.journal.rows import encode
+from thalweg.journal.snapshot import LOCAL_MARKER
+from thalweg.message import Batch, Position
+from thalweg.store import Checkpoint, Store
+
+from .mirroring import Standing
+
+__all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "standing_of"]
+
+log = logging.getLogger("thalweg")
+
+REPLAY_ROWS = 10_000
+READ_RECORDS, READ_BYTES = 2000, 16 << 20
+
+
+class Numbered(msgspec.Struct, array_like=True):
+    """The store's own note of where in the numbering its checkpoint stands."""
+
+    marker: Marker
+    number: int
+
+
+def standing_of(store: Store) -> Standing | None:
+    """Where in the journal the store stands; None for an empty one."""
+    checkpoint, raw = store.checkpoint(), store.get(LOCAL_MARKER)
+    if checkpoint is None or raw is None:
+        return None
+    local = journal_rows.decode(raw, type=Numbered)
+    return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
+
+
+class Replay:
+    """Feeds a journal to a store, from the store's checkpoint on.
+
+    after: how far it was read; None: from the first record kept.
+    """
+
+    def __init__(self, journal: Log, partition: int, store: Store) -> None:
+        self.store = store
+        self.after: Position | None = None
+        self.fold = Fold()
+        self._journal, self._partition = journal, partition
+        self._pending: dict[bytes, bytes | None] = {}
+        self._seen: Checkpoint | None = None  # of the last record in `_pending`,
+        self._there: Numbered | None = None  # and where in the numbering it stands
+        standing = standing_of(store)
+        if standing is not None:
+            self.fold = Fold(standing.marker, standing.number)
+            self.after = standing.position
+
+    async def to_end(self) -> None:
+        """Read what lies there now."""
+        if not await self.fits():
+            self.start_over()
+        while await self._step(0):
+            pass
+        self.flush()
+
+    async def to_marker(self, token: bytes) -> None:
+        """On to the claim just made. What lies before it and was not seen yet counts."""
+        while self.fold.marker is None or self.fold.marker.token != token:
+            await self._step(10.0, token)
+        self.flush()
+
+    async def fits(self) -> bool:
+        """Whether the store is of this journal's past: else it fell behind the truncation, or was built on a journal
+        that lost its end, and has to start over.
+        """
+        checkpoint = self.store.checkpoint()
+        if checkpoint is None or self.after is None:
+            return False
+        try:
+            batches = await self._journal.read({self._partition: checkpoint.position - 1}, 1, 1, 0)
+        except Gap:
+            batches = {}
+        batch = batches.get(self._partition)
+        if (
+            batch is not None
+            and batch.positions[0] == checkpoint.position
+            and checksum(batch.records[0].value) == checkpoint.checksum
+        ):
+            return True
+        log.warning("partition %d: the store is not of this journal's past any more; it is rebuilt", self._partition)
+        return False
+
+    def start_over(self) -> None:
+        self._pending.clear()
+        self._seen = None
+        self.store.clear()
+        self.after = None
+        self.fold = Fold()
+
+    async def _step(self, timeout: float, until: bytes | None = None) -> bool:
+        batches = await self._journal.read({self._partition: self.after}, READ_RECORDS, READ_BYTES, timeout)
+        batch = batches.get(self._partition)
+        if batch is None:
+            return False
+        self.feed(batch, until)
+        return True
+
+    def feed(self, batch: Batch, until: bytes | None = None) -> None:
+        """Take what follows; no farther than the marker with the token `until`: a newer owner's may follow it."""
+        for position, record in zip(batch.positions, batch.records, strict=True):
+            entry = self.fold.feed(record.value)
+            self.after = position
+            if self.fold.fresh:
+                self._forget_rows()
+            if entry is None:
+                continue
+            if isinstance(entry, Marker) and entry.token == until:
+                break
+            if isinstance(entry, Rows | Part):
+                self._pending.update(entry.rows)
+                self._seen = Checkpoint(position, checksum(record.value))
+                assert self.fold.marker is not None
+                self._there = Numbered(self.fold.marker, self.fold.number)
+        if len(self._pending) > REPLAY_ROWS:
+            self.flush()
+
+    def _forget_rows(self) -> None:
+        self._pending.clear()
+        self._seen = None
+        if self.store.checkpoint() is not None:
+            self.store.clear()
+
+    def flush(self) -> None:
+        """Bring the store to where the last commit that was taken left it."""
+        if self._seen is None:
+            return
+        self.store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
+        self._pending.clear()
+        self._seen = None
