@@ -71,7 +71,7 @@ class Gone(msgspec.Struct, frozen=True, tag_field="says", tag="gone"):
 
 
 class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
-    """The coordinator's word: who is to run what. One of a lower (number, version) than an earlier one counts for nothing.
+    """The coordinator's word: who is to run what. One of a lower (number, version) than before counts for nothing.
 
     number: of the coordinator's lock, larger for each new holder. version: of its plans, larger for each that differs.
     owners: by group, for each task the name of its owner, or None. standbys: likewise, the names of its standbys.
