@@ -52,6 +52,14 @@ class Presence:
         self._owned.discard(task)
         self._due.set()
 
+    def standing_by(self, tasks: Iterable[TaskKey]) -> None:
+        self._say(msgspec.structs.replace(self.here, standbys=_by_group(tasks)))
+
+    def began_after(self, since: int) -> None:
+        """This run began later than one that began at `since`, whatever the clocks say."""
+        if since >= self.here.since:
+            self._say(msgspec.structs.replace(self.here, since=since + 1))
+
     def hears_at(self, address: str) -> None:
         self._say(msgspec.structs.replace(self.here, reply=address))
 

@@ -75,6 +75,7 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
 
     number: of the coordinator's lock, larger for each new holder. version: of its plans, larger for each that differs.
     owners: by group, for each task the name of its owner, or None. standbys: likewise, the names of its standbys.
+    members: the names of all that were planned for.
     """
 
     me: str
@@ -82,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
     version: int
     owners: Mapping[str, tuple[str | None, ...]]
     standbys: Mapping[str, tuple[tuple[str, ...], ...]] = {}
+    members: tuple[str, ...] = ()
 
     @property
     def age(self) -> tuple[int, int]:
