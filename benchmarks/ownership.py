@@ -40,10 +40,6 @@ from report import circumstances
 RESULTS = Path(__file__).parent / "results" / "ownership.json"
 KEYS = 1000
 TICK = 0.02
-STEADY = 4.0
-"""Seconds of undisturbed flow before something happens, and after it is over."""
-QUIET = 3.0
-"""Ownership has settled when nobody has claimed anything for so many seconds."""
 PATIENCE = 120.0
 
 
@@ -67,6 +63,7 @@ class Field:
         self.kind, self.broker, self.rate, self.partitions = kind, broker, options.rate, partitions
         self.options = Options(broker=broker.url, partitions=partitions, lease=options.lease, repartition=False)
         self.journal = f"{APP}-journal-{partitions}"
+        self.steady, self.quiet = options.steady, options.quiet
         self.history = History()
         self.audit = Audit(broker.url, {self.journal: partitions}, self.history, broker.fenced)
         self.workers = Workers(folder, traced=True)
@@ -117,7 +114,7 @@ class Field:
                     and sum(shares.values()) == self.partitions
                     and max(shares.values()) <= least + bool(more)
                 )
-                if even and self.history.now() - last > QUIET:
+                if even and self.history.now() - last > self.quiet:
                     return last
                 await asyncio.sleep(0.1)
 
@@ -131,12 +128,15 @@ class Field:
 
     async def drained(self) -> list[tuple[int, Handled]]:
         """Until every payment has been handled. By process, in order of time."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                found = [(w.pid, handled) for w in self.workers.all for handled in w.handled()]
-                if len({handled.number for _, handled in found}) >= self.sent:
-                    return sorted(found, key=lambda pair: pair[1].at)
-                await asyncio.sleep(0.5)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = [(w.pid, handled) for w in self.workers.all for handled in w.handled()]
+            done = len({handled.number for _, handled in found})
+            if done >= self.sent:
+                return sorted(found, key=lambda pair: pair[1].at)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{done:,} of {self.sent:,} messages were handled {PATIENCE:g} s after the last")
+            await asyncio.sleep(0.5)
 
     async def check(self) -> None:
         """The workers have ended: each account must hold what was sent to it."""
@@ -186,7 +186,7 @@ async def lose_one(field: Field, hang: bool) -> tuple[dict[str, Any], list[str]]
     owners = field.owners()
     mine = [p for p, pid in owners.items() if pid == victim.pid]
     others = [p for p, pid in owners.items() if pid != victim.pid]
-    await asyncio.sleep(STEADY)
+    await asyncio.sleep(field.steady)
     struck, clock = field.history.now(), time.time()
     if hang:
         await field.broker.stop_still(victim)
@@ -198,7 +198,7 @@ async def lose_one(field: Field, hang: bool) -> tuple[dict[str, Any], list[str]]
         await asyncio.sleep(max(0.0, 1.5 * lease - (time.time() - clock)))
         resumed = time.time()
         victim.resume()
-    await asyncio.sleep(STEADY)
+    await asyncio.sleep(field.steady)
     return {"victim": victim.pid, "mine": mine, "others": others, "struck": clock, "resumed": resumed}, []
 
 
@@ -225,8 +225,8 @@ def judge_loss(
         "tasks of the victim": len(noted["mine"]),
         "takeover": takeover,
         "others' longest gap": gap,
-        "their gap before": gaps(events, noted["others"], struck - STEADY, struck),
-        "latency, steady": percentiles(events, struck - STEADY, struck),
+        "their gap before": gaps(events, noted["others"], struck - field.steady, struck),
+        "latency, steady": percentiles(events, struck - field.steady, struck),
     }
     missed = []
     if not takeover <= lease + 2:
@@ -258,7 +258,7 @@ async def scale(field: Field) -> tuple[dict[str, Any], list[str]]:
     workers = [field.workers.start(field.options)]
     await workers[0].started_up()
     await field.settled(workers)
-    await asyncio.sleep(STEADY)
+    await asyncio.sleep(field.steady)
 
     async def change(name: str, act: Any) -> None:
         nonlocal workers
@@ -267,7 +267,7 @@ async def scale(field: Field) -> tuple[dict[str, Any], list[str]]:
         await field.settled(workers)
         stop = field.history.now()
         after = field.owners()
-        await asyncio.sleep(STEADY)
+        await asyncio.sleep(field.steady)
         moved = sum(after[p] != before[p] for p in after)
         noted["phases"].append(
             {
@@ -303,9 +303,9 @@ def judge_scale(
         found[phase["name"]] = {
             "tasks claimed anew": phase["claims"],
             "least": least,
-            "settled after": phase["stop"] - phase["start"] - QUIET,
+            "settled after": phase["stop"] - phase["start"] - field.quiet,
             "latency, moving": percentiles(events, phase["start"], phase["stop"]),
-            "latency, steady after": percentiles(events, phase["stop"], phase["stop"] + STEADY),
+            "latency, steady after": percentiles(events, phase["stop"], phase["stop"] + field.steady),
         }
         if phase["claims"] > 1.1 * least:
             missed.append(f"{phase['name']}: {phase['claims']} tasks moved, target {least} + 10 %")
@@ -400,6 +400,18 @@ async def main() -> int:
     parser.add_argument("names", nargs="*", help=f"some of {', '.join([*KINDS, *CASES])} (default: all)")
     parser.add_argument("--rate", type=int, default=5000, help="messages a second (default: %(default)s)")
     parser.add_argument("--lease", type=float, default=10.0, help="seconds (default: %(default)s)")
+    parser.add_argument(
+        "--steady",
+        type=float,
+        default=4.0,
+        help="seconds of undisturbed flow before something happens, and after it is over (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=3.0,
+        help="who owns what is settled when nobody has claimed anything for so many seconds (default: %(default)s)",
+    )
     parser.add_argument("--partitions", type=int, help="instead of each case's own")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     options = parser.parse_args()
@@ -413,7 +425,10 @@ async def main() -> int:
             print(f"{kind}: {lacking}", file=sys.stderr)
             continue
         for case in cases:
-            done = await measure(kind, case, options)
+            try:
+                done = await measure(kind, case, options)
+            except (TimeoutError, AssertionError) as error:
+                done = Figures(kind, case, {}, [f"it failed: {error or 'patience ended'}"], os.getloadavg()[0])
             results.append(done)
             verdict = "targets met" if not done.missed else "MISSED: " + "; ".join(done.missed)
             print(f"{kind} {case}: {verdict}\n    {shown(done.figures)}; load {done.load:.1f}", flush=True)

@@ -16,6 +16,7 @@ from thalweg.capabilities import Grouped, Role
 from thalweg.errors import BrokerError, Superseded
 
 from .ownership import RETRY, Closings
+from .presence import Presence
 from .settings import Settings
 from .task import TaskKey
 
@@ -36,7 +37,9 @@ class Membership:
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
+        presence: Presence | None,
     ) -> None:
+        self._presence = presence
         self._transport, self._app_id, self._me, self._settings = transport, app_id, me, settings
         self._open, self._close = open_task, close_task
         self._sizes = Counter(group for group, _ in tasks)
@@ -85,6 +88,8 @@ class Membership:
         await asyncio.gather(*(self._give_up(key) for key in self._held_of(group) if key[1] not in owned))
         for key in ((group, index) for index in sorted(owned)):
             if key not in self._held:
+                if self._presence is not None:
+                    self._presence.opened(key)
                 self._held[key] = tasks.create_task(self._take(key), name=f"opening {key[0]}/{key[1]}")
         if group in self._unsettled:
             await asyncio.gather(*(self._held[key] for key in self._held_of(group)))
@@ -106,6 +111,8 @@ class Membership:
         opening.cancel()
         await asyncio.wait([opening])
         await self._close(key, hand_over)
+        if self._presence is not None and key not in self._held:
+            self._presence.closed(key)
 
     def _held_of(self, group: str) -> list[TaskKey]:
         return [key for key in self._held if key[0] == group]

@@ -15,6 +15,7 @@ from thalweg.capabilities import Held, Locks, Peers
 from thalweg.errors import BrokerError
 
 from .complaints import Complaints
+from .presence import Presence
 from .settings import Settings
 from .task import TaskKey
 
@@ -68,7 +69,9 @@ class Ownership:
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
+        presence: Presence | None,
     ) -> None:
+        self._presence = presence
         self._transport, self._app_id, self._me = transport, app_id, me
         self._tasks, self._settings, self._complaints = tasks, settings, Complaints(settings.clock)
         self._open, self._close = open_task, close_task
@@ -136,6 +139,8 @@ class Ownership:
                 log.debug("task %s/%d: another worker still holds its lock", *key)
                 return True
         self._held[key] = held
+        if self._presence is not None:
+            self._presence.opened(key)
         await self._open(key)
         if held is not None:
             watcher = asyncio.get_running_loop().create_task(self._watch(key, held), name=f"lock {key[0]}/{key[1]}")
@@ -149,6 +154,8 @@ class Ownership:
             log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
             del self._held[key]
             await self._closings.to_its_end(self._close(key, False))
+            if self._presence is not None and key not in self._held:
+                self._presence.closed(key)
             self._changed.set()
 
     async def _give_up(self, key: TaskKey) -> None:
@@ -161,6 +168,8 @@ class Ownership:
                 await held.release()
             except BrokerError as error:
                 log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
+        if self._presence is not None:
+            self._presence.closed(key)
 
     def holds(self, key: TaskKey) -> bool:
         """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""

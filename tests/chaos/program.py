@@ -56,12 +56,16 @@ def key_of(number: int, keys: int) -> str:
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Of the program. repartition: whether there are sums by kind. settings: more of the app's own."""
+    """Of the program. repartition: whether there are sums by kind. production: whether it is `Production`.
+
+    settings: more of the app's own.
+    """
 
     broker: str
     partitions: int = 8
     lease: float = 10.0
     repartition: bool = True
+    production: bool = False
     store: str = "memory://"
     settings: dict[str, Any] = {}
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from thalweg.errors import BrokerError
 from chaos.checking import check_outcome
 from chaos.history import History, Seen, longest_gap
 from chaos.plan import Fault, Plan, Step
+from chaos.production import Production, ProductionWatcher
 from chaos.program import APP, Options, Payment, Program, amount_of, key_of
 from chaos.servers import KINDS, Broker, SQLite, Way, own_broker
 from chaos.watching import Audit, Watcher
@@ -63,7 +64,10 @@ class Run:
         self.broker, self.plan, self.folder, self.history, self.options = broker, plan, folder, history, options
         self.rate, self.keys = rate, KEYS
         self.journal = f"{APP}-journal-{options.partitions}"
-        self.watcher = Watcher(options, self.keys, history)
+        self.program = Production(options) if options.production else Program(options)
+        self.watcher = (
+            ProductionWatcher(options, KEYS, history) if options.production else Watcher(options, KEYS, history)
+        )
         self.audit = Audit(broker.url, {self.journal: options.partitions}, history, broker.fenced)
         self.workers = Workers(folder)
         self.takeovers: list[Takeover] = []
@@ -73,35 +77,35 @@ class Run:
 
     # --- the stream of payments ------------------------------------------------------------------------------
 
-    async def produce(self, program: Program, stop: asyncio.Event) -> None:
+    async def produce(self, stop: asyncio.Event) -> None:
         """At a steady rate until told to stop. What fails may have been sent or not, and is never sent again."""
         batch = max(1, round(self.rate * TICK))
         due = time.monotonic()
         while not stop.is_set():
-            await self._send(program, range(self.sent, self.sent + batch))
+            await self._send(range(self.sent, self.sent + batch))
             due = max(due + TICK, time.monotonic() - 1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _send(self, program: Program, numbers: range) -> bool:
+    async def _send(self, numbers: range) -> bool:
         self.sent = numbers.stop
         self.watcher.uncertain.update(numbers)  # until it is known
         now = time.time()
         payments = [(key_of(n, self.keys), Payment(n, amount_of(n), now)) for n in numbers]
         try:
-            await program.payments.send_many(payments)
+            await self.program.payments.send_many(payments)
         except BrokerError:
             return False
         self.watcher.uncertain.difference_update(numbers)
         self.watcher.sent(numbers)
         return True
 
-    async def send_last(self, program: Program) -> None:
+    async def send_last(self) -> None:
         """One payment for each account that has certainly been sent: what came before it has come when it comes."""
         for key in range(self.keys):
             async with asyncio.timeout(PATIENCE):
                 while True:
                     number = self.sent + (key - self.sent) % self.keys
-                    if await self._send(program, range(number, number + 1)):
+                    if await self._send(range(number, number + 1)):
                         break
                     await asyncio.sleep(0.2)
 
@@ -225,24 +229,23 @@ class Run:
 
     # --- the whole -------------------------------------------------------------------------------------------
 
-    async def execute(self) -> None:
-        """Raises `Failure` with the plan and the history if anything is wrong."""
-        program = Program(self.options)
+    async def execute(self, act: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Raises `Failure` with the plan and the history if anything is wrong. act: instead of the plan."""
         stop = asyncio.Event()
         audit = asyncio.create_task(self.audit.run())
         try:
             async with self.watcher.app:
-                async with program.app.client():
+                async with self.program.app.client():
                     await asyncio.gather(*(self.start_worker() for _ in range(WORKERS)))
-                    producing = asyncio.create_task(self.produce(program, stop))
+                    producing = asyncio.create_task(self.produce(stop))
                     try:
                         await self.recovered()
-                        await self._carry_out()
+                        await (act() if act else self.carry_out(self.plan))
                     finally:
                         stop.set()
                         await producing
-                    await self.send_last(program)
-                    await self.watcher.until(lambda: not self.watcher.open, "all receipts", PATIENCE)
+                    await self.send_last()
+                    await self.watcher.until(self.watcher.has_all, "all receipts", PATIENCE)
                 for worker in list(self.workers.running):
                     await self.end_worker(worker)
                 await check_outcome(self.broker, self.options, self.watcher, self.audit, self.history, self.journal)
@@ -254,8 +257,9 @@ class Run:
             self.workers.close()
         self.history.check(f"{self.plan}{self._logs()}" if self.history.violations else "")
 
-    async def _carry_out(self) -> None:
-        for step in self.plan.steps:
+    async def carry_out(self, plan: Plan) -> None:
+        self.plan = plan
+        for step in plan.steps:
             goal = self.watcher.seen + step.wait
             await self.watcher.until(lambda goal=goal: self.watcher.seen >= goal, f"{step.wait} receipts", PATIENCE)
             await self.strike(step)

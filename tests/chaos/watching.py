@@ -84,6 +84,10 @@ class Watcher:
             )
         return now
 
+    def has_all(self) -> bool:
+        """Whether what has certainly been sent has all been answered."""
+        return not self.open
+
     def sent(self, numbers: range) -> None:
         fresh = set(numbers) - self.early
         self.early -= set(numbers)
