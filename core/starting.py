@@ -408,6 +408,7 @@ def _make_worker(
         exactly_once=running.guarantee == "exactly_once",
         worker_id=app.worker_id,
         zone=app.zone,
+        assignor=app.assignor,
         failures=failures,
     )
 
