@@ -115,6 +115,8 @@ class Worker:
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
+        if isinstance(self.ownership, Membership):
+            self.ownership.keep_standbys({group.name: group.standbys for group in groups.values()}, self.stand_by)
 
     def _make_presence(self) -> Presence | None:
         if Capability.LOG not in self.transport.capabilities:

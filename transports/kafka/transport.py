@@ -255,6 +255,9 @@ class KafkaTransport:
         self._use()
         return self._task_groups.tasks(group, n, me, lease, role or Role())
 
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        return self._task_groups.standbys_of(group, me) if self._opened else frozenset()
+
     def holds(self, group: str, me: str) -> bool:
         return self._opened and self._task_groups.holds(group, me)
 
