@@ -17,7 +17,6 @@ from thalweg.clock import Clock
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
-from .complaints import Complaints
 from .roster import BEAT, Here, Plan, Roster, as_message
 from .settings import Settings
 
@@ -27,6 +26,7 @@ QUIET, LONGEST = 1.0, 3.0
 """Seconds without another newcomer, and in all, until those who came are planned for."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
+LONGEST_BACKOFF = 5.0
 
 Size = tuple[int, int]
 """Of a group: how many tasks, and how many standbys of each."""
@@ -52,7 +52,7 @@ class Coordinator:
         self._locks, self._lock, self._me, self._sizes = locks, f"{app_id}-coordinator", me, sizes
         self._roster, self._settings, self._send = roster, settings, send
         self._assignor = load_assignor(settings.assignor)
-        self._clock, self._complaints = settings.clock, Complaints(settings.clock)
+        self._clock, self._complaints = settings.clock, roster.complaints
         self._time = _Steady(settings.clock)
         self._quiet = min(QUIET, settings.lease / 10)
         self._news = asyncio.Event()
@@ -71,7 +71,7 @@ class Coordinator:
             try:
                 await self._lead(held)
             except BrokerError as error:
-                self._complaints.warn("plan", "the plan cannot be written: %s", error)
+                self._complaints.warn("roster", "the plan cannot be written: %s", error)
             finally:
                 with contextlib.suppress(BrokerError):  # it ends with its lease
                     await held.release()
@@ -80,12 +80,16 @@ class Coordinator:
     # --- becoming it -------------------------------------------------------------------------------------------
 
     async def _elected(self) -> Held:
+        backoff = RETRY
         while True:
             try:
                 held = await self._locks.try_lock(self._lock, self._settings.lease)
             except BrokerError as error:
-                self._complaints.warn("coordinator", "the coordinator's lock cannot be had: %s", error)
-                held = None
+                self._complaints.warn("roster", "the coordinator's lock cannot be had: %s", error)
+                await self._clock.sleep(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+                continue
+            backoff = RETRY
             if held is not None:
                 return held
             if self._vacant:

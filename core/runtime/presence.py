@@ -36,10 +36,12 @@ class Presence:
     here: the worker's last word, or what it is about to say.
     """
 
-    def __init__(self, app_id: str, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock) -> None:
+    def __init__(
+        self, app_id: str, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock, complaints: Complaints
+    ) -> None:
         self.here = Here(me, worker_id, zone, socket.gethostname(), os.getpid(), since=round(clock.now() * 1000))
         self._topic, self._send, self._clock = app_id + SUFFIX, send, clock
-        self._complaints = Complaints(clock)
+        self._complaints = complaints
         self._owned: set[TaskKey] = set()
         self._due = asyncio.Event()
         self._due.set()
@@ -82,7 +84,7 @@ class Presence:
             try:
                 await self._write(self._here_now())
             except ThalwegError as error:
-                self._complaints.warn("presence", "the roster cannot be written, again in %.1f s: %s", backoff, error)
+                self._complaints.warn("roster", "the roster cannot be written, again in %.1f s: %s", backoff, error)
                 await self._clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
                 self._due.set()

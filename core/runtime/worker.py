@@ -122,7 +122,8 @@ class Worker:
         if Capability.LOG not in self.transport.capabilities:
             return None
         settings = self.settings
-        return Presence(self.app_id, self.me, settings.worker_id, settings.zone, self.send_now, settings.clock)
+        me = self.me, settings.worker_id, settings.zone
+        return Presence(self.app_id, *me, self.send_now, settings.clock, self.roster.complaints)
 
     def _make_ownership(self) -> Ownership | Membership:
         transport, tasks = self.transport, (self._open_task, self._close_task)

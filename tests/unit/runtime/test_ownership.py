@@ -147,7 +147,7 @@ async def test_of_two_workers_of_one_id_the_newer_goes_on_and_the_older_learns_w
         first = await older.enter_async_context(town.worker(worker_id="a"))
         second = asyncio.ensure_future(stack.enter_async_context(town.worker(worker_id="a")))
         await town.while_time_passes(asyncio.wait([first.failed]))
-        with pytest.raises(Superseded, match="worker_id='a'.*process"):
+        with pytest.raises(Superseded, match=r"worker_id='a'.*process"):
             first.failed.result()
         await older.aclose()
         newer = await second
