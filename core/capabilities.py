@@ -28,6 +28,7 @@ __all__ = [
     "Locks",
     "Log",
     "Logs",
+    "Passing",
     "Peers",
     "Role",
     "WorkQueue",
@@ -86,6 +87,18 @@ class Log(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """What a `Log` adds whose positions hold more than records (Kafka: ends of transactions, and what was aborted).
+
+    Where all has expired, the broker cannot tell whether it was records; a reader that keeps what it has passed can.
+    """
+
+    def passed(self, partition: int, after: Position) -> Position:
+        """The last position up to which, as is known by now, no reader will ever see anything after `after`."""
+        ...
 
 
 @runtime_checkable

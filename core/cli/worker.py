@@ -70,6 +70,8 @@ def _announce(app: App, running: Worker, output: Output, took: float) -> None:
         ("tasks", str(len(running.tasks))),
     ]
     warnings = list(running.transport.warnings)
+    if said := running.transport.limits.lease_warning(app.lease):
+        warnings.append(said)
     if output.json:
         output.line(
             to_json(

@@ -574,6 +574,8 @@ async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_i
     server = own_server("group.min.session.timeout.ms=6000")
     async with opened(f"{server.url}?lease=2") as transport:
         assert any("group.min.session.timeout.ms" in text and "6 s" in text for text in transport.warnings)
+        assert "after 6 s" in (transport.limits.lease_warning(2) or "")
+        assert transport.limits.lease_warning(6) is None
         await transport.declare([TopicSpec("t", partitions=1)])
         channel = await transport.channel("t", "g")
         await channel.put([Message(b"v")])

@@ -95,6 +95,7 @@ class KafkaTransport:
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
+        self._shortest_session = 0.0
         self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
         self._swept: set[str] = set()
@@ -111,7 +112,7 @@ class KafkaTransport:
 
     @property
     def limits(self) -> Limits:
-        return Limits(message_bytes=self._message_bytes)
+        return Limits(message_bytes=self._message_bytes, lease=self._shortest_session)
 
     @property
     def description(self) -> str:
