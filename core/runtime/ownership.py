@@ -233,17 +233,13 @@ class Ownership:
         return False
 
     def _runs(self, key: TaskKey) -> str | None:
-        """Who says that it runs the task, other than this worker, and may."""
-        if self._coordinator is None:
-            return None
-        owner = self._roster.owner(*key)
-        if owner is None or owner.me == self._me:
-            return None
-        return owner.me if owner.leaving or owner.me in self._coordinator.live else None
+        """Who says that it runs the task, other than this worker."""
+        owner = None if self._coordinator is None else self._roster.owner(*key)
+        return None if owner is None or owner.me == self._me else owner.me
 
     async def _take(self, key: TaskKey) -> None:
         """Open the task if its lock can be had."""
-        held, free = None, True
+        held, free, runs = None, True, self._runs(key)
         try:
             if isinstance(self._transport, Locks):
                 held = await self._transport.try_lock(f"{self._app_id}-task-{key[0]}-{key[1]}", self._settings.lease)
@@ -256,7 +252,7 @@ class Ownership:
             self._locking.discard(key)
         if not free:
             log.debug("task %s/%d: another worker still holds its lock", *key)
-            self._pause(key)
+            self._pause(key, runs)
             return
         self._held[key] = held
         if self._presence is not None:
@@ -273,15 +269,17 @@ class Ownership:
     async def _open_to_the_end(self, key: TaskKey) -> None:
         await self._open(key)
 
-    def _pause(self, key: TaskKey) -> None:
-        runs = self._runs(key)
-        seconds = max(self._backoff, RETRY if runs is None else PATIENCE)
+    def _pause(self, key: TaskKey, runs: str | None) -> None:
+        """runs: who said before the lock was tried that it runs the task; if that has changed, there is no pause."""
+        lives = self._coordinator is not None and runs in self._coordinator.live
+        seconds = max(self._backoff, PATIENCE if lives else RETRY)
 
         def over() -> None:
             del self._refused[key]
             self._changed.set()
 
         self._refused[key] = (runs, self._settings.clock.call_later(seconds, over))
+        self._changed.set()
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()
