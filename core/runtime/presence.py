@@ -36,10 +36,12 @@ class Presence:
     here: the worker's last word, or what it is about to say.
     """
 
-    def __init__(self, app_id: str, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock) -> None:
+    def __init__(
+        self, app_id: str, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock, complaints: Complaints
+    ) -> None:
         self.here = Here(me, worker_id, zone, socket.gethostname(), os.getpid(), since=round(clock.now() * 1000))
         self._topic, self._send, self._clock = app_id + SUFFIX, send, clock
-        self._complaints = Complaints(clock)
+        self._complaints = complaints
         self._owned: set[TaskKey] = set()
         self._due = asyncio.Event()
         self._due.set()
@@ -51,6 +53,14 @@ class Presence:
     def closed(self, task: TaskKey) -> None:
         self._owned.discard(task)
         self._due.set()
+
+    def standing_by(self, tasks: Iterable[TaskKey]) -> None:
+        self._say(msgspec.structs.replace(self.here, standbys=_by_group(tasks)))
+
+    def began_after(self, since: int) -> None:
+        """This run began later than one that began at `since`, whatever the clocks say."""
+        if since >= self.here.since:
+            self._say(msgspec.structs.replace(self.here, since=since + 1))
 
     def hears_at(self, address: str) -> None:
         self._say(msgspec.structs.replace(self.here, reply=address))
@@ -74,7 +84,7 @@ class Presence:
             try:
                 await self._write(self._here_now())
             except ThalwegError as error:
-                self._complaints.warn("presence", "the roster cannot be written, again in %.1f s: %s", backoff, error)
+                self._complaints.warn("roster", "the roster cannot be written, again in %.1f s: %s", backoff, error)
                 await self._clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
                 self._due.set()

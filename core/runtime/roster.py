@@ -75,6 +75,7 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
 
     number: of the coordinator's lock, larger for each new holder. version: of its plans, larger for each that differs.
     owners: by group, for each task the name of its owner, or None. standbys: likewise, the names of its standbys.
+    members: the names of all that were planned for.
     """
 
     me: str
@@ -82,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
     version: int
     owners: Mapping[str, tuple[str | None, ...]]
     standbys: Mapping[str, tuple[tuple[str, ...], ...]] = {}
+    members: tuple[str, ...] = ()
 
     @property
     def age(self) -> tuple[int, int]:
@@ -111,7 +113,9 @@ class Roster:
         self.heard: dict[str, float] = {}
         self.plan: Plan | None = None
         self.ready = asyncio.Event()
-        self._open_log, self._clock, self._complaints = open_log, clock, Complaints(clock)
+        self.complaints = Complaints(clock)
+        """Shared by all that read and write the roster: where one fails, the others do."""
+        self._open_log, self._clock = open_log, clock
         self._changed = asyncio.Event()
         self._silent: dict[str, int] = {}  # beats of ours since the last word of each worker
         self._gone: dict[str, int] = {}  # and since each said that it goes
@@ -132,9 +136,13 @@ class Roster:
         awaited in between."""
         await self._changed.wait()
 
-    async def close(self) -> None:
+    def cancel(self) -> None:
+        """Follow no longer."""
         for task in self._following:
             task.cancel()
+
+    async def close(self) -> None:
+        self.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
         self._following.clear()
 
@@ -165,7 +173,7 @@ class Roster:
                 except Gap:  # we were away for longer than the log goes back
                     lost = True
                 except BrokerError as error:
-                    self._complaints.warn("roster", "reading the roster failed, again in %.1f s: %s", backoff, error)
+                    self.complaints.warn("roster", "reading the roster failed, again in %.1f s: %s", backoff, error)
                     await self._clock.sleep(backoff)
                     backoff = min(2 * backoff, LONGEST_BACKOFF)
         finally:
@@ -197,7 +205,7 @@ class Roster:
         try:
             word = _decoder.decode(record.value or b"")
         except msgspec.DecodeError as error:  # of a later release, say
-            self._complaints.warn("word", "a record of the roster was passed over: %s", error)
+            self.complaints.warn("word", "a record of the roster was passed over: %s", error)
             return False
         if isinstance(word, Plan):
             if self.plan is not None and word.age <= self.plan.age:

@@ -87,6 +87,7 @@ class Running:
 
     async def close(self) -> None:
         await self.mutexes.close()
+        self.roster.cancel()  # at once, whoever is cancelled while it waits for the others
         await self.replies.close()
         await self.roster.close()
         await self._sender.close()

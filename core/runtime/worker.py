@@ -122,15 +122,27 @@ class Worker:
         if Capability.LOG not in self.transport.capabilities:
             return None
         settings = self.settings
-        return Presence(self.app_id, self.me, settings.worker_id, settings.zone, self.send_now, settings.clock)
+        me = self.me, settings.worker_id, settings.zone
+        return Presence(self.app_id, *me, self.send_now, settings.clock, self.roster.complaints)
 
     def _make_ownership(self) -> Ownership | Membership:
-        keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-        tasks = self._open_task, self._close_task
-        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        transport, tasks = self.transport, (self._open_task, self._close_task)
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
-            return Membership(transport, *how)
-        return Ownership(transport, *how)
+            keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
+            return Membership(transport, self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        return Ownership(
+            transport,
+            self.app_id,
+            self.me,
+            sizes,
+            self.settings,
+            *tasks,
+            self.stand_by,
+            self._presence,
+            self.roster,
+            self.send_now,
+        )
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
