@@ -66,9 +66,15 @@ def server(tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]) -> It
 
 @pytest.fixture
 async def broker(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterator[str]:
-    """The shared cluster, under a prefix of this test's own."""
+    async with shared_cluster(broker_missing) as url:
+        yield url
+
+
+@asynccontextmanager
+async def shared_cluster(broker_missing: Callable[[str, str], NoReturn], options: str = "") -> AsyncIterator[str]:
+    """Under a prefix of this test's own."""
     prefix = f"test-{secrets.token_hex(6)}."
-    url = f"{SHARED}{'&' if '?' in SHARED else '?'}prefix={prefix}"
+    url = f"{SHARED}{'&' if '?' in SHARED else '?'}prefix={prefix}{options}"
     try:
         async with opened(url):
             pass
