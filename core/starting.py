@@ -18,10 +18,10 @@ from .journal.leftovers import names_in, orphaned
 from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
+from .runtime import replies, roster
 from .runtime.clockwork import Clockwork
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
-from .runtime.replies import SUFFIX
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
@@ -269,7 +269,10 @@ async def _declare(app: App, transport: Transport) -> None:
     if not has_log:
         internal: list[TopicSpec] = []
     else:
-        internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
+        internal = [
+            TopicSpec(app.id + replies.SUFFIX, None, app.default_partitions, retention=600.0),
+            TopicSpec(app.id + roster.SUFFIX, 1, retention=600.0),
+        ]
         for group in groups_of(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
@@ -403,6 +406,9 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        worker_id=app.worker_id,
+        zone=app.zone,
+        assignor=app.assignor,
         failures=failures,
     )
 
@@ -421,4 +427,6 @@ def _make_worker(
         running.replies.deliver,
         dead_letters,
         running.send_any,
+        running.roster,
+        running.hear_answers,
     )

@@ -71,6 +71,11 @@ class Replies:
     def started(self) -> bool:
         return self._reader is not None
 
+    @property
+    def address(self) -> str:
+        """Where in the app's reply topic this process hears: "topic/partition/instance". Empty before the start."""
+        return self._address.decode()
+
     def expect(self, codec: TypeCodec[Any]) -> tuple[asyncio.Future[Any], Headers]:
         """A future for one answer, and the headers that lead it here."""
         correlation = secrets.token_bytes(16)

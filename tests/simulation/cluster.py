@@ -191,7 +191,7 @@ class Cluster:
         """What is not yet, or not at all, as it ought to be at the end; empty if all is."""
         if self.starts:
             return f"{self.starts} workers have still to start"
-        running = [member for member in self.alive() if member.worker is not None]
+        running = [member for member in self.alive() if member.worker is not None and member.program.app.is_running]
         for key, owners in self.audit.owners().items():
             if len(owners) != 1:
                 return f"task {key} has the owners {owners}"
