@@ -6,16 +6,19 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test brokers bench check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: env ## Run the example: a year of flights, counted and joined, on memory://
 	$(RUN) python examples/flights.py $(ARGS)
 
 test: env brokers ## Run every test; REQUIRE_BROKERS=all (or kafka,redis,…) fails where a broker is missing instead of skipping
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+simulate: env ## Simulate workers under faults, from SEEDS=1000 seeds (docs/simulation.md); ARGS="--seed 7" replays one
+	cd tests && PYTHONHASHSEED=0 $(abspath $(UV)) run --no-sync python -m simulation --seeds $(or $(SEEDS),1000) $(ARGS)
 
 # Those that drivers and mirrors exist for.
 BROKERS := redis nats rabbitmq kafka postgres
@@ -26,6 +29,20 @@ brokers: env ## Start those brokers of the tests that do not run yet (scripts/br
 
 bench: env ## Run the benchmarks
 	$(RUN) python benchmarks/run.py $(ARGS)
+
+bench-ownership: env ## Measure takeovers, pauses and moves of tasks on every broker (ARGS="kafka kill" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/ownership.py $(ARGS)
+
+chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: env ## Programs as in production under all faults: DURATION=10m BROKER=redis,kafka RATE=300 PACE=5 SEED=1
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python -m chaos.soak $(if $(DURATION),--duration $(DURATION)) $(if $(BROKER),--broker $(BROKER)) \
+		$(if $(RATE),--rate $(RATE)) $(if $(PACE),--pace $(PACE)) $(if $(SEED),--seed $(SEED))
 
 check: check-format check-lint check-types check-imports ## Check format, lint, types and the direction of imports
 

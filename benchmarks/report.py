@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from workload import ACCOUNTS, MESSAGE_BYTES
 
-__all__ = ["as_json", "print_table"]
+__all__ = ["as_json", "circumstances", "print_table"]
 
 Results = Mapping[str, Mapping[str, Measured]]
 
@@ -89,6 +89,15 @@ def print_table(cases: Sequence[Case], results: Results, messages: int, rounds: 
 def as_json(cases: Sequence[Case], results: Results, messages: int, rounds: int) -> dict[str, Any]:
     """Everything, so that runs of different days and machines can be compared. Times in seconds."""
     return {
+        **circumstances(),
+        "settings": {"messages": messages, "rounds": rounds, "keys": ACCOUNTS, "message_bytes": MESSAGE_BYTES},
+        "cases": [_case(case, results[case.name], scaled(case, messages)) for case in cases],
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """When, where and of what was measured."""
+    return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {
@@ -98,8 +107,6 @@ def as_json(cases: Sequence[Case], results: Results, messages: int, rounds: int)
             "load": os.getloadavg(),
         },
         "versions": {"python": sys.version.split()[0], **_versions("thalweg", "msgspec")},
-        "settings": {"messages": messages, "rounds": rounds, "keys": ACCOUNTS, "message_bytes": MESSAGE_BYTES},
-        "cases": [_case(case, results[case.name], scaled(case, messages)) for case in cases],
     }
 
 

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from .assignment import Assignor, sticky
 from .channel import Capability, Channel, Transport
 from .errors import MissingCapability
 from .message import Batch, Delivery, Message, Position
@@ -27,6 +28,7 @@ __all__ = [
     "Locks",
     "Log",
     "Logs",
+    "Passing",
     "Peers",
     "Role",
     "WorkQueue",
@@ -88,6 +90,18 @@ class Log(Protocol):
 
 
 @runtime_checkable
+class Passing(Protocol):
+    """What a `Log` adds whose positions hold more than records (Kafka: ends of transactions, and what was aborted).
+
+    Where all has expired, the broker cannot tell whether it was records; a reader that keeps what it has passed can.
+    """
+
+    def passed(self, partition: int, after: Position) -> Position:
+        """The last position up to which, as is known by now, no reader will ever see anything after `after`."""
+        ...
+
+
+@runtime_checkable
 class Logs(Protocol):
     """Capability.LOG."""
 
@@ -125,7 +139,8 @@ class Locks(Protocol):
     async def try_lock(self, name: str, lease: float) -> Held | None:
         """Take the lock if it is free; None if another holds it.
 
-        A holder that dies or hangs loses it within `lease` seconds.
+        A holder that dies or hangs loses it within `lease` seconds. One whose event loop is blocked keeps it; if that
+        gives no sign of life for long (`thalweg.pulse.STUCK`), it is lost too.
         """
         ...
 
@@ -137,8 +152,8 @@ class Peers(Protocol):
     def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
         """Join `group` as `me` while the iterator is open; yields the live members at once and at each change.
 
-        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. Cancelling a
-        waiting `anext` closes the iterator.
+        A member that dies or hangs is gone within `lease` seconds; one that closes its iterator at once. One whose
+        event loop is blocked stays, as the holder of a lock does. Cancelling a waiting `anext` closes the iterator.
         """
         ...
 
@@ -147,11 +162,14 @@ class Role(msgspec.Struct, frozen=True):
     """What a member of a group is beside its name, which only this run of this process has.
 
     worker_id: a name that its restarts share, and nobody else has: while it restarts, what it owned is kept for it, for
-    a lease. zone: where it runs.
+    a lease. zone: where it runs. assignor, standbys: how it shares out, if that falls to it, and among how many others
+    each task's standbys; the same for all members.
     """
 
     worker_id: str | None = None
     zone: str = ""
+    assignor: Assignor = sticky
+    standbys: int = 0
 
 
 @runtime_checkable
@@ -172,6 +190,10 @@ class Grouped(Protocol):
         owned waits for its next run for a lease, even so. Raises `BrokerError` when the membership is lost: what was
         owned may be another's by now; `Superseded` if a newer member has come in under its worker id.
         """
+        ...
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        """Tasks that others own and this member stands by for. Where it changes, `tasks` yields, be it the same set."""
         ...
 
     def holds(self, group: str, me: str) -> bool:

@@ -19,7 +19,7 @@ from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError
 from thalweg.message import Batch, Delivery, Message, Position
 
-from .puppet_process import PID
+from .puppet_process import PID, STAGE
 from .wire import Remote, dump, error_from, load, read_frame
 
 __all__ = ["Nursery", "Puppet"]
@@ -104,6 +104,10 @@ class Puppet:
         self._hangs = False
         os.kill(self._pid, signal.SIGCONT)
 
+    async def block(self, seconds: float, computing: bool) -> None:
+        """Returns when its event loop turns again."""
+        await self.call(STAGE, "block", seconds, computing)
+
     async def close(self) -> None:
         """Close the transport and end its process."""
         if not self._dead and not self._hangs:
@@ -186,6 +190,9 @@ class Puppet:
     async def tasks(self, group: str, n: int, me: str, lease: float) -> AsyncGenerator[frozenset[int], None]:
         async for owned in self._iterate(await self.call(0, "tasks", group, n, me, lease)):
             yield owned
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        raise NotImplementedError("an answer needs a moment to come from another process")
 
     def holds(self, group: str, me: str) -> bool:
         raise NotImplementedError("an answer needs a moment to come from another process; await still_holds()")

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from typing import Any
 
 from thalweg.message import Delivery
@@ -19,6 +20,9 @@ from .wire import dump, error_to, load, read_frame
 __all__ = ["main"]
 
 PID = struct.Struct(">q")
+
+STAGE = -1
+"""The number by which a test plays with the process itself."""
 
 
 def main() -> None:
@@ -46,7 +50,7 @@ class _Stage:
     """Holds the objects that the test plays with: 0 is the transport."""
 
     def __init__(self, url: str) -> None:
-        self._objects: dict[int, object] = {0: load_transport(url)}
+        self._objects: dict[int, object] = {0: load_transport(url), STAGE: self}
         self._numbers: dict[int, int] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
 
@@ -74,6 +78,15 @@ class _Stage:
         del self._running[call]
         writer.write(answer)
 
+    def block(self, seconds: float, computing: bool) -> None:
+        """Keep the event loop from turning, as a program does that sleeps, or computes, in a coroutine."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if computing:
+                sum(range(10_000))
+            else:
+                time.sleep(left)
+
     def _keep(self, value: object) -> tuple[int, dict[str, Any]] | None:
         """A number for what is alive: deliveries, and objects of classes that only the driver knows."""
         if isinstance(value, Delivery):
@@ -89,6 +102,6 @@ class _Stage:
 
     def _number(self, value: object) -> int:
         if id(value) not in self._numbers:
-            self._numbers[id(value)] = len(self._objects)
-            self._objects[len(self._objects)] = value
+            number = self._numbers[id(value)] = len(self._numbers) + 1
+            self._objects[number] = value
         return self._numbers[id(value)]

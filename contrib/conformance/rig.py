@@ -37,11 +37,13 @@ class Rig:
     step: seconds between two looks at what is awaited.
     patience: seconds to wait for what must happen before it counts as missing; costs time in failing properties only.
     counts_survive_restarts: False for a broker that, killed, forgets how often it has just delivered a message.
+    locks_outlast_connections: True: it is to be shown that a lock is kept if its holder comes back within the lease.
     """
 
     lease = 30.0
     patience = 30.0
     counts_survive_restarts = True
+    locks_outlast_connections = False
     step = 0.02
 
     def __init__(self, url: str, commands: Commands | None = None) -> None:
@@ -71,6 +73,20 @@ class Rig:
     async def resume(self, transport: Transport) -> None:
         """Let it go on after `hang`."""
         _puppet(transport).resume()
+
+    async def open_impatient(self, stuck: float) -> Transport:
+        """As `open_elsewhere`; its event loop counts as stuck after so many seconds without a sign of life."""
+        url = with_option(self.url, "stuck", f"{stuck:g}")
+        if url == self.url:
+            raise Unavailable("its driver has no option stuck= (or Rig.open_impatient)")
+        return await Nursery.of(url).open()
+
+    async def block(self, transport: Transport, seconds: float, computing: bool) -> None:
+        """Keep the event loop of its process from turning; returns when it turns again.
+
+        computing: by a computation, else by a call that does not come back.
+        """
+        await _puppet(transport).block(seconds, computing)
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -164,6 +180,7 @@ class InProcessRig(Rig):
     """A new broker for each property, and a clock that moves only when a property lets time pass."""
 
     patience = 5.0
+    locks_outlast_connections = True
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -206,6 +223,12 @@ class InProcessRig(Rig):
 
     async def resume(self, transport: Transport) -> None:
         _in_process(transport).heal()
+
+    async def open_impatient(self, stuck: float) -> Transport:
+        raise Unavailable("the event loop of a broker in this process is everybody's")
+
+    async def block(self, transport: Transport, seconds: float, computing: bool) -> None:
+        raise Unavailable("the event loop of a broker in this process is everybody's")
 
     async def pass_time(self, seconds: float) -> None:
         """Stops at each timer on the way, so that what it wakes sees its own time."""
@@ -257,7 +280,7 @@ def with_option(url: str, name: str, value: str) -> str:
 
 def _puppet(transport: Transport) -> Puppet:
     if not isinstance(transport, Puppet):
-        raise TypeError("only a transport from open_elsewhere can be crashed or stopped")
+        raise TypeError("only a transport from open_elsewhere can be crashed, stopped or blocked")
     return transport
 
 

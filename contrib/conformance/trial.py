@@ -60,6 +60,10 @@ class Trial:
         """One that the rig can crash and hang."""
         return self._kept(await self.rig.open_elsewhere())
 
+    async def open_impatient(self, stuck: float) -> Transport:
+        """The same; its event loop counts as stuck after so many seconds without a sign of life."""
+        return self._kept(await self.rig.open_impatient(stuck))
+
     async def open_linked(self) -> tuple[Transport, Link]:
         """One whose network can be spoiled."""
         transport, link = await self.rig.open_linked()

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from thalweg.agent import Agent
 from thalweg.app import App
-from thalweg.capabilities import Log
 from thalweg.channel import TopicInfo
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, below, decode, reached_key
@@ -16,6 +15,7 @@ from thalweg.plan import TopicPlan
 from thalweg.runtime.roster import Roster
 from thalweg.starting import looking
 
+from .counting import records_after
 from .session import session_of
 from .workers import read_roster
 
@@ -35,8 +35,8 @@ def lag(
 ) -> None:
     """List how many records each agent has still to handle.
 
-    At most, for positions may have holes; as of the workers' last commit, without disturbing them. Queues are not
-    counted. Those that wait for a retry have been read, and are shown apart (`retrying`).
+    As of the workers' last commit, without disturbing them; counted up to 10,000 a partition, beyond that estimated
+    from these. Queues are not counted. Those that wait for a retry have been read, and are shown apart (`retrying`).
     """
     session = session_of(context)
     app = session.app()
@@ -93,9 +93,9 @@ async def _row(
     by_partition = await state.of(topic)
     log = await app.running.open_log(topic.name)
     try:
-        behind = [
-            await _behind(log, partition, rows.get(reached_key(name))) for partition, rows in enumerate(by_partition)
-        ]
+        rows_of = {partition: rows.get(reached_key(name)) for partition, rows in enumerate(by_partition)}
+        reached = {i: None if raw is None else decode(raw, type=Reached).position for i, raw in rows_of.items()}
+        behind = list((await records_after(log, reached)).values())
     finally:
         await log.close()
     start = b"r" + name.encode() + b"\0"
@@ -125,11 +125,3 @@ def _lines(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "retrying": retrying,
             "owner": owner,
         }
-
-
-async def _behind(log: Log, partition: int, raw: bytes | None) -> int:
-    bounds = await log.bounds(partition)
-    if bounds.first is None or bounds.last is None:
-        return 0
-    reached = None if raw is None else decode(raw, type=Reached).position
-    return bounds.last - max(bounds.first - 1, -1 if reached is None else reached)

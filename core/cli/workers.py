@@ -23,8 +23,8 @@ COLUMNS = ("worker", "zone", "host", "pid", "since", "heard", "tasks")
 def workers(context: typer.Context) -> None:
     """List the workers that are there: where each runs, since when, which tasks it has, when it was last heard of.
 
-    A task is a partition of all that is read together: "8: 0-3" are the first four of the topics that have eight. One that
-    died is listed until its tasks are others', for a minute at most; one that is leaving says so.
+    A task is a partition of all that is read together: "8: 0-3" are the first four of the topics that have eight.
+    A worker that died is listed for another minute: "heard" tells.
     """
     session = session_of(context)
     app = session.app()

@@ -61,9 +61,7 @@ class Replies:
     async def send_question(self, address: str, question: bytes, headers: Headers) -> None:
         """To another process that hears there (`on_question`). Raises BrokerError."""
         topic, partition, instance = address.rsplit("/", 2)
-        message = Message(
-            question, None, ((names.ASKED, instance.encode()), *headers), round(self._clock.now() * 1000)
-        )
+        message = Message(question, None, ((names.ASKED, instance.encode()), *headers), round(self._clock.now() * 1000))
         await self._sender.send(topic, {int(partition): [message]})
 
     async def start(self, partitions: int) -> None:
@@ -80,6 +78,11 @@ class Replies:
     @property
     def started(self) -> bool:
         return self._reader is not None
+
+    @property
+    def address(self) -> str:
+        """Where in the app's reply topic this process hears: "topic/partition/instance". Empty before the start."""
+        return self._address.decode()
 
     def expect(self, codec: TypeCodec[Any]) -> tuple[asyncio.Future[Any], Headers]:
         """A future for one answer, and the headers that lead it here."""

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import random
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from .complaints import Complaints
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
+from .presence import Presence
+from .roster import Roster
 from .settings import Settings
 from .source import Source
 from .standby import Standbys
@@ -77,6 +80,8 @@ class Worker:
         answer: Callable[[Sequence[Answer]], None],
         dead_letters: Callable[[str, bytes | None], Destination],
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
+        roster: Roster,
+        hear: Callable[[], Coroutine[Any, Any, str]],
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
@@ -98,21 +103,46 @@ class Worker:
         self._services: list[asyncio.Task[Any]] = []
         self._restarting: dict[TaskKey, asyncio.Task[None]] = {}
         self._failures: dict[TaskKey, tuple[int, int]] = {}
+        self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
+        self.roster, self._hear = roster, hear
+        self._presence = self._make_presence()
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
+        if isinstance(self.ownership, Membership):
+            self.ownership.keep_standbys({group.name: group.standbys for group in groups.values()}, self.stand_by)
+
+    def _make_presence(self) -> Presence | None:
+        if Capability.LOG not in self.transport.capabilities:
+            return None
+        settings = self.settings
+        me = self.me, settings.worker_id, settings.zone
+        return Presence(self.app_id, *me, self.send_now, settings.clock, self.roster.complaints)
 
     def _make_ownership(self) -> Ownership | Membership:
-        keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, self._open_task, self._close_task)
+        transport, tasks = self.transport, (self._open_task, self._close_task)
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
-            return Membership(transport, *how)
-        return Ownership(transport, *how)
+            keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
+            return Membership(transport, self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        return Ownership(
+            transport,
+            self.app_id,
+            self.me,
+            sizes,
+            self.settings,
+            *tasks,
+            self.stand_by,
+            self._presence,
+            self.roster,
+            self.send_now,
+        )
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
@@ -123,6 +153,10 @@ class Worker:
 
     async def start(self) -> None:
         """Return when the tasks of this worker's share run."""
+        if self._presence is not None:
+            self._run(self._presence.run(), "presence")
+            if any(group.tables for group in self._groups.values()):
+                self._run(self._be_asked(self._presence), "reply address")
         if not any(group.partitions for group in self._groups.values()):
             return
         self._run(self.committer.run(), "committer")
@@ -139,11 +173,15 @@ class Worker:
     async def stop(self) -> None:
         """Drain, commit, release, close: in good order."""
         self._stopping = True
+        if self._presence is not None:
+            self._presence.leaving()
         await self._cancel([service for service in self._services if service.get_name() == "ownership"])
         await self._cancel(list(self._restarting.values()))
         await self.ownership.leave()
         await self._cancel(self._services)
         await self.committer.stop()
+        if self._presence is not None:
+            await self._presence.end()
         await self._close_logs()
 
     async def kill(self) -> None:
@@ -166,6 +204,16 @@ class Worker:
         self._logs.clear()
         self._sources.clear()
         await self.writer.close()
+
+    async def _be_asked(self, presence: Presence) -> None:
+        """Hear questions about tables, and say where."""
+        while True:
+            try:
+                presence.hears_at(await self._hear())
+                return
+            except BrokerError as error:
+                self.complaints.warn("reply address", "questions cannot be heard, again in 1 s: %s", error)
+                await self.settings.clock.sleep(1)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         service = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -203,14 +251,15 @@ class Worker:
     # --- tasks -------------------------------------------------------------------------------------------------
 
     async def _open_task(self, key: TaskKey) -> None:
-        group = self._groups[key[0]]
-        task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
-        task.failed = lambda error: self._task_failed(task, error)
-        self.tasks[key] = task
-        try:
-            await self._start_task(task)
-        except Exception as error:
-            self._task_failed(task, error)
+        async with self._turns[key]:
+            group = self._groups[key[0]]
+            task = Task(self, group.name, key[1], group.partitions, group.agents, group.tables)
+            task.failed = lambda error: self._task_failed(task, error)
+            self.tasks[key] = task
+            try:
+                await self._start_task(task)
+            except Exception as error:
+                self._task_failed(task, error)
 
     async def _start_task(self, task: Task) -> None:
         await task.open()
@@ -221,6 +270,10 @@ class Worker:
             hook[0]()
 
     async def _close_task(self, key: TaskKey, in_good_order: bool) -> None:
+        async with self._turns[key]:
+            await self._close_here(key, in_good_order)
+
+    async def _close_here(self, key: TaskKey, in_good_order: bool) -> None:
         restarting = self._restarting.pop(key, None)
         if restarting is not None:
             await self._cancel([restarting])

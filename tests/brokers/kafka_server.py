@@ -118,7 +118,9 @@ class Server:
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
         fast = ("-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
         with open(self.folder / "log", "ab") as log:
-            return subprocess.Popen(["java", *fast, "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log)
+            return subprocess.Popen(
+                ["java", *fast, "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log, start_new_session=True
+            )
 
     def _answers(self) -> bool:
         """It listens before it serves: ask for its ApiVersions (correlation id 7, no client id)."""

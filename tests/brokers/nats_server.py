@@ -42,7 +42,9 @@ class Server:
             + self.settings
         )
         with (self.folder / "output").open("ab") as output:
-            self.process = subprocess.Popen([PROGRAM, "-c", str(file)], stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [PROGRAM, "-c", str(file)], stdout=output, stderr=output, start_new_session=True
+            )
         while not self._answers():
             assert self.process.poll() is None, (self.folder / "output").read_text()[-2000:]
             time.sleep(0.01)

@@ -30,7 +30,9 @@ class Server:
 
     def start(self, *options: str) -> None:
         command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
-        self.process = subprocess.Popen([*command, *self.options, *options], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*command, *self.options, *options], stdout=subprocess.DEVNULL, start_new_session=True
+        )
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()

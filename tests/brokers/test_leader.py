@@ -65,6 +65,7 @@ async def leaders_die(broker: str) -> None:
     assert len(slots) == len(await sent(broker, "leaders"))  # both of a run, or none
 
 
+@pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
 async def test_ticks_are_sent_once_though_leaders_die_in_them(broker: str) -> None:
     await leaders_die(broker)
 

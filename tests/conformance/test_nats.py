@@ -19,6 +19,7 @@ PREFIX = f"test-{secrets.token_hex(6)}"
 
 class NatsRig(ServerRig):
     broker, shared, prefix, kind = "nats", SERVER, PREFIX, Server
+    locks_outlast_connections = True
     counts_survive_restarts = False  # the server writes its consumers' state ten times a second
 
     def lacking(self) -> str:

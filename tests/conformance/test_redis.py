@@ -20,6 +20,7 @@ PREFIX = f"test-{secrets.token_hex(6)}-"
 
 class RedisRig(ServerRig):
     broker, shared, prefix, kind = "redis", SERVER, PREFIX, Server
+    locks_outlast_connections = True
 
     def lacking(self) -> str:
         return "" if shutil.which("redis-server") else "they need redis-server on PATH"

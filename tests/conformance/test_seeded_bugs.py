@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conformance.seeded_bugs import channels, fences, honesty, leases, logs, stores
+from conformance.seeded_bugs import channels, fences, honesty, leases, logs, pulses, stores
 from conformance.seeded_bugs.base import BUGS, Seeded
+from conformance.seeded_bugs.pulses import SeededProcesses
 from conformance.seeded_bugs.stores import SeededStores
 
 TESTS = Path(__file__).parents[1]
-MODULES = (channels, logs, fences, leases, honesty, stores)
+MODULES = (channels, logs, fences, leases, pulses, honesty, stores)
 
 
 def failed(driver: type, options: str, folder: Path, *more: str) -> set[str]:
@@ -22,6 +23,9 @@ def failed(driver: type, options: str, folder: Path, *more: str) -> set[str]:
     target = f"--thalweg-transport={driver.__module__}:{driver.__name__}://?lease=30&message_bytes=10000&{options}"
     if issubclass(driver, SeededStores):
         target = f"--thalweg-store={driver.__module__}:{driver.__name__}:///{folder}/stores"
+    if issubclass(driver, SeededProcesses):
+        target = f"--thalweg-transport={driver.__module__}:{driver.__name__}:///{folder}/broker.db?lease=0.5"
+        more = ("--thalweg-patience=5", *more)
     settings = ("--thalweg-certificate=certificate.json", "--thalweg-patience=0.5", "--thalweg-seed=1", *more)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "pytest_thalweg", target, *settings, "-q", "--tb=line"],
@@ -54,8 +58,12 @@ def test_the_suite_finds_nothing_in_the_store_without_a_bug(tmp_path: Path) -> N
     assert failed(SeededStores, "", tmp_path) == set()
 
 
+def test_the_suite_finds_nothing_in_processes_without_a_bug(tmp_path: Path) -> None:
+    assert failed(SeededProcesses, "", tmp_path, "-k", "event_loop") == set()
+
+
 def test_no_bug_was_forgotten() -> None:
     found = {value for module in MODULES for value in vars(module).values() if isinstance(value, type)}
-    bugs = {bug for bug in found if issubclass(bug, Seeded | SeededStores)}
-    assert bugs - {honesty.Knowing} == {*BUGS, Seeded, SeededStores}
+    bugs = {bug for bug in found if issubclass(bug, Seeded | SeededProcesses | SeededStores)}
+    assert bugs - {honesty.Knowing} == {*BUGS, Seeded, SeededProcesses, SeededStores}
     assert len(BUGS) >= 30

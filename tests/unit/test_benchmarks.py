@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_every_case_measures_all_its_sides_and_writes_the_figures(tmp_path: Path
                 assert 0 <= side[figure]["low"] <= side[figure]["median"] <= side[figure]["high"]
     with_latency = {c["name"] for c in figures["cases"] if all(side["p50"] and side["p99"] for side in c["sides"])}
     assert with_latency == {"latency", "ask"}
+
+
+def test_ownership_is_measured_and_what_was_handled_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "ownership.json"
+    quick = ["--rate", "200", "--lease", "1", "--steady", "0.5", "--quiet", "0.5", "--partitions", "6"]
+    done = subprocess.run(
+        [sys.executable, RUN.with_name("ownership.py"), "sqlite", "kill", "hang", *quick, "--json", file],
+        env={**os.environ, "PYTHONPATH": str(RUN.parents[1] / "tests")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    cases = {case["case"]: case["figures"] for case in json.loads(file.read_text())["cases"]}
+    assert cases.keys() == {"kill", "hang"}
+    for figures in cases.values():
+        assert figures["tasks of the victim"] == 2
+        assert figures["takeover"] > 0
+        assert figures["messages"] > 0
+    assert cases["hang"]["zombie's outputs"] == 0
 
 
 def test_a_profile_names_the_functions_that_take_the_time() -> None:

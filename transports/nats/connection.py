@@ -211,6 +211,11 @@ class Connection:
         text = f"NATS at {self.endpoint.place}: {asked}: {error.description}"
         return ApiError(f"{text}{f': {remedy}' if remedy else ''} (error {error.err_code})", error.err_code)
 
+    def drop(self) -> None:
+        """Give the present connection up: it does not answer."""
+        if self._wire is not None:
+            self._wire.abort(ConnectionError("no answer in time"))
+
     async def close(self) -> None:
         self._open = False
         await self._connecting.cancel()

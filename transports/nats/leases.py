@@ -17,11 +17,12 @@ import msgspec
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
 from thalweg.finishing import finish
+from thalweg.keeper import Keeper
 
 from .connection import ApiError, Connection
 from .floors import WRONG_SEQUENCE, StreamState, last_message
-from .keeper import Keeper, Lease, Note, read_note, write_note
 from .records import header_value, name_of, stamp_of, token
+from .renewal import Lease, Note, Renewal, read_note, write_note
 from .streams import Streams
 from .wire import Wire, WireLost, pub
 
@@ -35,13 +36,13 @@ _FORGOTTEN = 7 * 86400  # seconds after which the server drops a lease that nobo
 class Leases:
     """All leases of one transport."""
 
-    def __init__(self, connection: Connection, streams: Streams) -> None:
+    def __init__(self, connection: Connection, streams: Streams, stuck: float) -> None:
         self._connection = connection
         self._streams = streams
         self._prefix = streams.main
         self._stream = f"{streams.main}+leases"
         self._made = False
-        self._keeper: Keeper | None = None
+        self._keeper = Keeper("nats keeper", Renewal(connection.endpoint, self._stream), stuck)
         self._held: dict[Lease, None] = {}
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -67,8 +68,6 @@ class Leases:
             raise
         lease = Lease(self, subject, note, number, asked)
         if not lease.lost.is_set():
-            if self._keeper is None:
-                self._keeper = Keeper(self._connection.endpoint, self._stream)
             self._held[lease] = None
             self._keeper.keep(lease)
         return lease
@@ -141,13 +140,11 @@ class Leases:
     async def release(self, lease: Lease) -> None:
         """Give it back; done even if the caller is cancelled."""
         if lease in self._held:
-            gone = self._keeper.drop(lease) if self._keeper is not None else None
             lease.end()
-            await finish(self._give_back(lease, gone), self._background)
+            await finish(self._give_back(lease), self._background)
 
-    async def _give_back(self, lease: Lease, gone: asyncio.Future[None] | None) -> None:
-        if gone is not None:
-            await gone  # or a renewal that is still under way would make it ours again
+    async def _give_back(self, lease: Lease) -> None:
+        await self._keeper.dropped(lease)  # or a renewal that is still under way would make it ours again
         if ".lease.peer." in lease.subject:
             await self._connection.api(f"STREAM.PURGE.{self._stream}", msgspec.Raw, {"filter": lease.subject})
             await self._ring(f"{self._prefix}.bell.{lease.subject.split('.')[3]}".encode())
@@ -161,8 +158,7 @@ class Leases:
     def forget(self, lease: Lease) -> None:
         """It is lost: stop renewing it."""
         self._held.pop(lease, None)
-        if self._keeper is not None:
-            self._keeper.drop(lease)
+        self._keeper.drop(lease)
 
     async def let_go(self, lease: Lease | None) -> None:
         if lease is not None:
@@ -173,8 +169,7 @@ class Leases:
         await asyncio.gather(*(self.let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
         if self._background:
             await asyncio.wait(self._background)
-        if self._keeper is not None:
-            await self._keeper.close()
+        await self._keeper.close()
 
     # --- the server ------------------------------------------------------------------------------------------
 

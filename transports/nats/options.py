@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 from thalweg.errors import ConfigurationError
+from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
@@ -22,6 +23,7 @@ class NatsOptions(msgspec.Struct, frozen=True):
     timeout: seconds to connect, and to wait for an answer.
     message_bytes: largest message (key, value and headers); what the server's max_payload has room for if not given.
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
     replicas: how many servers of a cluster keep each stream that is created.
     domain: the JetStream domain. inbox: begins the subjects of answers, for users who may not subscribe to _INBOX.>.
     credentials: a file as `nsc` writes it. nkey: a file with the seed of a user's key.
@@ -34,6 +36,7 @@ class NatsOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 << 20)] | None = None
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    stuck: Stuck = STUCK
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     domain: Annotated[str, msgspec.Meta(pattern=r"^[^\s.*>]+$")] | None = None
     inbox: Annotated[str, msgspec.Meta(pattern=r"^[^\s*>]+$")] = "_INBOX"

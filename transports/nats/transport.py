@@ -96,7 +96,7 @@ class NatsTransport:
             await connection.close()
             raise
         self._floors = Floors(connection, options.prefix, options.prefix)
-        self._leases = Leases(connection, self._streams)
+        self._leases = Leases(connection, self._streams, options.stuck)
         self._topics = Topics(connection, self._streams, options.lease)
         self._fencing = NatsFencing(connection, self._topics, options.prefix, self._message_bytes)
         self._opened = True

@@ -17,8 +17,10 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
 from thalweg.finishing import finish
+from thalweg.keeper import Keeper
 
-from .keeper import Keeper
+from .connection import Connection
+from .exclusive import ExclusiveQueue
 from .names import Names
 from .topology import ensure_exchange, ensure_queue
 from .wire import Properties
@@ -39,14 +41,17 @@ class _News(msgspec.Struct, omit_defaults=True):
 
 
 class Peers:
-    def __init__(self, keeper: Keeper, names: Names) -> None:
+    """connection: to be used in the keeper's thread."""
+
+    def __init__(self, keeper: Keeper[ExclusiveQueue], connection: Connection, names: Names) -> None:
         self._keeper = keeper
+        self._connection = connection
         self._names = names
         self._open: set[_Membership] = set()
         self._background: set[asyncio.Task[Any]] = set()
 
     async def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
-        membership = _Membership(self._keeper, self._names, group, me, lease)
+        membership = _Membership(self._keeper, self._connection, self._names, group, me, lease)
         self._open.add(membership)
         seen: frozenset[str] | None = None
         try:
@@ -76,12 +81,21 @@ class Peers:
 class _Membership:
     """Methods that begin with `_keep` run in the keeper's thread."""
 
-    def __init__(self, keeper: Keeper, names: Names, group: str, me: str, lease: float) -> None:
+    def __init__(
+        self,
+        keeper: Keeper[ExclusiveQueue],
+        connection: Connection,
+        names: Names,
+        group: str,
+        me: str,
+        lease: float,
+    ) -> None:
         self.changed = asyncio.Event()
         self.closed = False
         self.present: frozenset[str] | None = None
         self.problem: BrokerError | None = None
         self._keeper = keeper
+        self._connection = connection
         self._exchange = names.own("members")
         self._group = names.own("members", group)
         self._me = me
@@ -94,14 +108,14 @@ class _Membership:
         self._arrival = asyncio.Event()
 
     async def start(self) -> None:
-        await self._keeper.run(self._keep_started())
+        await self._keeper.aside.run(self._keep_started())
 
     async def leave(self) -> None:
         self.closed = True
         self.changed.set()
-        with contextlib.suppress(TimeoutError):  # then the others notice by its silence
+        with contextlib.suppress(TimeoutError, BrokerError):  # then the others notice by its silence
             async with asyncio.timeout(self._lease):
-                await self._keeper.run(self._keep_left())
+                await self._keeper.aside.run(self._keep_left())
 
     # --- in the keeper's thread ------------------------------------------------------------------------------
 
@@ -128,13 +142,13 @@ class _Membership:
                 await self._keep_beating()
             except BrokerError as error:
                 self.problem = error
-                self._keeper.tell_main(self.changed.set)
+                self._keeper.aside.tell_main(self.changed.set)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 2, self._lease / 3)
 
     async def _keep_joined(self) -> None:
         """Be known to all, and know all."""
-        connection, ask = self._keeper.connection, self._keeper.connection.ask
+        connection, ask = self._connection, self._connection.ask
         await ensure_exchange(connection, self._exchange, "direct")
         await ensure_queue(connection, self._group, {"x-queue-type": "classic", "x-expires": _DAY})
         channel = await connection.channel()
@@ -165,7 +179,7 @@ class _Membership:
             if now >= beat:
                 if now - beat > lease / 2:  # it was this process that did not listen
                     self._heard = {token: (name, now) for token, (name, _) in self._heard.items()}
-                if not self._keeper.main_is_stuck:
+                if self._keeper.pulse.allows(lease):
                     await self._keep_telling(channel, "here")
                 beat = now + lease / 3
             self._heard[self._token] = (self._me, now)
@@ -179,7 +193,7 @@ class _Membership:
         publishing = channel.basic_publish(
             body, exchange=self._exchange, routing_key=self._group, properties=Properties(delivery_mode=1)
         )
-        await self._keeper.connection.ask(publishing)
+        await self._connection.ask(publishing)
 
     async def _keep_hearing(self, message: DeliveredMessage) -> None:
         try:
@@ -200,4 +214,4 @@ class _Membership:
         present = frozenset(name for name, _ in self._heard.values())
         if self._joined and present != self.present:
             self.present = present
-            self._keeper.tell_main(self.changed.set)
+            self._keeper.aside.tell_main(self.changed.set)

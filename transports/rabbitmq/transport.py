@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
+from thalweg.keeper import Keeper
+from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .connection import Connection, Endpoint, Refused, no_streams
 from .delays import Delays
+from .exclusive import ExclusiveQueues
 from .group_channel import GroupChannel, Means
-from .keeper import Keeper
 from .locks import Lock, Locks
 from .logs import Logs, LogSettings
 from .names import Names
@@ -45,6 +47,7 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     timeout: seconds to connect, and to wait for an answer.
     message_bytes: largest message (key, value and headers); the server's own max_message_size counts as well.
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
     heartbeat: seconds between signs of life; after two to three of them without one, the server gives a client up. By
     default a third of the lease.
     streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
@@ -58,6 +61,7 @@ class RabbitOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
+    stuck: Stuck = STUCK
     heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
     streams: Literal["auto", "amqp", "native"] = "auto"
     stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
@@ -158,7 +162,10 @@ class RabbitTransport:
         self._numbers = Tail(
             self._connection, self._names.own("numbers"), "the numbers of locks", _nothing, "next", _NUMBERS
         )
-        self._keeping: tuple[Keeper, Locks, Peers] | None = None
+        queues = ExclusiveQueues(self._endpoint)
+        self._keeper = Keeper("rabbitmq keeper", queues, options.stuck)
+        self._locks = Locks(self._keeper, queues, self._names, self._number)
+        self._peers = Peers(self._keeper, queues.connection, self._names)
         try:
             link = await self._connection.link()
             properties = getattr(link, "server_properties", {})
@@ -190,10 +197,8 @@ class RabbitTransport:
         if self._places:
             await asyncio.wait(self._places.values())
         await self._logs.close()
-        if self._keeping is not None:
-            keeper, locks, peers = self._keeping
-            await asyncio.gather(locks.close(), peers.close())
-            await keeper.close()
+        await asyncio.gather(self._locks.close(), self._peers.close())
+        await self._keeper.close()
         await self._registry.close()
         await self._numbers.close()
         await self._reading.close()
@@ -278,16 +283,8 @@ class RabbitTransport:
             )
         if spec.options.get("type", "quorum") not in ("quorum", "classic"):
             raise ConfigurationError(f"{spec.name!r}: option type={spec.options['type']!r}; expected quorum or classic")
-        if topic is None:
-            return
-        kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-        if kind != wanted:
-            raise TopicMismatch(f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}")
-        if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
-            raise TopicMismatch(
-                f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
-                f"with {spec.partitions}"
-            )
+        if topic is not None:
+            spec.check(topic.queue, topic.partitions, f"RabbitMQ at {self._endpoint.place}")
 
     async def topics(self) -> Sequence[TopicInfo]:
         self._use()
@@ -346,19 +343,12 @@ class RabbitTransport:
         )
 
     async def try_lock(self, name: str, lease: float) -> Lock | None:
-        return await self._keep()[1].try_lock(name, lease)
+        self._use()
+        return await self._locks.try_lock(name, lease)
 
     def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
-        return self._keep()[2].peers(group, me, lease)
-
-    def _keep(self) -> tuple[Keeper, Locks, Peers]:
-        """Made when first asked for: most programs with queues need no thread."""
         self._use()
-        if self._keeping is None:
-            keeper = Keeper(self._endpoint)
-            locks = Locks(keeper, self._names, self._number)
-            self._keeping = keeper, locks, Peers(keeper, self._names)
-        return self._keeping
+        return self._peers.peers(group, me, lease)
 
     async def _number(self) -> int:
         return time.time_ns() if self._registry.alone else await self._numbers.append(b"")

@@ -1,22 +1,17 @@
-"""What a living process holds and keeps by renewing it: locks, its place in a peer group, its place as a consumer.
-
-A thread with a loop and a connection of its own renews, so that a busy event loop loses nothing. A process that is
-stopped does: its leases run out on the server, and by the boot clock here. So does one whose event loop is stuck for
-more than a minute: it would hold for ever what it does not use.
-"""
+"""What a living process holds and keeps by renewing it: locks, its place in a peer group, its place as a consumer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError
 from thalweg.finishing import finish
+from thalweg.keeper import Keeper
 from thalweg.lease import Lease as TimedLease
 
 from . import scripts
@@ -24,11 +19,9 @@ from .connection import Connection, Endpoint
 from .waker import Waker
 from .wire import pack
 
-__all__ = ["Keeper", "Lease", "Leases"]
+__all__ = ["Lease", "Leases"]
 
 T = TypeVar("T")
-
-_STUCK = 60.0  # seconds without a sign of life from the event loop
 
 
 class Lease(TimedLease):
@@ -40,10 +33,9 @@ class Lease(TimedLease):
         self.key = key
         self.token = token
         self.bell = bell
-        self.seconds = seconds
         self.number = number
         self._leases = leases
-        super().__init__(expires)
+        super().__init__(seconds, expires)
         self.watch()
 
     async def release(self) -> None:
@@ -53,97 +45,29 @@ class Lease(TimedLease):
         self._leases.forget(self)
 
 
-class Keeper:
-    """The thread. It renews every third of the shortest lease."""
+class Renewal:
+    """Renews many leases by one script."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._held: dict[Lease, None] = {}
-        self._watched = asyncio.get_running_loop()
-        self._beat = boot_clock()
-        self._stop, self._changed = asyncio.Event(), asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="redis keeper", daemon=True)
-        self._thread.start()
+        self._connection = Connection(endpoint)
+        self.drop, self.close = self._connection.drop, self._connection.close
 
-    async def close(self) -> None:
-        """Whoever holds something must have released it before, or it runs out."""
-        self._call(self._stop.set)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-
-    def keep(self, lease: Lease) -> None:
-        def keep() -> None:
-            self._held[lease] = None
-            self._changed.set()
-
-        self._call(keep)
-
-    def drop(self, lease: Lease) -> None:
-        self._call(lambda: self._held.pop(lease, None))
-
-    def _call(self, function: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the thread has ended
-            self._loop.call_soon_threadsafe(function)
-
-    # --- in the thread ---------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._renew_until_stopped())
-        finally:
-            self._loop.close()
-
-    async def _renew_until_stopped(self) -> None:
-        connection = Connection(self._endpoint)
-        stopped = self._loop.create_task(self._stop.wait())
-        try:
-            while not stopped.done():
-                self._changed.clear()
-                pause = min((lease.seconds / 3 for lease in self._held), default=None)
-                changed = self._loop.create_task(self._changed.wait())
-                await asyncio.wait([stopped, changed], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if changed.done() and not stopped.done():
-                    continue
-                changed.cancel()
-                renewing = self._loop.create_task(self._renew(connection))
-                await asyncio.wait([stopped, renewing], return_when=asyncio.FIRST_COMPLETED)
-                renewing.cancel()
-                await asyncio.wait([renewing])
-        finally:
-            stopped.cancel()
-            await connection.close()
-
-    async def _renew(self, connection: Connection) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._watched.call_soon_threadsafe(self._alive)
-        leases = list(self._held)
-        if boot_clock() - self._beat > _STUCK + max((lease.seconds for lease in leases), default=0.0):
-            return
-        arguments = [part for lease in leases for part in (lease.token, round(lease.seconds * 1000))]
+    async def renew(self, leases: Sequence[Lease]) -> None:
+        arguments = [part for lease in leases for part in (lease.token, _milliseconds(lease.seconds))]
         asked = boot_clock()
-        shortest = min((lease.seconds for lease in leases), default=1.0)
-        try:
-            async with asyncio.timeout(shortest):
-                kept = await connection.run(scripts.RENEW, [lease.key for lease in leases], *arguments)
-        except (BrokerError, TimeoutError):
-            return  # what cannot be renewed ends in time, and its holder knows
+        kept = await self._connection.run(scripts.RENEW, [lease.key for lease in leases], *arguments)
         for lease, good in zip(leases, kept, strict=True):
             if good:
-                lease.expires = max(lease.expires, asked + lease.seconds)
+                lease.renewed(asked)
             else:
-                self._held.pop(lease, None)
                 lease.end_soon()
-
-    def _alive(self) -> None:
-        self._beat = boot_clock()
 
 
 class Leases:
     """All leases of one transport."""
 
-    def __init__(self, connection: Connection, waker: Waker, names: Callable[[str, str], bytes]) -> None:
-        self.keeper = Keeper(connection.endpoint)
+    def __init__(self, connection: Connection, waker: Waker, names: Callable[[str, str], bytes], stuck: float) -> None:
+        self._keeper = Keeper("redis keeper", Renewal(connection.endpoint), stuck)
         self._connection = connection
         self._waker = waker
         self._names = names
@@ -193,7 +117,7 @@ class Leases:
         lease = Lease(self, key, token, seconds, since + seconds, number, bell)
         if not lease.lost.is_set():
             self._held[lease] = None
-            self.keeper.keep(lease)
+            self._keeper.keep(lease)
         return lease
 
     async def release(self, lease: Lease) -> None:
@@ -205,13 +129,13 @@ class Leases:
     def forget(self, lease: Lease) -> None:
         """It is lost: stop renewing it."""
         self._held.pop(lease, None)
-        self.keeper.drop(lease)
+        self._keeper.drop(lease)
 
     async def close(self) -> None:
         await asyncio.gather(*(self._let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
         if self._background:
             await asyncio.wait(self._background)
-        await self.keeper.close()
+        await self._keeper.close()
 
     def end_all(self) -> None:
         for lease in list(self._held):

@@ -10,8 +10,9 @@ from typing import Annotated
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, Fenced
 from thalweg.message import Message, Position
+from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
 from thalweg.url import Url
 
@@ -36,6 +37,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     message_bytes: largest message (key, value and headers).
     replicas: how many replicas must have a write before it counts as done, for a server that fails over (0: none).
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
     tls_ca, tls_cert, tls_key: files, for rediss://. tls_verify=false accepts any certificate.
     """
 
@@ -45,6 +47,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=400 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    stuck: Stuck = STUCK
     replicas: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -135,7 +138,7 @@ class RedisTransport:
             await self._connection.close()
             raise
         self._waker = Waker(self._connection)
-        self._leases = Leases(self._connection, self._waker, self._name)
+        self._leases = Leases(self._connection, self._waker, self._name, self._options.stuck)
         self._opened = True
         self._closing = None
 
@@ -212,16 +215,7 @@ class RedisTransport:
                 if not spec.declare:
                     raise spec.absent(f"Redis at {self._endpoint.place}")
                 continue
-            kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-            if kind != wanted:
-                raise TopicMismatch(
-                    f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}"
-                )
-            if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
-                raise TopicMismatch(
-                    f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
-                    f"with {spec.partitions}"
-                )
+            spec.check(topic.queue, topic.partitions, f"Redis at {self._endpoint.place}")
         return topics
 
     async def topics(self) -> Sequence[TopicInfo]:

@@ -1,20 +1,22 @@
 """What a living process holds and keeps by renewing it: locks, its place in a peer group, its place as a consumer.
 
 The writing thread renews, so that a busy event loop loses nothing. A process that is stopped does: its leases run out
-by the boot clock, which goes on while the machine sleeps and is the same in all processes. One that died loses them at
-once: nobody keeps its door open any more (see `doorbell.py`), and nobody does after a reboot.
+by the boot clock, which goes on while the machine sleeps and is the same in all processes; so does one whose event loop
+is stuck. One that died loses them at once: nobody keeps its door open any more (see `doorbell.py`), and nobody does
+after a reboot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 
 from thalweg.clock import boot_clock
 from thalweg.finishing import ignore_failure
 from thalweg.lease import Lease as TimedLease
+from thalweg.pulse import Pulse
 
 from .database import Database, Transaction
 from .doorbell import LEASES, Doorbell
@@ -31,10 +33,8 @@ class Lease(TimedLease):
 
     def __init__(self, number: int, seconds: float, expires: float, leases: Leases) -> None:
         self.number = number
-        self.seconds = seconds
-        self.renewal = expires - seconds * 2 / 3
         self._leases = leases
-        super().__init__(expires)
+        super().__init__(seconds, expires)
         self.watch()
 
     async def release(self) -> None:
@@ -47,8 +47,10 @@ class Lease(TimedLease):
 class Leases:
     """All leases of one transport; the keeper of its database."""
 
-    def __init__(self, bell: Doorbell) -> None:
+    def __init__(self, bell: Doorbell, stuck: float) -> None:
         self._bell = bell
+        self._pulse = Pulse(stuck)
+        self._again = 0.0
         self._held: dict[int, Lease] = {}
 
     def open(self, database: Database) -> None:
@@ -171,28 +173,23 @@ class Leases:
         return [door for door in doors if not self._bell.alive(door)]
 
     def due(self) -> float | None:
-        renewal = min((lease.renewal for lease in list(self._held.values())), default=None)
-        return None if renewal is None else max(0.0, renewal - boot_clock())
+        due = min((lease.due for lease in list(self._held.values())), default=None)
+        return None if due is None else max(0.0, max(due, self._again) - boot_clock())
 
     def keep(self, transaction: Transaction) -> Callable[[], None]:
         """Renew what has not run out yet."""
-        now = boot_clock()
-        leases = list(self._held.values())
-        kept: dict[int, float] = {}
-        for lease in leases:
-            lease.renewal = now + 1.0  # should this fail, try again soon
-            expires = now + lease.seconds
-            if transaction.execute(
-                "UPDATE leases SET expires = ? WHERE id = ? AND expires > ?", (expires, lease.number, now)
-            ).rowcount:
-                kept[lease.number] = expires
-        return partial(self._kept, leases, kept)
+        now, leases = boot_clock(), list(self._held.values())
+        self._again = now + min((lease.seconds for lease in leases), default=0.0) / 10  # should it fail
+        kept = dict.fromkeys((lease for lease in leases if self._pulse.allows(lease.seconds)), False)
+        for lease in kept:
+            update = "UPDATE leases SET expires = ? WHERE id = ? AND expires > ?"
+            kept[lease] = transaction.execute(update, (now + lease.seconds, lease.number, now)).rowcount > 0
+        return partial(self._kept, kept, now)
 
-    def _kept(self, leases: list[Lease], kept: dict[int, float]) -> None:
-        for lease in leases:
-            if lease.number in kept:
-                lease.expires = kept[lease.number]
-                lease.renewal = lease.expires - lease.seconds * 2 / 3
+    def _kept(self, kept: Mapping[Lease, bool], now: float) -> None:
+        for lease, good in kept.items():
+            if good:
+                lease.renewed(now)
             else:
                 lease.end_soon()
 

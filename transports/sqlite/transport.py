@@ -15,6 +15,7 @@ from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, Fenced
 from thalweg.message import Message, Position
+from thalweg.pulse import STUCK, Stuck
 from thalweg.url import Url
 
 from . import records
@@ -34,12 +35,14 @@ class SqliteOptions(msgspec.Struct, frozen=True):
     busy_timeout: seconds to wait for another process's write transaction.
     message_bytes: largest message (key, value and headers).
     lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
+    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
     """
 
     synchronous: Literal["full", "normal"] = "full"
     busy_timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
     message_bytes: Annotated[int, msgspec.Meta(ge=1, le=500 << 20)] = 16 << 20
     lease: Annotated[float, msgspec.Meta(ge=0.01, le=86400)] = 30.0
+    stuck: Stuck = STUCK
 
 
 _CAPABILITIES = frozenset(
@@ -119,7 +122,7 @@ class SqliteTransport:
         self._topics.clear()
         file = _absolute(self._given)
         self._bell = Doorbell(file)
-        self._leases = Leases(self._bell)
+        self._leases = Leases(self._bell, self._options.stuck)
         self._database = Database(file, self._options.synchronous, self._options.busy_timeout, self._bell, self._leases)
         await self._database.open()
         try:

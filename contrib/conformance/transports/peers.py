@@ -10,6 +10,8 @@ from thalweg.contrib.conformance.properties import Profile, prop
 from thalweg.contrib.conformance.trial import Trial, peers
 from thalweg.errors import BrokerError
 
+from .locks import BLOCKED, LONG_LEASE
+
 
 def join(trial: Trial, transport: Transport, me: str) -> AsyncGenerator[frozenset[str], None]:
     return peers(transport).peers(trial.name("g"), me, trial.rig.lease)
@@ -62,26 +64,63 @@ async def a_killed_member_is_gone_when_its_lease_has_ended_and_a_living_one_stay
         await trial.stop(change)
 
 
+async def stay(trial: Trial, transport: Transport, me: str) -> None:
+    """As a member that waits for each change, and joins again if its iterator fails."""
+    while True:
+        try:
+            async with aclosing(join(trial, transport, me)) as seen:
+                async for _ in seen:
+                    pass
+        except BrokerError:
+            await trial.step()
+
+
 @prop(Profile.PEERS, Capability.PEERS)
 async def a_hung_member_is_gone_and_comes_back_when_it_goes_on(trial: Trial) -> None:
     a, b = await trial.open(), await trial.open_elsewhere()
-
-    async def stay() -> None:
-        """As a member that waits for each change, and joins again if its iterator fails."""
-        while True:
-            try:
-                async with aclosing(join(trial, b, "b")) as hung:
-                    async for _ in hung:
-                        pass
-            except BrokerError:
-                await trial.step()
-
     async with aclosing(join(trial, a, "a")) as seen:
-        staying = trial.start(stay())
+        staying = trial.start(stay(trial, b, "b"))
         await until(trial, seen, {"a", "b"})
         await trial.rig.hang(b)
         await trial.in_time(trial.start(until(trial, seen, {"a"})), trial.rig.lease * 1.1)
         change = trial.start(until(trial, seen, {"a", "b"}))
         await trial.rig.resume(b)
         await trial.in_time(change, trial.rig.lease)
+        await trial.stop(staying)
+
+
+@prop(Profile.PEERS, Capability.PEERS)
+async def a_member_that_leaves_is_gone_long_before_its_lease_would_have_ended(trial: Trial) -> None:
+    a, b = await trial.open(), await trial.open()
+    async with aclosing(join(trial, a, "a")) as seen:
+        await until(trial, seen, {"a"})
+        async with aclosing(peers(b).peers(trial.name("g"), "b", LONG_LEASE)) as leaving:
+            await until(trial, leaving, {"a", "b"})
+            await until(trial, seen, {"a", "b"})
+        await until(trial, seen, {"a"})
+
+
+@prop(Profile.PEERS, Capability.PEERS, cases=BLOCKED)
+async def a_member_stays_while_its_event_loop_is_blocked(trial: Trial, computing: bool) -> None:
+    a, b = await trial.open(), await trial.open_elsewhere()
+    async with aclosing(join(trial, a, "a")) as seen:
+        staying = trial.start(stay(trial, b, "b"))
+        await until(trial, seen, {"a", "b"})
+        change = trial.start(until(trial, seen, {"a"}))
+        await trial.rig.block(b, 3 * trial.rig.lease, computing)
+        assert not change.done(), "it was given up"
+        await trial.stop(change)
+        await trial.stop(staying)
+
+
+@prop(Profile.PEERS, Capability.PEERS)
+async def a_member_whose_event_loop_is_stuck_is_gone_and_comes_back_when_it_turns(trial: Trial) -> None:
+    a, b = await trial.open(), await trial.open_impatient(2 * trial.rig.lease)
+    async with aclosing(join(trial, a, "a")) as seen:
+        staying = trial.start(stay(trial, b, "b"))
+        await until(trial, seen, {"a", "b"})
+        blocked = trial.start(trial.rig.block(b, 5 * trial.rig.lease, False))
+        await until(trial, seen, {"a"})
+        await until(trial, seen, {"a", "b"})
+        await blocked
         await trial.stop(staying)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from thalweg.capabilities import Held, Role
+from thalweg.errors import Superseded
 from thalweg.transports.memory.locks import MemoryLock
 
 from .base import Seeded, caught_by
@@ -90,7 +91,13 @@ class LostIsNeverSet(Seeded):
 
 
 class Believer(Numbered):
+    """tells: whether the broker hears of its release."""
+
     released = False
+
+    def __init__(self, held: Held, number: int, tells: bool = True) -> None:
+        super().__init__(held, number)
+        self.tells = tells
 
     @property
     def lost(self) -> asyncio.Event:
@@ -101,7 +108,8 @@ class Believer(Numbered):
 
     async def release(self) -> None:
         self.released = True
-        await super().release()
+        if self.tells:
+            await super().release()
 
 
 @caught_by("closing_a_transport_frees_its_locks_at_once_and_says_so")
@@ -111,6 +119,52 @@ class CloseKeepsLocks(Seeded):
             for leased in [one for one in self.session._leased if isinstance(one, MemoryLock)]:
                 del self.session._leased[leased]
         await super().close()
+
+
+@caught_by("what_is_given_back_is_free_long_before_its_lease_would_have_ended")
+class ReleasedLocksRunOut(Seeded):
+    """Releasing is no more than not renewing."""
+
+    async def try_lock(self, name: str, lease: float) -> Held | None:
+        held = await super().try_lock(name, lease)
+        return None if held is None else Believer(held, held.number, tells=False)
+
+
+@caught_by("many_locks_of_one_holder_are_all_kept_while_others_come_and_go")
+class RenewsSixtyFour(Seeded):
+    """What came later is renewed when it is too late."""
+
+    async def try_lock(self, name: str, lease: float) -> Held | None:
+        held = await super().try_lock(name, lease)
+        if held is not None and len(self.broker._locks) > 64:
+            self.broker.clock.call_later(lease, held.expire)  # type: ignore[attr-defined]
+        return held
+
+
+@caught_by("a_lock_outlasts_a_broken_network_for_less_than_its_lease_or_its_holder_knows")
+class LocksEndWithTheConnection(Seeded):
+    """And nobody is told."""
+
+    def cut(self) -> None:
+        for name in [name for name, lock in self.broker._locks.items() if lock.session is self.session]:
+            del self.broker._locks[name]
+        super().cut()
+
+
+@caught_by("a_holder_cut_off_for_longer_than_the_lease_knows_that_its_lock_is_lost")
+class BelievesWhileNobodySaysOtherwise(Seeded):
+    async def try_lock(self, name: str, lease: float) -> Held | None:
+        held = await super().try_lock(name, lease)
+        return None if held is None else Believer(held, held.number)
+
+
+@caught_by("a_member_that_leaves_is_gone_long_before_its_lease_would_have_ended")
+class LeavesWithoutAWord(Seeded):
+    async def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
+        members = super().peers(group, me, lease)
+        self.broker.faults.left = members  # type: ignore[attr-defined]  # nobody closes it
+        async for seen in members:
+            yield seen
 
 
 @caught_by("a_killed_member_is_gone_when_its_lease_has_ended_and_a_living_one_stays")
@@ -182,5 +236,30 @@ class StopsTheWorld(Seeded):
                     yield frozenset(list(share)[:1])
                 before = share
                 yield share
+        finally:
+            await shares.aclose()
+
+
+@caught_by("a_worker_that_comes_back_under_its_id_finds_its_tasks_and_moves_none", "grouped=true")
+class ForgetsWhoComesBack(Seeded):
+    """Worker ids count for nothing."""
+
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        return super().tasks(group, n, me, lease)
+
+
+@caught_by("of_two_members_of_one_worker_id_the_newer_has_the_tasks_and_the_older_is_told", "grouped=true")
+class TheOlderIsNotTold(Seeded):
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        shares = super().tasks(group, n, me, lease, role)
+        try:
+            async for share in shares:
+                yield share
+        except Superseded:
+            await asyncio.get_running_loop().create_future()
         finally:
             await shares.aclose()

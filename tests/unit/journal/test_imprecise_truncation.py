@@ -13,8 +13,8 @@ from thalweg.journal.records import Begin, End, Entry, Marker, Part, Rows, messa
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import below, prefix
 from thalweg.message import Message
-from thalweg.runtime import task as task_module
-from thalweg.runtime.task import _Replay
+from thalweg.runtime import replay as replay_module
+from thalweg.runtime.replay import Replay
 from thalweg.stores.memory import MemoryStores
 from thalweg.testing import AppTest
 from thalweg.transports.memory import MemoryTransport
@@ -80,14 +80,14 @@ async def test_the_snapshot_of_the_newest_owner_counts(transport: MemoryTranspor
 async def test_a_store_is_filled_from_it_whatever_it_was_given_before(
     transport: MemoryTransport, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_module, "REPLAY_ROWS", rows_at_once)
+    monkeypatch.setattr(replay_module, "REPLAY_ROWS", rows_at_once)
     log = await kept(transport)
     store = MemoryStores().open("s")
-    replay = _Replay(OneByOne(log), 0, store)
+    replay = Replay(OneByOne(log), 0, store)
     await replay.to_end()
     assert {key.removeprefix(SUMS).decode(): int(value) for key, value in store.scan(SUMS, below(SUMS))} == STATE
     assert replay.fold.marker == OWNER
-    again = _Replay(OneByOne(log), 0, store)  # and it is taken up where it stands
+    again = Replay(OneByOne(log), 0, store)  # and it is taken up where it stands
     await again.to_end()
     assert (again.fold.marker, again.fold.number) == (OWNER, replay.fold.number)
 
@@ -110,7 +110,7 @@ async def test_a_program_goes_on_from_it(transport: MemoryTransport) -> None:
 async def test_a_store_that_was_filled_in_the_midst_of_pieces_is_not_taken_for_having_them(
     transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_module, "REPLAY_ROWS", 0)
+    monkeypatch.setattr(replay_module, "REPLAY_ROWS", 0)
     await transport.declare([TopicSpec(JOURNAL, partitions=1)])
     log = await transport.log(JOURNAL)
     small = Rows(b"", 0, {SUMS + b"a": b"1"}, True)
@@ -119,10 +119,10 @@ async def test_a_store_that_was_filled_in_the_midst_of_pieces_is_not_taken_for_h
     assert len(pieces) > 3
     await log.append({0: [Message(encode(OWNER)), *pieces]})
     store = MemoryStores().open("s")
-    dying = _Replay(OneByOne(log), 0, store)
+    dying = Replay(OneByOne(log), 0, store)
     for _ in range(3):  # the process dies while it replays
         await dying._step(0)
-    await _Replay(OneByOne(log), 0, store).to_end()
+    await Replay(OneByOne(log), 0, store).to_end()
     assert len(list(store.scan(SUMS, below(SUMS)))) == 21
 
 

@@ -12,7 +12,9 @@ from thalweg.clock import VirtualClock
 from thalweg.journal.records import Marker
 from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
-from thalweg.runtime.task import Task, _Replay
+from thalweg.runtime.replay import Replay
+from thalweg.runtime.roster import Plan, as_message
+from thalweg.runtime.task import Task
 
 
 def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
@@ -603,7 +605,7 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
             for epoch, token in ((1 << 50, b"ours"), (1 << 51, b"theirs"))
         ]
         await journal.append({0: [Message(encode(marker)) for marker in markers]})
-        replay = _Replay(journal, 0, store)
+        replay = Replay(journal, 0, store)
         async with asyncio.timeout(1):
             await replay.to_marker(b"ours")
         assert replay.fold.marker == markers[0]
@@ -623,7 +625,8 @@ async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_firs
         worker, task = t._worker, the_task(t)
         await source.send("a", key="k")
         await t.settle()
-        worker.ownership._want([])  # the others have it now
+        others = Plan("other", 1000, 1, {"1": ("other",)}, {}, ("other",))
+        await worker.send_now(worker.roster.topic, {0: [as_message(others, t.clock)]})
         await t.settle()
         stopping = asyncio.ensure_future(worker.stop())
         await t.settle()

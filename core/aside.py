@@ -1,4 +1,4 @@
-"""A thread with an event loop of its own: what is done there goes on while the main event loop is busy, or blocked."""
+"""For drivers: a thread with an event loop of its own. What runs there goes on while the main one is blocked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from thalweg.errors import BrokerError
+from .errors import BrokerError
 
 __all__ = ["Aside"]
 
@@ -25,8 +25,13 @@ class Aside:
         self._thread: threading.Thread | None = None
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it in the thread. Cancelled, it is cancelled there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+        """Do it in the thread. Cancelled, it is cancelled there. Raises `BrokerError` if the thread has ended."""
+        try:
+            running = asyncio.run_coroutine_threadsafe(work, self._started())
+        except BrokerError:
+            work.close()
+            raise
+        return await asyncio.wrap_future(running)
 
     def do(self, function: Callable[..., object], *arguments: object) -> None:
         """Call it in the thread, soon."""
@@ -36,6 +41,10 @@ class Aside:
         """From the thread: call it in the main event loop."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks
             self._main.call_soon_threadsafe(function)
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
 
     @property
     def is_orphan(self) -> bool:
@@ -51,10 +60,10 @@ class Aside:
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        if self._thread is None:
+        if self._thread is None and not self._loop.is_closed():
             self._thread = threading.Thread(target=self._turn, name=self._name, daemon=True)
             self._thread.start()
-        elif not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             raise BrokerError("this process was forked, or the transport closed: open a transport of its own")
         return self._loop
 

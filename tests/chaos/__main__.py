@@ -1,0 +1,59 @@
+"""Faults by a seeded plan, on brokers of the run's own: `make chaos SEEDS=20 SEED=1 BROKER=kafka,redis ROUNDS=2`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+
+from chaos.history import Failure
+from chaos.run import Run, run
+from chaos.servers import KINDS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--broker", default=",".join(KINDS), help="some of these (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many runs on each broker (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the first run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each fault comes in a run (default: 1)")
+    options = parser.parse_args()
+    kinds = options.broker.split(",")
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        parser.error(f"no such broker: {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    return asyncio.run(all_runs(kinds, range(options.seed, options.seed + options.seeds), options.rounds))
+
+
+async def all_runs(kinds: list[str], seeds: range, rounds: int) -> int:
+    failures = 0
+    for seed in seeds:
+        for kind in kinds:
+            if lacking := KINDS[kind].lacking():
+                print(f"{kind}: {lacking}", file=sys.stderr, flush=True)
+                failures += 1
+                continue
+            began = time.monotonic()
+            try:
+                done = await run(kind, seed, rounds)
+            except Failure as failure:
+                failures += 1
+                print(f"FAILED after {time.monotonic() - began:.0f} s: {failure}", flush=True)
+            else:
+                print(f"ok {kind} seed {seed}, {time.monotonic() - began:.0f} s: {summary(done)}", flush=True)
+    return min(failures, 100)
+
+
+def summary(done: Run) -> str:
+    marks = sum(len(claims) for claims in done.history.owners.values())
+    lines = [f"{done.watcher.seen} receipts, {marks} claims, {done.audit.strays} records of stale owners"]
+    lines += [
+        f"    {t.fault.lower():4} of the owner of {t.partitions}: taken over after {t.taken:.2f} s; "
+        f"the others' longest gap {t.gap:.2f} s"
+        for t in done.takeovers
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

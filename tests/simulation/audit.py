@@ -1,0 +1,135 @@
+"""What must always hold, looked at while it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from thalweg.journal.records import Fold
+from thalweg.journal.writer import JournalKey
+from thalweg.runtime.task import Cut, Task, TaskKey
+from thalweg.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+__all__ = ["Audit"]
+
+ENOUGH = 5
+"""So many violations of one seed are noted."""
+
+
+class Audit:
+    """Reads every journal as it grows, and asks the workers what they take for theirs."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.violations: list[str] = []
+        self.moves: list[tuple[float, str, str, TaskKey]] = []
+        """When which worker opened or closed which task."""
+        self.commits = 0
+        self._journals: dict[JournalKey, _Journal] = {}
+
+    def violated(self, what: str) -> None:
+        if len(self.violations) < ENOUGH:
+            self.violations.append(f"{self._cluster.loop.time():.3f} {what}")
+        self._cluster.note(f"VIOLATED: {what}")
+
+    # --- journals --------------------------------------------------------------------------------------------
+
+    def written(self, topics: Iterable[str]) -> None:
+        """Something was written to these logs."""
+        for topic in topics:
+            if "-journal-" in topic:
+                self._read_on(topic)
+
+    def _read_on(self, topic: str) -> None:
+        for partition in self._cluster.broker.log(topic).partitions:
+            journal = self._journals.setdefault((topic, partition.number), _Journal())
+            start = partition.index_after(journal.position)
+            if start is None:
+                continue
+            for index in range(start, len(partition.records)):
+                journal.position = partition.first + index * partition.step
+                journal.feed(partition.records[index].value)
+            if journal.stale and self._cluster.network.options.fencing:
+                self.violated(
+                    f"journal {topic}/{partition.number} took a record of a worker that was no owner any more"
+                )
+                journal.stale = False
+
+    def believed(self, task: Task, cut: Cut) -> None:
+        """A worker takes this for committed: then it must count for whoever reads the journal."""
+        self.commits += 1
+        journal = self._journals[task.journal]
+        if (cut.token, cut.number) not in journal.counted:
+            self.violated(f"task {task.key}: a worker believes in a commit that does not count")
+
+    # --- owners ----------------------------------------------------------------------------------------------
+
+    def owners(self) -> dict[TaskKey, list[str]]:
+        """Who would serve a read of each task now."""
+        cluster = self._cluster
+        running = [member for member in cluster.members if member.runs]
+        groups = next((m.worker._groups for m in cluster.members if m.worker is not None), {})
+        keys = [(group.name, index) for group in groups.values() for index in range(group.partitions)]
+        return {
+            key: [member.name for member in running if member.worker and member.worker.serving(*key) is not None]
+            for key in keys
+        }
+
+    def look_at_owners(self) -> None:
+        for key, owners in self.owners().items():
+            if len(owners) > 1:
+                self.violated(f"task {key} is served by {owners} at once")
+
+    def moved(self, worker: Worker, what: str, key: TaskKey) -> None:
+        cluster = self._cluster
+        name = next((m.name for m in cluster.members if m.program.app is worker.app), "?")
+        self.moves.append((cluster.loop.time(), name, what, key))
+        cluster.note(f"{name} {what} {key[0]}/{key[1]}")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Workers tell of what they do."""
+        committed, opens, closes = Task.committed, Worker._open_task, Worker._close_task
+        audit = self
+
+        def committed_(task: Task, cut: Cut, written: Any) -> None:
+            audit.believed(task, cut)
+            committed(task, cut, written)
+
+        async def opens_(worker: Worker, key: TaskKey) -> None:
+            audit.moved(worker, "opens", key)
+            await opens(worker, key)
+
+        async def closes_(worker: Worker, key: TaskKey, in_good_order: bool) -> None:
+            audit.moved(worker, "gives up" if in_good_order else "drops", key)
+            await closes(worker, key, in_good_order)
+
+        with (
+            patch.object(Task, "committed", committed_),
+            patch.object(Worker, "_open_task", opens_),
+            patch.object(Worker, "_close_task", closes_),
+        ):
+            yield
+
+
+class _Journal:
+    def __init__(self) -> None:
+        self.fold = Fold()
+        self.position: int | None = None
+        self.counted: set[tuple[bytes, int]] = set()
+        """(token, number) of all records that count."""
+        self.stale = False
+
+    def feed(self, data: bytes | None) -> None:
+        before = (self.fold.marker, self.fold.number)
+        self.fold.feed(data)
+        marker = self.fold.marker
+        if marker is None or (marker, self.fold.number) == before:
+            self.stale = True
+        else:
+            self.counted.add((marker.token, self.fold.number))

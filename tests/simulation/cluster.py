@@ -1,0 +1,202 @@
+"""Workers of one program, each an app with a connection of its own, as processes of a simulated loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from thalweg.clock import RealClock
+from thalweg.errors import BrokerError
+from thalweg.event import Event
+from thalweg.journal.inbox import Inbox
+from thalweg.runtime.worker import Worker
+from thalweg.starting import client_running, worker_running
+from thalweg.stores.memory import MemoryStores
+from thalweg.topic import Topic
+from thalweg.transports.memory import MemoryBroker, MemoryOptions
+
+from .audit import Audit
+from .loop import SimulatedLoop
+from .network import Network
+from .program import Program
+
+__all__ = ["START", "Cluster", "Member", "ProcessClock"]
+
+START = 1_577_836_800.0
+"""2020-01-01T00:00:00Z: when the simulation begins, in seconds since the epoch."""
+PACE = 2.0
+"""Seconds after which a worker that ended with an error is started again, as a supervisor does."""
+
+
+class ProcessClock(RealClock):
+    """The loop's virtual time, plus what this machine's clock is wrong by: `offset` seconds."""
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self._loop, self.offset = loop, 0.0
+
+    def now(self) -> float:
+        return START + self._loop.time() + self.offset
+
+
+class Member:
+    """One worker from its start to its end."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.program = cluster.new_program()
+        self.process = cluster.loop.process(name)
+        self.link = cluster.network.link(self.process)
+        self.clock = self.program.app.clock = ProcessClock(cluster.loop)
+        self.worker: Worker | None = None
+        self.done = False
+        self.leaving = asyncio.Event()
+        self._troubles: list[str] = []
+        self.task = cluster.loop.run_in(self.process, self._main())
+
+    @property
+    def alive(self) -> bool:
+        return not (self.process.dead or self.done)
+
+    @property
+    def runs(self) -> bool:
+        """It has started, and nothing keeps it from running now."""
+        return self.alive and self.worker is not None and not self.process.paused
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is wrong with it."""
+        return self.runs and not self._troubles and not self.leaving.is_set()
+
+    async def _main(self) -> None:
+        app, cluster = self.program.app, self.cluster
+        try:
+            async with worker_running(app, transport=self.link, stores=MemoryStores()) as worker:
+                self.worker = worker
+                cluster.note(f"{self.name} has started")
+                leaving = asyncio.ensure_future(self.leaving.wait())
+                await asyncio.wait([leaving, worker.failed], return_when=asyncio.FIRST_COMPLETED)
+                leaving.cancel()
+                if worker.failed.done():
+                    worker.failed.result()
+        except BrokerError as error:
+            cluster.note(f"{self.name} has ended: {error}")
+            cluster.again()
+        except Exception as error:
+            cluster.audit.violated(f"{self.name} ended with {error!r}")
+        finally:
+            self.done = True
+        cluster.note(f"{self.name} is gone")
+
+    # --- what befalls it -------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        self.cluster.loop.crash(self.process)
+        self.link.kill()
+
+    def pause(self) -> None:
+        self._troubles.append("paused")
+        self.cluster.loop.pause(self.process)
+        if self.link.session is not None:
+            self.link.stop()
+
+    def resume(self) -> None:
+        self._troubles.remove("paused")
+        if "cut" not in self._troubles:
+            self.link.heal()
+        self.cluster.loop.resume(self.process)
+        self.cluster.audit.look_at_owners()
+
+    def cut(self) -> None:
+        self._troubles.append("cut")
+        self.link.cut()
+
+    def heal(self) -> None:
+        self._troubles.remove("cut")
+        if "paused" not in self._troubles:
+            self.link.heal()
+
+    def leave(self) -> None:
+        self.leaving.set()
+
+
+class Cluster:
+    def __init__(
+        self, loop: SimulatedLoop, seed: str, options: MemoryOptions, lease: float, note: Callable[[str], None]
+    ) -> None:
+        self.loop, self.note = loop, note
+        self._seed, self.lease = seed, lease
+        self.clock = ProcessClock(loop)
+        self.broker = MemoryBroker(clock=self.clock, position_step=random.Random(f"{seed} step").choice([1, 3]))
+        self.network = Network(loop, self.broker, options, f"{seed} network")
+        self.members: list[Member] = []
+        self.audit = Audit(self)
+        self.network.written = self.audit.written
+        self.client = self.new_program()
+        self.starts = 0
+        """How many workers are wanted that have not been started yet."""
+
+    def new_program(self) -> Program:
+        program = Program(random.Random(f"{self._seed} program"), leads=True)
+        program.app.lease = self.lease
+        program.app.clock = self.clock
+        return program
+
+    # --- workers ---------------------------------------------------------------------------------------------
+
+    def start(self) -> Member:
+        member = Member(self, f"worker{len(self.members) + 1}")
+        self.members.append(member)
+        self.note(f"{member.name} starts")
+        return member
+
+    def again(self) -> None:
+        """A supervisor starts another worker after a while."""
+        self.starts += 1
+
+        def start() -> None:
+            self.starts -= 1
+            self.start()
+
+        self.network.later(PACE, start)
+
+    def alive(self) -> list[Member]:
+        return [member for member in self.members if member.alive]
+
+    # --- the client ------------------------------------------------------------------------------------------
+
+    def connected(self) -> Any:
+        """A context in which `client` can send: nothing ever goes wrong with its connection."""
+        app = self.client.app
+        app.broker = self.network.server
+        return client_running(app)
+
+    def sent(self, topic: Topic[str, int]) -> list[Event[int, str]]:
+        """What lies in a topic as an agent would see it: each message once."""
+        plan = topic._plan
+        inboxes = [Inbox(plan.name, partition) for partition in range(plan.partitions)]
+        return [
+            Event(plan, seen.record, partition, seen.position, plan.decode(seen.record.value or b""), None)
+            for partition, position, record in self.network.server.records(plan.name)
+            for seen in inboxes[partition].receive(position, record)
+        ]
+
+    async def differs(self) -> str:
+        """What is not yet, or not at all, as it ought to be at the end; empty if all is."""
+        if self.starts:
+            return f"{self.starts} workers have still to start"
+        running = [member for member in self.alive() if member.worker is not None and member.program.app.is_running]
+        for key, owners in self.audit.owners().items():
+            if len(owners) != 1:
+                return f"task {key} has the owners {owners}"
+        outcome = await self.client.outcome([member.program for member in running], self.sent)
+        return outcome.differs(self.client.expected())
+
+    def ticks(self) -> Iterator[tuple[str, float]]:
+        for member in self.members:
+            yield from ((member.name, tick) for tick in member.program.ticks)
+
+    def openings(self) -> Counter[str]:
+        return Counter(who for _, who, what, _ in self.audit.moves if what == "opens")

@@ -1,0 +1,185 @@
+"""Random programs, and the sequential model of what each of them ought to do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
+from thalweg.errors import ProcessDied
+
+__all__ = ["Bad", "Flaky", "Node", "Outcome", "Program"]
+
+
+class Flaky(Exception):
+    """Raised at an event's first attempt only."""
+
+
+class Bad(Exception):
+    """Raised at every attempt."""
+
+
+class Node:
+    """One agent of the program, with all that it does and what it ought to have done."""
+
+    def __init__(self, program: Program, number: int) -> None:
+        chance = program.chance
+        app = program.app
+        self.name = f"agent{number}"
+        self.concurrency = chance.choice([1, 1, 2, 3])
+        self.regroup = chance.random() < 0.3
+        self.flaky = chance.choice([0, 3, 5])
+        self.bad = chance.choice([0, 0, 4])
+        self.skips = chance.random() < 0.5
+        self.pauses = chance.choice([0, 0, 1, 3])
+        self.sleeps = chance.random() < 0.2
+        self.takes = chance.choice([0, 0, 0, 2]) if self.concurrency == 1 and not self.bad else 0
+        self.source = chance.choice(program.sources)
+        self.target = app.topic(f"target{number}", key=str, value=int)
+        shared = program.nodes and self.concurrency == 1 and chance.random() < 0.3
+        self.sums = program.nodes[-1].sums if shared else app.table(f"sums{number}", key=str, value=int, default=int)
+        self.lists = app.table(f"lists{number}", key=str, value=list[int], default=list)
+        self.failed_once: set[str] = set()
+        stream = self.source.stream()
+        if self.regroup:
+            stream = stream.group_by(lambda number: f"r{number % 4}", name=f"regroup{number}")
+        policy = Retry(None, backoff=0.1, on=(Flaky, ProcessDied)) | (Skip() if self.skips else DeadLetter())
+        body = self.take if self.takes else self.body
+        self.agent = app.agent(stream, name=self.name, concurrency=self.concurrency, on_error=policy)(body)
+
+    def key_of(self, key: str, number: int) -> str:
+        return f"r{number % 4}" if self.regroup else key
+
+    def in_order(self, lists: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        """As they can be compared: events of different partitions come together in a regrouping in any order."""
+        return {key: sorted(numbers) if self.regroup else list(numbers) for key, numbers in lists.items()}
+
+    def fails(self, number: int) -> bool:
+        return bool(self.bad) and number % self.bad == 1
+
+    async def body(self, stream: Stream[int]) -> AsyncIterator[int]:
+        async for event in stream.events():
+            await self.handle(event)
+            yield self.sums[event.key]
+
+    async def take(self, stream: Stream[int]) -> None:
+        async for events in stream.events().take(self.takes, within=1.0):
+            for event in events:
+                await self.handle(event)
+
+    async def handle(self, event: object) -> None:
+        key, number = event.key, event.value  # type: ignore[attr-defined]
+        before = self.sums[key]
+        await self.target.send(number, key=key)
+        for _ in range(self.pauses):
+            await asyncio.sleep(0)
+        if self.sleeps:
+            await self.agent._app.sleep(0.05)
+        self.lists[key].append(number)
+        self.sums[key] = before + number
+        if self.flaky and number % self.flaky == 0 and event.id not in self.failed_once:  # type: ignore[attr-defined]
+            self.failed_once.add(event.id)  # type: ignore[attr-defined]
+            raise Flaky(number)
+        if self.fails(number):
+            raise Bad(number)
+
+
+class Outcome(msgspec.Struct):
+    """What came of it: rows and outputs by agent, sums by table, dead letters by topic."""
+
+    lists: dict[str, dict[str, list[int]]] = {}
+    outputs: dict[str, dict[str, list[int]]] = {}
+    sums: dict[str, dict[str, int]] = {}
+    letters: dict[str, list[tuple[str, int]]] = {}
+
+    def differs(self, expected: Outcome) -> str:
+        """The first thing that is not as expected; empty if all is."""
+        for part in self.__struct_fields__:
+            real, wanted = getattr(self, part), getattr(expected, part)
+            for name in sorted(real.keys() | wanted.keys()):
+                if real.get(name) != wanted.get(name):
+                    return f"{part} of {name}: {real.get(name)}, expected {wanted.get(name)}"
+        return ""
+
+
+class Program:
+    """What it consists of comes from `chance`: the same state gives the same program.
+
+    leads: it also has timers and crontabs that run on the leader.
+    """
+
+    def __init__(self, chance: random.Random, leads: bool = False) -> None:
+        self.chance = chance
+        self.app = App("random", partitions=chance.choice([1, 1, 2, 3]), commit_interval=chance.choice([0.0, 0.1, 1.0]))
+        self.sources = [self.app.topic(f"source{n}", key=str, value=int) for n in range(chance.choice([1, 2]))]
+        self.nodes: list[Node] = []
+        for number in range(chance.choice([1, 2, 3])):
+            self.nodes.append(Node(self, number))
+        self.sent: list[tuple[str, str, int]] = []
+        self.ticks: list[float] = []
+        """When the leader's crontab has run."""
+        if leads:
+            self.app.crontab("* * * * *", on_leader=True)(self.tick)
+
+    async def tick(self) -> None:
+        self.ticks.append(self.app.now())
+
+    def expected(self) -> Outcome:
+        """What it ought to come to, given what was sent."""
+        outcome = Outcome()
+        sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        letters: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for node in self.nodes:
+            lists: dict[str, list[int]] = defaultdict(list)
+            for topic, key, number in self.sent:
+                if topic == node.source.name:
+                    key = node.key_of(key, number)
+                    if not node.fails(number):
+                        lists[key].append(number)
+                        sums[node.sums.name][key] += number
+                    elif not node.skips:
+                        letters[node.agent.plan.sources[0].topic.name].append((node.name, number))
+            outcome.lists[node.name] = outcome.outputs[node.name] = node.in_order(lists)
+        outcome.sums = {node.sums.name: _without_zeros(sums[node.sums.name]) for node in self.nodes}
+        outcome.letters = {name: sorted(found) for name, found in letters.items()}
+        return outcome
+
+    async def outcome(self, running: Sequence[Program], sent: Callable[[Topic[str, int]], Iterable[Event]]) -> Outcome:
+        """What it came to, where `running` are the workers' programs and this is one of them or a client's."""
+        outcome = Outcome()
+        for number, node in enumerate(self.nodes):
+            twins = [program.nodes[number] for program in running]
+            outcome.lists[node.name] = node.in_order(_together(twin.lists for twin in twins))
+            outputs: dict[str, list[int]] = defaultdict(list)
+            for event in sent(node.target):
+                outputs[event.key].append(event.value)
+            outcome.outputs[node.name] = node.in_order(outputs)
+            outcome.sums[node.sums.name] = _without_zeros(_together(twin.sums for twin in twins))
+            if node.bad and not node.skips:
+                source = node.agent.plan.sources[0].topic.name
+                outcome.letters[source] = sorted(
+                    [
+                        (letter.agent, int(letter.value or b""))
+                        async for letter in self.app.dead_letters(self.app.source(source))
+                    ]
+                )
+        outcome.letters = {name: letters for name, letters in outcome.letters.items() if letters}
+        return outcome
+
+
+def _together(tables: Iterable[Table[str, Any]]) -> dict[str, Any]:
+    """The rows of all workers. Raises AssertionError if two have the same one."""
+    together: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            assert key not in together, f"two workers serve {key!r} of table {table._plan.name!r}"
+            together[key] = value
+    return together
+
+
+def _without_zeros(sums: Mapping[str, int]) -> dict[str, int]:
+    return {key: value for key, value in sums.items() if value}
