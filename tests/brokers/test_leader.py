@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from subprocess import Popen
 
+import pytest
 from thalweg.capabilities import Logs
 from thalweg.errors import BrokerError
 from thalweg.journal.inbox import Inbox
