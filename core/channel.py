@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from .errors import BrokerError
+from .errors import BrokerError, TopicMismatch
 from .message import Delivery, Message
 
 __all__ = ["Capability", "Channel", "Limits", "TopicInfo", "TopicSpec", "Transport"]
@@ -33,10 +33,21 @@ class Limits(msgspec.Struct, frozen=True):
 
     message_bytes: largest `Message.size` it takes; None: no limit worth a check.
     commit_messages: how many messages (records and outputs) one `Fencing.commit` may carry; None: no limit.
+    lease: seconds; the broker honours no shorter lease, and one that hangs keeps what it has for so long.
     """
 
     message_bytes: int | None = None
     commit_messages: int | None = None
+    lease: float = 0.0
+
+    def lease_warning(self, lease: float) -> str | None:
+        """What to say of an app's lease that the broker does not honour."""
+        if lease >= self.lease:
+            return None
+        return (
+            f"lease={lease:g} is shorter than the broker allows: the tasks of a worker that hangs move after "
+            f"{self.lease:g} s; lower the broker's shortest session time-out if this is too long"
+        )
 
 
 class TopicSpec(msgspec.Struct, frozen=True):
@@ -67,6 +78,20 @@ class TopicSpec(msgspec.Struct, frozen=True):
             f"{kind} {self.name!r} is declared with declare=False, and {broker} has no such one: create it there, "
             "or leave declare=False out, and the program creates it"
         )
+
+    def check(self, queue: bool, partitions: int, broker: str) -> None:
+        """Raise TopicMismatch if what exists on the broker (as an error names it) is not what this asks for."""
+        if queue != self.queue:
+            kinds = {True: "a queue", False: "a topic (a log)"}
+            raise TopicMismatch(
+                f"{self.name!r} is {kinds[queue]} on {broker}, but is declared as {kinds[self.queue]}: use another "
+                "name for one of them"
+            )
+        if not queue and self.partitions not in (None, partitions):
+            raise TopicMismatch(
+                f"topic {self.name!r} has {partitions} partitions on {broker}, but is declared with {self.partitions}: "
+                f"declare partitions={partitions}, or leave it out to adopt what exists, or use another name"
+            )
 
 
 class TopicInfo(msgspec.Struct, frozen=True):

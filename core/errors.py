@@ -26,6 +26,7 @@ __all__ = [
     "StaleRead",
     "StoreError",
     "Superseded",
+    "TableMismatch",
     "ThalwegError",
     "TooManyOutputs",
     "TopicMismatch",
@@ -80,6 +81,10 @@ class OutsideEvent(ThalwegError):
 
 class WrongPartition(ThalwegError):
     """A table was used with a key that belongs to another partition than the event's."""
+
+
+class TableMismatch(WrongPartition):
+    """A table has another number of partitions than what the agent reads that uses it. No event could: it halts."""
 
 
 class WrongType(ThalwegError, TypeError):

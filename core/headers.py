@@ -6,17 +6,19 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
+from .errors import WrongType
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "PLACED", "POSITION", "REASON",
-    "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
+    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "PLACED", "POSITION",
+    "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"
 ID: Final = "thalweg-id"  # the event's id, where it is not its position
 ONLY: Final = "thalweg-only"  # the one agent this message is for
 ANSWERS: Final = "thalweg-answers"  # the agent asked: others that read the same topic do not answer
+ASKED: Final = "thalweg-asked"  # among answers: a question for a row, and who of those that read there is meant
 REPLY: Final = "thalweg-reply"  # where the answer goes
 CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
 PLACED: Final = "thalweg-placed"  # its sender named the partition, though it has a key
@@ -51,12 +53,16 @@ def hidden(headers: Headers) -> Headers:
 
 
 def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
-    """What a user may send: pairs of name and bytes, ours removed, text as UTF-8."""
+    """What a user may send: pairs of name and bytes, ours removed, text as UTF-8. Raises WrongType."""
     if not headers:
         return ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return tuple(
-        (name, value.encode() if isinstance(value, str) else value)
-        for name, value in pairs
-        if not name.startswith(PREFIX)
-    )
+    return tuple((name, _bytes(name, value)) for name, value in pairs if not name.startswith(PREFIX))
+
+
+def _bytes(name: str, value: str | bytes) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise WrongType(f"header {name!r}: expected str or bytes, got {type(value).__name__}")

@@ -6,7 +6,7 @@ import inspect
 import traceback
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points, metadata
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
 from stevedore.driver import DriverManager
@@ -132,22 +132,10 @@ def _installed(url: Url, kind: _Kind) -> Any:
 def _remedy(scheme: str, kind: _Kind) -> str:
     installed = sorted(entry_points(group=kind.group).names)
     text = f"Installed: {', '.join(f'{name}://' for name in installed)}"
-    offered = set(metadata("thalweg").get_all("Provides-Extra") or ())
-    if scheme in kind.extras:
-        extra = kind.extras[scheme]
-        if extra not in offered:
-            return f"{text}. {scheme}:// is planned, and not in this release"
-        return f'{text}. For this one: pip install "thalweg[{extra}]"'
     if kind is _STORES and scheme in _MIRRORS.extras:
         return f"{text}. {scheme}:// cannot be a store, which is local; it can be a table's mirror="
-    schemes: dict[str, list[str]] = {}
-    for name, extra in kind.extras.items():
-        if name not in installed and extra in offered:
-            schemes.setdefault(extra, []).append(f"{name}://")
-    ways = [f'pip install "thalweg[{extra}]" for {" ".join(names)}' for extra, names in sorted(schemes.items())]
-    meant = get_close_matches(scheme, [*installed, *kind.extras], n=1)
-    guess = f"Did you mean {meant[0]}://? " if meant else ""
-    return f"{guess}{text}. Others: {'; '.join(ways)}" if ways else guess + text
+    meant = get_close_matches(scheme, installed, n=1)
+    return f"Did you mean {meant[0]}://? {text}" if meant else text
 
 
 def _built(driver: Any, url: Url, kind: _Kind) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,15 +13,15 @@ import msgspec
 from .capabilities import Logs, require
 from .channel import Capability, TopicInfo, TopicSpec, Transport
 from .dead_letters import dead_letter_topic
-from .errors import ConfigurationError
+from .errors import BrokerError, ConfigurationError
 from .journal.leftovers import names_in, orphaned
 from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
+from .runtime import replies, roster
 from .runtime.clockwork import Clockwork
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
-from .runtime.replies import SUFFIX
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
@@ -39,6 +39,7 @@ __all__ = [
     "guarantee_of",
     "looking",
     "mirrored",
+    "topics_of",
     "worker_running",
 ]
 
@@ -75,6 +76,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
         await transport.open()
         stack.push_async_callback(transport.close)
         existing = {info.name: info for info in await transport.topics()}
+        existing |= await _of_others(app, transport, existing)
         for plan in app.topics.values():
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
@@ -88,6 +90,16 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
         app.set_running(running)
         stack.callback(app.set_running, None)
         yield existing
+
+
+async def _of_others(app: App, transport: Transport, listed: Mapping[str, TopicInfo]) -> dict[str, TopicInfo]:
+    """What is declared with declare=False and exists, though under a name of its own, so that it is not listed."""
+    found: dict[str, TopicInfo] = {}
+    for plan in app.topics.values():
+        if not plan.spec.declare and plan.name not in listed:
+            with suppress(BrokerError):  # there is none
+                (found[plan.name],) = await transport.declare([plan.spec])
+    return found
 
 
 @asynccontextmanager
@@ -257,7 +269,10 @@ async def _declare(app: App, transport: Transport) -> None:
     if not has_log:
         internal: list[TopicSpec] = []
     else:
-        internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
+        internal = [
+            TopicSpec(app.id + replies.SUFFIX, None, app.default_partitions, retention=600.0),
+            TopicSpec(app.id + roster.SUFFIX, 1, retention=600.0),
+        ]
         for group in groups_of(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
@@ -308,8 +323,20 @@ def _place_tables(app: App) -> None:
     app.resolve_partitions()
     for name, table in app.tables.items():
         like = app.table_like[name]
-        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or app.default_partitions
+        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
         table.group = str(table.partitions)
+
+
+def _by_use(app: App, table: str) -> int:
+    """The partitions of the topics that the agents read which use the table, if these agree."""
+    counts = {topic.partitions for topic in topics_of(app, table)}
+    return counts.pop() if len(counts) == 1 else app.default_partitions
+
+
+def topics_of(app: App, table: str) -> Sequence[TopicPlan]:
+    """What the agents read whose code mentions the table; if none does, what all agents read."""
+    users = [agent for agent in app.agents.values() if table in agent.plan.tables] or app.agents.values()
+    return [source.topic for agent in users for source in agent.plan.sources if not source.topic.spec.queue]
 
 
 def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
@@ -379,6 +406,9 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        worker_id=app.worker_id,
+        zone=app.zone,
+        assignor=app.assignor,
         failures=failures,
     )
 
@@ -397,4 +427,6 @@ def _make_worker(
         running.replies.deliver,
         dead_letters,
         running.send_any,
+        running.roster,
+        running.hear_answers,
     )

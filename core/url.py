@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, TypeVar, get_args, get_origin
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -94,18 +96,21 @@ class Url:
     def options(self, into: type[O]) -> O:
         """The query as the driver's `Struct` of options.
 
-        Raises `UnknownOption` naming the option, the value seen (unless secret) and the known ones with their types.
+        Raises `UnknownOption` naming the option, the value seen (unless secret) and what may be said instead.
         """
         fields = {field.encode_name: field for field in msgspec.structs.fields(into)}
         known = ", ".join(f"{name} ({_type_name(field.type)})" for name, field in fields.items()) or "none"
         values: dict[str, object] = {}
         for name, text in self.query.items():
             if name not in fields:
-                raise UnknownOption(f"{self.scheme}:// has no option {name!r}; its options: {known}")
+                close = get_close_matches(name, fields, n=1)
+                meant = f". Did you mean {close[0]!r}? Its" if close else "; its"
+                raise UnknownOption(f"{self.scheme}:// has no option {name!r}{meant} options: {known}")
             values[name], problem = _convert(text, fields[name].type)
             if problem:
                 seen = f"{name}=***" if _is_secret(name, text) else f"{name}={text!r}: {problem}"
-                raise UnknownOption(f"{self.scheme}:// cannot use option {seen}; its options: {known}")
+                may_be = _type_name(fields[name].type)
+                raise UnknownOption(f"{self.scheme}:// cannot use option {seen}; it may be: {may_be}")
         options, problem = _convert(values, into)
         if options is None:
             raise UnknownOption(f"{self.scheme}:// options: {self.redact(problem)}; its options: {known}")
@@ -165,6 +170,11 @@ def _convert(value: object, into: type[T]) -> tuple[T | None, str]:
 
 
 def _type_name(kind: object) -> str:
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin in (Union, UnionType):  # what a query says is never None
+        return "|".join(_type_name(argument) for argument in arguments if argument is not NoneType)
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -70,7 +70,7 @@ class PostgresMirrors:
         return PostgresMirror(self._database, table, schema)
 
     async def check(self) -> str:
-        async with self._database.transaction("SELECT") as connection:
+        async with self._database.transaction("") as connection:
             return f"PostgreSQL {await connection.fetchval('SHOW server_version')} at {self._database.place}"
 
     async def close(self) -> None:
@@ -252,7 +252,7 @@ class _Database:
 
     def _explain(self, error: object, about: str) -> MirrorError:
         said = self._url.redact(str(error) or type(error).__name__)
-        return MirrorError(f"the mirror {about} on PostgreSQL at {self.place}: {said}")
+        return MirrorError(f"the mirror on PostgreSQL at {self.place}: {f'{about}: ' if about else ''}{said}")
 
     async def _opened(self) -> Any:
         async with self._opening:

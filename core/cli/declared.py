@@ -9,6 +9,7 @@ import typer
 from thalweg.agent import Agent
 from thalweg.app import App
 from thalweg.plan import TopicPlan
+from thalweg.starting import topics_of
 
 from .session import session_of
 
@@ -55,7 +56,9 @@ def table_rows(app: App) -> list[dict[str, Any]]:
         if isinstance(like, TopicPlan):
             partitions: int | str = plan.partitions or f"as topic {like.name}"
         else:
-            partitions = plan.partitions or like or app.default_partitions
+            feeding = sorted({topic.name for topic in topics_of(app, name)})
+            as_fed = f"as topic {', '.join(feeding)}" if feeding else app.default_partitions
+            partitions = plan.partitions or like or as_fed
         kind = "of a topic" if f"table-{name}" in app.agents else "own"
         rows.append({"table": name, "partitions": partitions, "kind": kind, "default": plan.default is not None})
     rows.extend(

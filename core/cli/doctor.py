@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import typer
 from rich.text import Text
 from thalweg.app import App
-from thalweg.channel import Capability, TopicInfo, Transport
+from thalweg.channel import Capability, TopicInfo, TopicSpec, Transport
 from thalweg.dead_letters import dead_letter_topic
-from thalweg.errors import MirrorError, ThalwegError
+from thalweg.errors import MirrorError, ThalwegError, TopicMismatch
 from thalweg.registry import load_mirrors, load_stores, load_transport
 from thalweg.starting import check_leftovers, check_needs, groups_of, looking, mirrored
 
@@ -127,6 +127,8 @@ def _offers(app: App, transport: Transport) -> Iterator[Finding]:
         yield Finding(Verdict.NOTE, "largest commit", f"{transport.limits.commit_messages:,} messages")
     for text in transport.warnings:
         yield Finding(Verdict.WARNING, "broker", text)
+    if said := transport.limits.lease_warning(app.lease):
+        yield Finding(Verdict.WARNING, "lease", said)
 
 
 def _made_up_for(transport: Transport) -> frozenset[Capability]:
@@ -163,19 +165,19 @@ def _topics(app: App, existing: Mapping[str, TopicInfo]) -> Iterator[Finding]:
         elif found is None:
             partitions = "" if spec.queue else f" with {plan.partitions} partitions"
             yield Finding(Verdict.NOTE, f"{kind} {plan.name}", f"will be created{partitions}")
-        elif found.queue != spec.queue:
-            there = "queue" if found.queue else "topic"
-            yield Finding(Verdict.PROBLEM, f"{kind} {plan.name}", f"exists as a {there}; rename one of them")
-        elif spec.partitions is not None and not spec.queue and spec.partitions != found.partitions:
-            yield Finding(
-                Verdict.PROBLEM,
-                f"{kind} {plan.name}",
-                f"exists with {found.partitions} partitions, declared with partitions={spec.partitions}; declare "
-                f"partitions={found.partitions}, or leave it out to adopt what exists",
-            )
+        elif (problem := _mismatch(spec, found)) is not None:
+            yield Finding(Verdict.PROBLEM, f"{kind} {plan.name}", problem)
         else:
             partitions = "" if spec.queue else f", {found.partitions} partitions"
             yield Finding(Verdict.OK, f"{kind} {plan.name}", f"exists{partitions}")
+
+
+def _mismatch(spec: TopicSpec, found: TopicInfo) -> str | None:
+    try:
+        spec.check(found.queue, found.partitions, "the broker")
+    except TopicMismatch as error:
+        return str(error)
+    return None
 
 
 async def _left(app: App, transport: Transport, existing: Mapping[str, TopicInfo]) -> AsyncIterator[Finding]:

@@ -12,6 +12,7 @@ from thalweg.dead_letters import dead_letter_topic
 from thalweg.runtime.replies import SUFFIX
 from thalweg.starting import looking
 
+from .counting import records_after
 from .session import session_of
 
 __all__ = ["records_in", "topics"]
@@ -27,7 +28,7 @@ def topics(
 ) -> None:
     """List the topics and queues on the broker, with the program's own that are still to be created.
 
-    `records` is how many a log holds at most: positions may have holes.
+    `records` are counted up to 10,000 a partition; beyond that estimated from these.
     """
     session = session_of(context)
     app = session.app()
@@ -55,8 +56,7 @@ async def _row(app: App, info: TopicInfo, existing: Mapping[str, TopicInfo]) -> 
         "state": state,
     }
     if app.running.has_log and not info.queue:
-        row["bounds"] = await _bounds(app, info)
-        row["records"] = sum(_held(ends) for ends in row["bounds"])
+        row["bounds"], row["records"] = await _bounds(app, info)
     letters = existing.get(dead_letter_topic(app.id, info.name))
     if letters is not None and app.running.has_log and not letters.queue:
         row["dead_letters"] = await records_in(app, letters)
@@ -64,22 +64,18 @@ async def _row(app: App, info: TopicInfo, existing: Mapping[str, TopicInfo]) -> 
 
 
 async def records_in(app: App, info: TopicInfo) -> int:
-    """How many records a log holds, at most."""
-    return sum(_held(ends) for ends in await _bounds(app, info))
+    """How many records a log holds. See `counting`."""
+    return (await _bounds(app, info))[1]
 
 
-async def _bounds(app: App, info: TopicInfo) -> list[tuple[int | None, int | None]]:
+async def _bounds(app: App, info: TopicInfo) -> tuple[list[tuple[int | None, int | None]], int]:
     log = await app.running.open_log(info.name)
     try:
         found = [await log.bounds(partition) for partition in range(info.partitions)]
-        return [(bounds.first, bounds.last) for bounds in found]
+        counts = await records_after(log, dict.fromkeys(range(info.partitions)))
+        return [(bounds.first, bounds.last) for bounds in found], sum(counts.values())
     finally:
         await log.close()
-
-
-def _held(ends: tuple[int | None, int | None]) -> int:
-    first, last = ends
-    return 0 if first is None or last is None else last - first + 1
 
 
 def _internal(app: App, name: str) -> bool:

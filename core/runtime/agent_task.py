@@ -14,7 +14,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.clock import Timer
 from thalweg.codec import explain
-from thalweg.errors import ConfigurationError, ProcessDied, TopicMismatch
+from thalweg.errors import ConfigurationError, ProcessDied, TableMismatch, TopicMismatch
 from thalweg.event import order_time
 from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch, Position, Record
@@ -443,6 +443,8 @@ class AgentTask:
         if self.task.settings.failures is not None:
             self.task.settings.failures(self.plan.name, error)
             return Decision(Action.SKIP, str(error))
+        if isinstance(error, TableMismatch):  # the program is wrong, and no event is to suffer for it
+            return Decision(Action.HALT, str(error))
         return self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
 
     async def _failed_outside(self, error: Exception) -> None:

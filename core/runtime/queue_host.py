@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from thalweg import headers as names
 from thalweg.capabilities import WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError, ConfigurationError, StaleDelivery
+from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
 from thalweg.message import Delivery, Message
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -37,11 +37,15 @@ LEASE = 30.0
 
 
 class _Done(msgspec.Struct):
-    """A finished event: what it sent and answered, then its acknowledgement."""
+    """A finished event: what it sent and answered, then its acknowledgement.
+
+    failed: what becomes of each delivery if what it sent cannot be; None for a dead letter.
+    """
 
     deliveries: list[Delivery]
     outputs: list[tuple[tuple[str, int], Message]]
     answers: list[Answer]
+    failed: Callable[[Exception], None] | None = None
 
 
 class _QueueInput:
@@ -294,7 +298,12 @@ class QueueRunner:
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
         answers: list[Answer] = [(self.plan, record, data) for record, data in lane.answers]
         deliveries = [self._release(lane, ticket) for ticket in tickets]
-        self._done.append(_Done(deliveries, list(lane.outputs), answers))
+
+        def failed(error: Exception) -> None:
+            for delivery, ticket in zip(deliveries, tickets, strict=True):
+                self._judge(delivery, ticket, lane, error, short_traceback(error))
+
+        self._done.append(_Done(deliveries, list(lane.outputs), answers, failed))
         self.outcomes.finished(len(tickets))
         self._settle.set()
 
@@ -337,6 +346,10 @@ class QueueRunner:
         self._end(lane, ticket, explain(self._input.topic.value, error, ticket.record.value or b""), "")
 
     def _end(self, lane: Lane, ticket: Ticket, error: Exception, trace: str) -> None:
+        self._judge(self._release(lane, ticket), ticket, lane, error, trace)
+
+    def _judge(self, delivery: Delivery, ticket: Ticket, lane: Lane, error: Exception, trace: str) -> None:
+        """What the policy says of an event that failed."""
         attempts = ticket.attempts + 1
         if self.settings.failures is not None:
             self.settings.failures(self.plan.name, error)
@@ -344,13 +357,11 @@ class QueueRunner:
         else:
             decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
         log_failure(self.plan.name, ticket, lane, attempts, decision, error)
-        delivery = self._release(lane, ticket)
         if decision.action is Action.RETRY:
             self._later(delivery, decision.delay)
             return
         if decision.action is Action.HALT:
-            self.draining = True
-            log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, decision.reason)
+            self._halt(decision.reason)
             return
         outputs: list[tuple[tuple[str, int], Message]] = []
         if decision.action is Action.DEAD_LETTER:
@@ -363,6 +374,10 @@ class QueueRunner:
             failure.append((self.plan, ticket.record, Failure(decision.reason, trace)))
         self._done.append(_Done([delivery], outputs, failure))
         self._settle.set()
+
+    def _halt(self, reason: str) -> None:
+        self.draining = True
+        log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, reason)
 
     def _later(self, delivery: Delivery, delay: float) -> None:
         """Deliver it again: by the broker where it can wait, else here."""
@@ -392,11 +407,12 @@ class QueueRunner:
     async def _settle_all(self, channel: Channel) -> None:
         """Send what finished events sent, then acknowledge, then answer: at least once."""
         backoff = 0.1
+        alone = False
         while True:
             await self._settle.wait()
             self._settle.clear()
             while self._done:
-                done = self._done[:]
+                done = self._done[:1] if alone else self._done[:]
                 try:
                     await self._send([output for event in done for output in event.outputs])
                     for event in done:
@@ -406,6 +422,12 @@ class QueueRunner:
                     backoff = 0.1
                 except StaleDelivery as error:
                     log.warning("agent %s: handled, and will be again: %s", self.plan.name, error)
+                except MessageTooLarge as error:  # for the broker has a limit that it did not tell
+                    alone = len(done) > 1  # to find the event that sent it
+                    if not alone:
+                        del self._done[0]
+                        self._refused(done[0], error)
+                    continue
                 except BrokerError as error:
                     self._worker.complaints.warn(
                         "settling", "agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error
@@ -417,9 +439,16 @@ class QueueRunner:
                     self._held.pop(id(delivery), None)
                 answers = [answer for event in done for answer in event.answers]
                 del self._done[: len(done)]
+                alone = alone and bool(self._done)
                 if answers:
                     self._worker.answer(answers)
             self._settled.set()
+
+    def _refused(self, event: _Done, error: MessageTooLarge) -> None:
+        if event.failed is not None:
+            event.failed(error)
+        else:
+            self._halt(f"a dead letter is too large, and what failed is kept: {error}")
 
     async def _send(self, outputs: Sequence[tuple[tuple[str, int], Message]]) -> None:
         by_topic: dict[str, dict[int, list[Message]]] = {}

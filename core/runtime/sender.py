@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from thalweg.capabilities import Log
+from thalweg.errors import MessageTooLarge
 from thalweg.message import Message
 
 __all__ = ["Sender"]
 
 Records = Mapping[int, Sequence[Message]]
+_Pending = tuple[Records, "asyncio.Future[None]"]
 
 
 class Sender:
@@ -37,7 +39,7 @@ class Sender:
 class _TopicSender:
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._pending: list[tuple[Records, asyncio.Future[None]]] = []
+        self._pending: list[_Pending] = []
         self._busy = False
         self._flushing: asyncio.Task[None] | None = None
 
@@ -59,24 +61,33 @@ class _TopicSender:
     async def _flush(self) -> None:
         while self._pending:
             pending, self._pending = self._pending, []
-            together: dict[int, list[Message]] = {}
-            for records, _ in pending:
-                for partition, messages in records.items():
-                    together.setdefault(partition, []).extend(messages)
-            error: BaseException | None = None
-            try:
-                await self._log.append(together, positions=False)
-            except BaseException as caught:
-                error = caught
-            for _, sent in pending:
-                if not sent.done():
-                    if error is None:
-                        sent.set_result(None)
-                    else:
-                        sent.set_exception(error)
-            if error is not None and not isinstance(error, Exception):
-                raise error
+            await self._append(pending)
         self._busy = False
+
+    async def _append(self, pending: Sequence[_Pending]) -> None:
+        together: dict[int, list[Message]] = {}
+        for records, _ in pending:
+            for partition, messages in records.items():
+                together.setdefault(partition, []).extend(messages)
+        error: BaseException | None = None
+        try:
+            await self._log.append(together, positions=False)
+        except MessageTooLarge as caught:
+            if len(pending) > 1:  # nothing was written: only those fail that must
+                for one in pending:
+                    await self._append([one])
+                return
+            error = caught
+        except BaseException as caught:
+            error = caught
+        for _, sent in pending:
+            if not sent.done():
+                if error is None:
+                    sent.set_result(None)
+                else:
+                    sent.set_exception(error)
+        if error is not None and not isinstance(error, Exception):
+            raise error
 
     async def close(self) -> None:
         if self._flushing is not None:

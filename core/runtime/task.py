@@ -29,7 +29,7 @@ from thalweg.errors import (
     Gap,
     HistoryChanged,
     StoreError,
-    WrongPartition,
+    TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.leftovers import orphaned
@@ -328,7 +328,7 @@ class Task:
     def table_of(self, agent: AgentTask, plan: TablePlan) -> TableState:
         state = self.tables.get(plan.name)
         if state is None:
-            raise WrongPartition(
+            raise TableMismatch(
                 f"table {plan.name!r} has {plan.partitions} partitions, but agent {agent.plan.name!r} reads a topic "
                 f"with {self.partitions}: declare the table with `like=` that topic (or "
                 f"`partitions={self.partitions}`)"

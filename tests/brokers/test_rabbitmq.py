@@ -33,6 +33,7 @@ from thalweg.errors import (
     UnknownOption,
 )
 from thalweg.message import Delivery, Message, QueueMessage
+from thalweg.starting import looking
 from thalweg.transports.rabbitmq import RabbitTransport
 from thalweg.transports.rabbitmq.cell import Cell
 from thalweg.transports.rabbitmq.connection import ConnectionLost
@@ -164,10 +165,9 @@ async def test_a_program_with_queues_retries_delays_and_buries(broker: str, tmp_
 
 
 async def test_a_worker_that_is_killed_and_one_that_is_stopped_lose_nothing(broker: str, tmp_path: Path) -> None:
-    broker += "&lease=3"
     count, notes = 2000, tmp_path / "notes"
-    program = make_letters(broker, str(notes))
-    workers = [start_worker(broker, notes) for _ in range(3)]
+    program = make_letters(broker, str(notes))  # without their short lease, for its loop may be late
+    workers = [start_worker(f"{broker}&lease=3", notes) for _ in range(3)]
     try:
         async with program.app.client():
             for start in range(0, count, 200):
@@ -499,6 +499,14 @@ async def test_the_documented_producer_and_consumer_of_queues_work(broker: str) 
     async with app, asyncio.timeout(30):
         await theirs["order"]()
         await theirs["receive"]()
+
+
+async def test_what_looks_without_touching_sees_the_queue_of_others(broker: str, theirs: str) -> None:
+    app = App("looks", broker=broker)
+    for name, queue in (("orders", theirs), ("missing", f"{theirs}-nope")):
+        app.queue(name, declare=False, options={"queue": queue})
+    async with looking(app) as existing:
+        assert {name: info.queue for name, info in existing.items() if name in app.topics} == {"orders": True}
 
 
 async def test_a_rejected_message_goes_where_the_existing_queue_sends_it(broker: str, theirs: str) -> None:

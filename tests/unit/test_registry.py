@@ -117,28 +117,6 @@ def test_an_unknown_scheme_lists_the_installed_ones() -> None:
         load_stores("leveldb:///x")
 
 
-EXTRAS = {
-    "amqp": "rabbitmq",
-    "amqps": "rabbitmq",
-    "kafka": "kafka",
-    "kafkas": "kafka",
-    "nats": "nats",
-    "redis": "redis",
-    "rediss": "redis",
-    "tls": "nats",
-}
-
-
-@pytest.mark.parametrize("scheme", sorted(EXTRAS.keys() - set(installed_transports())))
-def test_a_broker_that_is_not_installed_names_its_extra_if_this_release_has_it(scheme: str) -> None:
-    with pytest.raises(UnknownScheme, match="broker") as caught:
-        load_transport(f"{scheme}://user:hunter2@host")
-    offered = EXTRAS[scheme] in (metadata("thalweg").get_all("Provides-Extra") or ())
-    remedy = f'pip install "thalweg[{EXTRAS[scheme]}]"' if offered else "is planned, and not in this release"
-    assert remedy in str(caught.value)
-    assert "hunter2" not in str(caught.value)
-
-
 @pytest.mark.parametrize(("typo", "meant"), [("memmory", "memory"), ("sqlit", "sqlite"), ("redsi", "redis")])
 def test_a_typing_error_is_answered_with_what_was_meant(typo: str, meant: str) -> None:
     with pytest.raises(UnknownScheme, match=f"Did you mean {meant}://"):
@@ -151,11 +129,25 @@ def test_a_mirror_is_not_taken_for_a_store(scheme: str) -> None:
         load_stores(f"{scheme}://host")
 
 
-def test_a_missing_dependency_names_the_extra_that_brings_it(tmp_path: Path) -> None:
-    said = attempt(tmp_path, "rocksdb:///x", before="import sys; sys.modules['rocksdict'] = None")
-    assert said["error"].startswith("ConfigurationError: store rocksdb:///x")
-    assert 'pip install "thalweg[rocksdb]"' in said["error"]
-    assert said["cause"].startswith("ModuleNotFoundError")
+@pytest.mark.parametrize(
+    ("load", "scheme", "module", "extra"),
+    [
+        ("load_stores", "rocksdb", "rocksdict", "rocksdb"),
+        ("load_transport", "amqps", "aiormq", "rabbitmq"),
+        ("load_transport", "kafka", "aiokafka", "kafka"),
+        ("load_transport", "rediss", "hiredis", "redis"),
+        ("load_mirrors", "redis", "hiredis", "redis"),
+        ("load_mirrors", "postgresql", "asyncpg", "postgres"),
+    ],
+)
+def test_a_missing_dependency_names_the_extra_that_brings_it(
+    tmp_path: Path, load: str, scheme: str, module: str, extra: str
+) -> None:
+    said = attempt(tmp_path, f"{scheme}://u:hunter2@x", before=f"import sys; sys.modules['{module}'] = None", load=load)
+    assert f"{scheme}://u:***@x" in said["error"]
+    assert f'pip install "thalweg[{extra}]"' in said["error"]
+    assert extra in (metadata("thalweg").get_all("Provides-Extra") or ())
+    assert "hunter2" not in said["error"]
 
 
 def test_a_missing_dependency_is_named_to_who_imports_the_driver_itself(tmp_path: Path) -> None:

@@ -221,11 +221,12 @@ def test_options_are_typed() -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("lingr=1", ["'lingr'", "linger (float)", "acks (Literal['all', '1'])"]),
+        ("lingr=1", ["'lingr'. Did you mean 'linger'?", "linger (float)", "acks (all|1)", "batch (int)"]),
         ("linger=soon", ["linger='soon'", "float"]),
-        ("acks=2", ["acks='2'"]),
+        ("acks=2", ["acks='2'", "all|1"]),
         ("batch=0", ["batch='0'"]),
         ("linger=", ["linger=''"]),
+        ("nonsense=", ["'nonsense'; its options"]),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value_and_the_known_ones(query: str, said: list[str]) -> None:

@@ -49,6 +49,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _REMEDIES: Mapping[str, str] = {
     "ClusterAuthorizationFailedError": "let the user do this by an ACL on the cluster",
     "GroupAuthorizationFailedError": "let the user read this group by an ACL",
+    "IllegalSaslStateError": "this listener takes no user and password: leave them out, or name another port",
     "InvalidReplicationFactorError": "name another one by ?replication=",
     "InvalidTimestampError": "the topic takes only timestamps near its own clock (message.timestamp.*.max.ms)",
     "InvalidTopicError": "a topic whose name differs only in '.' and '_' may exist",
@@ -61,6 +62,9 @@ _REMEDIES: Mapping[str, str] = {
     "UnsupportedCodecError": 'install what it is compressed with: pip install "thalweg[kafka]"',
     "UnsupportedSaslMechanismError": "choose one that the broker has by ?sasl=",
 }
+
+
+_REFUSED = (kafka.SaslAuthenticationFailed, kafka.UnsupportedSaslMechanismError, kafka.IllegalSaslStateError)
 
 
 class Unreachable(BrokerError):
@@ -115,7 +119,8 @@ class Endpoint(msgspec.Struct, frozen=True):
         kind = type(error).__name__
         said = re.sub(r"^\[Error \d+\] ", "", str(error))
         if isinstance(error, kafka.BrokerResponseError):
-            said = said if said not in ("", type(error).message) else type(error).description or type(error).message
+            told = said not in ("", type(error).message) and "<AIOKafkaConnection" not in said
+            said = said if told else type(error).description or type(error).message
         remedy = _REMEDIES.get(kind)
         return f"Kafka at {self.place}: {what}{self.url.redact(said or kind)}{f' ({remedy})' if remedy else ''}"
 
@@ -296,7 +301,7 @@ class Cluster:
             raise Unreachable(
                 endpoint.explain(f"it cannot be reached: no answer within {endpoint.timeout:g} s")
             ) from None
-        except (kafka.SaslAuthenticationFailed, kafka.UnsupportedSaslMechanismError) as error:
+        except _REFUSED as error:
             self._pauses[address] = _LONGEST_PAUSE
             raise BrokerError(endpoint.explain(error)) from None
         except (OSError, kafka.KafkaError) as error:

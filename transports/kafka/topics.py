@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 from thalweg.channel import TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError
 
 from .connection import RETRIABLE, Cluster
 from .names import kafka_names, plain_name
@@ -175,15 +175,7 @@ class Topics:
 
     def _check(self, spec: TopicSpec, topic: Topic) -> None:
         """Raises TopicMismatch."""
-        place = self._cluster.endpoint.place
-        if topic.queue != spec.queue:
-            kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-            raise TopicMismatch(f"{spec.name!r} is a {kind} on Kafka at {place}, but is declared as a {wanted}")
-        if not spec.queue and spec.partitions not in (None, topic.partitions):
-            raise TopicMismatch(
-                f"topic {spec.name!r} has {topic.partitions} partitions on Kafka at {place}, but is declared with "
-                f"{spec.partitions}"
-            )
+        spec.check(topic.queue, topic.partitions, f"Kafka at {self._cluster.endpoint.place}")
 
     async def _create(self, specs: Sequence[TopicSpec]) -> None:
         brokers = len(self._cluster.brokers)

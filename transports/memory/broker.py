@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from thalweg.channel import TopicInfo, TopicSpec
 from thalweg.clock import Clock, RealClock
-from thalweg.errors import BrokerError, ConfigurationError, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError
 
 from .faults import Faults
 from .group import LogGroup
@@ -101,18 +101,7 @@ class MemoryBroker:
             if not spec.declare:
                 raise spec.absent("this memory broker")
             return
-        info = topic.info
-        if info.queue != spec.queue:
-            kinds = {True: "a queue", False: "a topic (a log)"}
-            raise TopicMismatch(
-                f"{spec.name!r} is {kinds[info.queue]} on the broker, and the program declares {kinds[spec.queue]}; "
-                "use another name for one of them"
-            )
-        if not spec.queue and spec.partitions not in (None, info.partitions):
-            raise TopicMismatch(
-                f"topic {spec.name!r} has {info.partitions} partitions, and the program declares {spec.partitions}; "
-                f"declare partitions={info.partitions} (or None, to adopt what exists) or use another name"
-            )
+        spec.check(topic.info.queue, topic.info.partitions, "this memory broker")
 
     def topics(self) -> list[TopicInfo]:
         return [self._topics[name].info for name in sorted(self._topics)]

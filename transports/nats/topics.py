@@ -108,17 +108,8 @@ class Topics:
                 raise answer
         for spec in specs:
             topic = topics[spec.name]
-            if topic is None:
-                continue
-            place = self._connection.endpoint.place
-            kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-            if kind != wanted:
-                raise TopicMismatch(f"{spec.name!r} is a {kind} on {place}, but is declared as a {wanted}")
-            if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
-                raise TopicMismatch(
-                    f"topic {spec.name!r} has {topic.partitions} partitions on {place}, but is declared with "
-                    f"{spec.partitions}"
-                )
+            if topic is not None:
+                spec.check(topic.queue, topic.partitions, f"NATS at {self._connection.endpoint.place}")
         return topics
 
     async def all(self) -> Sequence[TopicInfo]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.keeper import Keeper
 from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
@@ -283,16 +283,8 @@ class RabbitTransport:
             )
         if spec.options.get("type", "quorum") not in ("quorum", "classic"):
             raise ConfigurationError(f"{spec.name!r}: option type={spec.options['type']!r}; expected quorum or classic")
-        if topic is None:
-            return
-        kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-        if kind != wanted:
-            raise TopicMismatch(f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}")
-        if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
-            raise TopicMismatch(
-                f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
-                f"with {spec.partitions}"
-            )
+        if topic is not None:
+            spec.check(topic.queue, topic.partitions, f"RabbitMQ at {self._endpoint.place}")
 
     async def topics(self) -> Sequence[TopicInfo]:
         self._use()

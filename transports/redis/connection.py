@@ -42,6 +42,7 @@ _REMEDIES = {
     "WRONGPASS": "check user and password in the URL",
     "WRONGTYPE": "another program uses this key for something else; choose another ?prefix= or topic name",
 }
+_NO_PASSWORDS = "this server has no passwords: leave it out of the URL, or set one there (requirepass, ACL SETUSER)"
 
 
 class ConnectionLost(BrokerError):
@@ -74,7 +75,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         said = self.url.redact(str(error) or type(error).__name__)
         denied = "can't run this command" in said or "ACL failure" in said  # in a script
         kind = "NOPERM" if denied else said.partition(" ")[0]
-        remedy = _REMEDIES.get(kind)
+        remedy = _NO_PASSWORDS if "without any password configured" in str(error) else _REMEDIES.get(kind)
         return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
 
 

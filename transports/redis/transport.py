@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from thalweg.capabilities import Claim, Commit, Held, Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, Fenced
 from thalweg.message import Message, Position
 from thalweg.pulse import STUCK, Stuck
 from thalweg.tls import tls_context
@@ -215,16 +215,7 @@ class RedisTransport:
                 if not spec.declare:
                     raise spec.absent(f"Redis at {self._endpoint.place}")
                 continue
-            kind, wanted = ("queue" if topic.queue else "log"), ("queue" if spec.queue else "log")
-            if kind != wanted:
-                raise TopicMismatch(
-                    f"{spec.name!r} is a {kind} on {self._endpoint.place}, but is declared as a {wanted}"
-                )
-            if not spec.queue and spec.partitions is not None and spec.partitions != topic.partitions:
-                raise TopicMismatch(
-                    f"topic {spec.name!r} has {topic.partitions} partitions on {self._endpoint.place}, but is declared "
-                    f"with {spec.partitions}"
-                )
+            spec.check(topic.queue, topic.partitions, f"Redis at {self._endpoint.place}")
         return topics
 
     async def topics(self) -> Sequence[TopicInfo]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from thalweg.capabilities import Bounds
 from thalweg.channel import TopicInfo, TopicSpec
-from thalweg.errors import BrokerError, ConfigurationError, Gap, MessageTooLarge, TopicMismatch
+from thalweg.errors import BrokerError, ConfigurationError, Gap, MessageTooLarge
 from thalweg.message import Batch, Headers, Message, Position, QueueMessage
 
 from .database import Transaction
@@ -66,17 +66,7 @@ def _declare(transaction: Transaction, spec: TopicSpec) -> Topic:
         if not spec.declare:
             raise spec.absent("the file")
         return _create(transaction, spec)
-    if topic.queue != spec.queue:
-        kinds = {True: "a queue", False: "a topic (a log)"}
-        raise TopicMismatch(
-            f"{spec.name!r} is {kinds[topic.queue]} in the file, and is declared as {kinds[spec.queue]}; "
-            "use another name for one of them"
-        )
-    if not topic.queue and spec.partitions not in (None, topic.partitions):
-        raise TopicMismatch(
-            f"topic {spec.name!r} has {topic.partitions} partitions, and is declared with {spec.partitions}; "
-            f"declare partitions={topic.partitions} (or None, to adopt what exists), or use another name"
-        )
+    spec.check(topic.queue, topic.partitions, "this file")
     return topic
 
 

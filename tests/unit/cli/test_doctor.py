@@ -71,8 +71,8 @@ async def test_topics_that_exist_otherwise_are_problems(shell: Shell) -> None:
     done = shell.run("-A", "other:app", "--json", "doctor")
     assert done.returncode == 1
     found = problems([json.loads(line) for line in done.stdout.splitlines()])
-    assert "exists with 5 partitions, declared with partitions=3" in found["topic t"]
-    assert "exists as a queue" in found["topic q"]
+    assert "has 5 partitions on the broker, but is declared with 3: declare partitions=5" in found["topic t"]
+    assert "is a queue on the broker, but is declared as a topic" in found["topic q"]
     assert "2 problems" in done.stderr
 
 
