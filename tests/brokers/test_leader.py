@@ -13,7 +13,7 @@ from thalweg.errors import BrokerError
 from thalweg.journal.inbox import Inbox
 
 from brokers.program_runs import LONG, becomes, hang, opened, start_worker
-from brokers.ticking import SLOTS
+from brokers.ticking import TICKS
 
 
 async def sent(broker: str, topic: str) -> list[int]:
@@ -61,9 +61,9 @@ async def leaders_die(broker: str) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    slots = await sent(broker, SLOTS)
-    assert slots == sorted(set(slots))
-    assert len(slots) == len(await sent(broker, "leaders"))  # both of a run, or none
+    due = await sent(broker, TICKS)
+    assert due == sorted(set(due))
+    assert len(due) == len(await sent(broker, "leaders"))  # both of a run, or none
 
 
 @pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
