@@ -17,7 +17,7 @@ from thalweg.clock import Clock
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
-from .roster import BEAT, Here, Plan, Roster, as_message
+from .roster import BEAT, Here, Plan, Roster, as_messages
 from .settings import Settings
 
 __all__ = ["Coordinator", "Size"]
@@ -141,7 +141,7 @@ class Coordinator:
                 if said is not None and now >= repeat:
                     if (said.me, said.number) != (self._me, number):  # a predecessor's, which holds: now in our name
                         said = Plan(self._me, number, 1, said.owners, said.standbys, said.members)
-                    await self._send(self._roster.topic, {0: [as_message(said, self._clock)]})
+                    await self._send(self._roster.topic, {0: as_messages(said, self._clock, self._roster.limit)})
                     repeat = self._time() + BEAT
                 looks = [ends, *([] if said is None else [repeat]), *([due] if due > now else [])]
                 await self._until(min(looks), self._news.is_set)

@@ -13,8 +13,7 @@ from thalweg.clock import Clock
 from thalweg.errors import ThalwegError
 from thalweg.message import Message
 
-from .complaints import Complaints
-from .roster import BEAT, SUFFIX, Gone, Here, Word, as_message
+from .roster import BEAT, Gone, Here, Roster, Word, as_messages
 from .task import TaskKey
 
 __all__ = ["Presence"]
@@ -36,12 +35,10 @@ class Presence:
     here: the worker's last word, or what it is about to say.
     """
 
-    def __init__(
-        self, app_id: str, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock, complaints: Complaints
-    ) -> None:
+    def __init__(self, roster: Roster, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock) -> None:
         self.here = Here(me, worker_id, zone, socket.gethostname(), os.getpid(), since=round(clock.now() * 1000))
-        self._topic, self._send, self._clock = app_id + SUFFIX, send, clock
-        self._complaints = complaints
+        self._roster, self._send, self._clock = roster, send, clock
+        self._complaints = roster.complaints
         self._owned: set[TaskKey] = set()
         self._due = asyncio.Event()
         self._due.set()
@@ -102,7 +99,7 @@ class Presence:
         return self.here
 
     async def _write(self, word: Word) -> None:
-        await self._send(self._topic, {0: [as_message(word, self._clock)]})
+        await self._send(self._roster.topic, {0: as_messages(word, self._clock, self._roster.limit)})
 
     async def end(self) -> None:
         """The last word, once `run` has ended. What cannot be written now is not: others see by themselves."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ from thalweg.message import Message, Position, Record
 
 from .complaints import Complaints
 
-__all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_message"]
+__all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
 
 log = logging.getLogger("thalweg")
 
@@ -95,8 +97,48 @@ Word: TypeAlias = Here | Gone | Plan
 _decoder = msgspec.json.Decoder(Word)
 
 
-def as_message(word: Word, clock: Clock) -> Message:
-    return Message(msgspec.json.encode(word), word.me.encode(), timestamp=round(clock.now() * 1000))
+def as_messages(word: Word, clock: Clock, limit: int | None) -> list[Message]:
+    """A word as JSON; in pieces, if it is above the broker's limit of bytes a message: see `_Pieces`."""
+    key, now, data = word.me.encode(), round(clock.now() * 1000), msgspec.json.encode(word)
+    whole = Message(data, key, timestamp=now)
+    if limit is None or whole.size <= limit:
+        return [whole]
+    step = limit - (whole.size - len(data)) - _HEAD.size
+    if step < 1:
+        return [whole]  # which the broker refuses, naming its limit
+    id, starts = secrets.token_bytes(8), range(0, len(data), step)
+    return [
+        Message(_HEAD.pack(0, id, index, len(starts)) + data[start : start + step], key, timestamp=now)
+        for index, start in enumerate(starts)
+    ]
+
+
+_HEAD = struct.Struct(">B8sHH")
+"""Of a piece: a zero, where a whole word begins with a brace; the word's id; which piece, and of how many."""
+
+
+class _Pieces:
+    """Puts words together again, of each worker the last that it began."""
+
+    def __init__(self) -> None:
+        self._begun: dict[bytes | None, tuple[bytes, list[bytes]]] = {}
+
+    def take(self, record: Record) -> bytes | None:
+        """A whole word, if this record is one or completes one."""
+        data = record.value or b""
+        if data[:1] != b"\0" or len(data) < _HEAD.size:
+            return data
+        _, id, index, count = _HEAD.unpack_from(data)
+        if index == 0:
+            self._begun[record.key] = id, []
+        begun = self._begun.get(record.key)
+        if begun is None or begun[0] != id or index != len(begun[1]):
+            return None
+        begun[1].append(data[_HEAD.size :])
+        if len(begun[1]) < count:
+            return None
+        del self._begun[record.key]
+        return b"".join(begun[1])
 
 
 class Roster:
@@ -104,11 +146,14 @@ class Roster:
 
     workers: the last word of each worker that is there, by its `me`. heard: when it was said, by the worker's own
     clock, in seconds since the epoch. plan: the one in force, if there is one.
-    ready: set once the past has been read.
+    ready: set once the past has been read. limit: the largest message that the broker takes, in bytes.
     """
 
-    def __init__(self, app_id: str, open_log: Callable[[str], Awaitable[Log]], clock: Clock) -> None:
-        self.topic = app_id + SUFFIX
+    def __init__(
+        self, app_id: str, open_log: Callable[[str], Awaitable[Log]], clock: Clock, limit: int | None = None
+    ) -> None:
+        self.topic, self.limit = app_id + SUFFIX, limit
+        self._pieces = _Pieces()
         self.workers: dict[str, Here] = {}
         self.heard: dict[str, float] = {}
         self.plan: Plan | None = None
@@ -202,8 +247,11 @@ class Roster:
 
     def _hear(self, record: Record) -> bool:
         """Whether it tells anything new."""
+        data = self._pieces.take(record)
+        if data is None:
+            return False
         try:
-            word = _decoder.decode(record.value or b"")
+            word = _decoder.decode(data)
         except msgspec.DecodeError as error:  # of a later release, say
             self.complaints.warn("word", "a record of the roster was passed over: %s", error)
             return False

@@ -73,7 +73,7 @@ class Running:
         self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.mutexes = Mutexes(transport, app_id, clock, lease)
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
-        self.roster = Roster(app_id, self._open_log, clock)
+        self.roster = Roster(app_id, self._open_log, clock, self.message_bytes)
         """Nothing is read before its `start`."""
         self.table_questions = TableQuestions(self.replies, self.hear_answers, self.roster, clock, self._row)
 

@@ -123,7 +123,7 @@ class Worker:
             return None
         settings = self.settings
         me = self.me, settings.worker_id, settings.zone
-        return Presence(self.app_id, *me, self.send_now, settings.clock, self.roster.complaints)
+        return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
         transport, tasks = self.transport, (self._open_task, self._close_task)

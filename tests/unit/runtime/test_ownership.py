@@ -10,7 +10,7 @@ import pytest
 from thalweg.clock import VirtualClock
 from thalweg.errors import Superseded
 from thalweg.runtime.ownership import RETRY
-from thalweg.runtime.roster import Plan, as_message
+from thalweg.runtime.roster import Plan, as_messages
 from thalweg.runtime.worker import Worker
 from thalweg.transports.memory import MemoryTransport
 from town import Town, quiet
@@ -159,7 +159,9 @@ async def test_of_two_workers_of_one_id_the_newer_goes_on_and_the_older_learns_w
 async def test_a_plan_of_an_earlier_coordinator_counts_for_nothing(town: Town) -> None:
     async with town.worker() as worker:
         await town.read()
-        await town.append(as_message(Plan("zombie", 0, 99, {GROUP: ("zombie",) * 4}, {}, ("zombie",)), town.clock))
+        await town.append(
+            as_messages(Plan("zombie", 0, 99, {GROUP: ("zombie",) * 4}, {}, ("zombie",)), town.clock, None)[0]
+        )
         await town.advance(30)
         assert owned(worker) == ALL
 
@@ -168,7 +170,7 @@ async def test_a_plan_that_outdoes_the_coordinator_is_outdone_again(town: Town) 
     async with town.worker() as worker:
         await town.read()
         await town.append(
-            as_message(Plan("stranger", 999, 1, {GROUP: ("stranger",) * 4}, {}, ("stranger",)), town.clock)
+            as_messages(Plan("stranger", 999, 1, {GROUP: ("stranger",) * 4}, {}, ("stranger",)), town.clock, None)[0]
         )
         await town.advance(30)
         assert owned(worker) == ALL

@@ -13,7 +13,7 @@ from thalweg.journal.records import Marker
 from thalweg.journal.rows import CRASHES, encode
 from thalweg.message import Message
 from thalweg.runtime.replay import Replay
-from thalweg.runtime.roster import Plan, as_message
+from thalweg.runtime.roster import Plan, as_messages
 from thalweg.runtime.task import Task
 
 
@@ -626,7 +626,7 @@ async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_firs
         await source.send("a", key="k")
         await t.settle()
         others = Plan("other", 1000, 1, {"1": ("other",)}, {}, ("other",))
-        await worker.send_now(worker.roster.topic, {0: [as_message(others, t.clock)]})
+        await worker.send_now(worker.roster.topic, {0: [as_messages(others, t.clock, None)[0]]})
         await t.settle()
         stopping = asyncio.ensure_future(worker.stop())
         await t.settle()

@@ -9,7 +9,7 @@ import pytest
 from thalweg import App
 from thalweg.channel import TopicSpec
 from thalweg.message import Message
-from thalweg.runtime.roster import BACK, BEAT, Here, Plan, as_message
+from thalweg.runtime.roster import BACK, BEAT, Here, Plan, as_messages
 from thalweg.starting import worker_running
 from thalweg.transports.memory import MemoryOptions, MemoryTransport
 from town import START, Town, quiet, until
@@ -97,7 +97,7 @@ async def test_old_words_strange_ones_and_plans_of_older_coordinators_count_for_
     older = Here("x", said=6, owns={"4": (2,)})
     plans = [Plan("a", 2, 5, {"4": ("a",)}), Plan("z", 1, 9, {"4": ("z",)}), Plan("a", 2, 4, {"4": ("b",)})]
     strange = [Message(b"\xff"), Message(b'{"says":"new"}'), Message(None), Message(b"[]")]
-    await town.append(*strange, *(as_message(word, town.clock) for word in (news, older, *plans)))
+    await town.append(*strange, *(as_messages(word, town.clock, None)[0] for word in (news, older, *plans)))
     await until(lambda: "x" in roster.workers)
     assert roster.workers["x"] == news
     assert roster.plan == plans[0]
@@ -110,7 +110,7 @@ async def test_a_change_is_not_missed_and_a_word_repeated_is_none(town: Town) ->
         waiting = asyncio.ensure_future(roster.change())
         await town.advance(5 * BEAT)
         assert not waiting.done()
-        await town.append(as_message(Here("x", said=1), town.clock))
+        await town.append(as_messages(Here("x", said=1), town.clock, None)[0])
         await waiting
         assert "x" in roster.workers
 
@@ -125,3 +125,25 @@ async def test_without_a_log_there_is_no_roster_and_nothing_misses_it() -> None:
 
     async with worker_running(app, transport=MemoryTransport(town.broker, town.options)):
         assert all(info.name != "bank-workers" for info in town.broker.topics())
+
+
+@pytest.mark.parametrize("limit", [20, 60, 300])
+async def test_a_word_above_the_brokers_limit_goes_in_pieces_and_half_of_one_counts_for_nothing(
+    limit: int, town: Town
+) -> None:
+    town.broker.declare([TopicSpec("bank-workers", 1)])
+    roster = await town.read()
+    owns = {"g": tuple(range(200))}
+    first = as_messages(Here("x", said=1, owns=owns), town.clock, limit)
+    assert len(first) > 1
+    assert all(message.size <= limit for message in first)
+    await town.append(*first[:-1])
+    await quiet()
+    assert not roster.workers
+    await town.append(*as_messages(Here("y", said=1), town.clock, limit), *first[-1:])
+    await quiet()
+    assert roster.workers == {"x": Here("x", said=1, owns=owns), "y": Here("y", said=1)}
+    second = as_messages(Here("x", said=2, owns=owns), town.clock, limit)
+    await town.append(*second[:1], *as_messages(Here("x", said=3, pid=7), town.clock, limit), *second[1:])
+    await quiet()
+    assert roster.workers["x"] == Here("x", said=3, pid=7)
