@@ -609,7 +609,7 @@ async def test_an_owner_that_was_succeeded_while_it_claimed_finds_its_own_marker
         async with asyncio.timeout(1):
             await replay.to_marker(b"ours")
         assert replay.fold.marker is not None
-        assert replay.fold.marker.token == ours.token
+        assert replay.fold.marker.token == b"ours"
 
 
 async def test_a_worker_that_stops_while_it_hands_a_task_over_finishes_that_first() -> None:
