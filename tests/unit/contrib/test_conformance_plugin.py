@@ -120,12 +120,12 @@ def test_a_waived_failure_fails_nothing_and_stays_visible(folder: Folder) -> Non
 
 def test_workers_of_xdist_write_one_certificate(folder: Folder) -> None:
     done, certificate = folder.certificate(
-        "--thalweg-transport=memory://", "-n", "2", "--thalweg-profile=Ordered,Locks"
+        "--thalweg-transport=memory://", "-n", "2", "--thalweg-profile=Ordered,WorkQueue"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: row["verdict"] for name, row in certificate["profiles"].items()} == {
         "Ordered": "held",
-        "Locks": "held",
+        "WorkQueue": "held",
     }
     assert len(certificate["properties"]) == sum(row["passed"] for row in certificate["profiles"].values())
     assert certificate["capabilities"]
