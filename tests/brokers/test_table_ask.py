@@ -75,7 +75,7 @@ def owners(bank: Any) -> dict[int, int]:
     return {index: here.pid for index, here in found.items() if here is not None}
 
 
-async def answers_flow_while_owners_die(broker: str) -> None:
+async def answers_flow_while_owners_die(broker: str, hangs: bool = True) -> None:
     bank = make_bank(broker)
     with workers(broker) as processes:
         async with bank.app.client():
@@ -84,7 +84,7 @@ async def answers_flow_while_owners_die(broker: str) -> None:
             loops = [asyncio.create_task(asking.ask(account)) for account in ACCOUNTS]
             loops.append(asyncio.create_task(asking.add()))
             try:
-                for kill in (True, False):
+                for kill in (True, False) if hangs else (True,):
                     await goes_on(asking, 100)
                     victim = next(one for one in processes if one.pid in owners(bank).values())
                     if kill:
@@ -138,4 +138,5 @@ def on_disk(tmp_path: Path) -> str:
 
 
 async def test_and_on_sqlite(on_disk: str) -> None:
-    await answers_flow_while_owners_die(on_disk)
+    # One that is stopped within a write keeps the file's lock until it goes on: nobody could write, or be told.
+    await answers_flow_while_owners_die(on_disk, hangs=False)
