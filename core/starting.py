@@ -81,9 +81,6 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
-        for table in app.tables.values():
-            if table.changes is not None and table.changes not in existing:
-                app.topics[table.changes].partitions = table.partitions
         running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
@@ -320,16 +317,22 @@ async def check_leftovers(app: App, transport: Transport, everywhere: bool = Fal
 
 
 def _place_tables(app: App) -> None:
+    """A topic of changes has its table's partitions, and may be what another table is placed by: so, from one to the
+    next.
+    """
     app.resolve_partitions()
-    for name, table in app.tables.items():
-        like = app.table_like[name]
-        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
-        table.group = str(table.partitions)
+    for _ in app.tables:
+        for name, table in app.tables.items():
+            like = app.table_like[name]
+            table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
+            table.group = str(table.partitions)
+            if table.changes is not None:
+                app.topics[table.changes].partitions = table.partitions
 
 
 def _by_use(app: App, table: str) -> int:
     """The partitions of the topics that the agents read which use the table, if these agree."""
-    counts = {topic.partitions for topic in topics_of(app, table)}
+    counts = {topic.partitions for topic in topics_of(app, table) if topic.partitions}
     return counts.pop() if len(counts) == 1 else app.default_partitions
 
 
