@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 from typing_extensions import ParamSpec, TypeForm, TypeVar
 
 from .agent import Agent, Sink, answer_codec
+from .assignment import Assignor, load_assignor
 from .channel import TopicSpec, Transport
 from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
@@ -74,6 +75,10 @@ class App:
     lease: seconds after which the tasks of a worker that hangs go to others.
     drain_timeout: seconds that events which have begun may take to finish at a stop.
     max_event_outputs: messages that one event may send.
+    worker_id: a name of this worker that its restarts share, and no other worker has: what it owned is kept for it for
+    a lease, so that a quick restart moves nothing. zone: where it runs (a rack, a data centre): standbys of a task lie
+    in other zones than its owner. Both are usually given by `--worker-id`, `--zone` or THALWEG_WORKER_ID, THALWEG_ZONE.
+    assignor: shares tasks out among workers, as `thalweg.assignment.Assignor` says: a function or a dotted path to one.
     include: modules and packages to import when the app starts. lifespan: an async context manager around its run,
     called with the app, as Starlette has it.
     """
@@ -94,6 +99,9 @@ class App:
         include: Sequence[str] = (),
         lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None,
         env_prefix: str = "THALWEG",
+        worker_id: str | None = None,
+        zone: str | None = None,
+        assignor: Assignor | str | None = None,
     ) -> None:
         if not id or not all(c.isalnum() or c in "._-" for c in id):
             raise ConfigurationError(f"app id {id!r}: expected letters, digits, '.', '_' and '-'")
@@ -111,6 +119,8 @@ class App:
         self.lifespan = lifespan
         self.clock: Clock = RealClock()
         self._broker, self._store, self._env_prefix = broker, store, env_prefix
+        self._worker_id, self._zone = worker_id, zone
+        self.assignor = load_assignor(assignor)
         self.mirror = mirror
         self._include = tuple(include)
         self._running: Running | None = None
@@ -152,6 +162,24 @@ class App:
     def store(self, value: str | Stores) -> None:
         os.environ.pop(f"{self._env_prefix}_STORE", None)
         self._store = value
+
+    @property
+    def worker_id(self) -> str | None:
+        return os.environ.get(f"{self._env_prefix}_WORKER_ID") or self._worker_id
+
+    @worker_id.setter
+    def worker_id(self, value: str) -> None:
+        os.environ.pop(f"{self._env_prefix}_WORKER_ID", None)
+        self._worker_id = value
+
+    @property
+    def zone(self) -> str:
+        return os.environ.get(f"{self._env_prefix}_ZONE") or self._zone or ""
+
+    @zone.setter
+    def zone(self, value: str) -> None:
+        os.environ.pop(f"{self._env_prefix}_ZONE", None)
+        self._zone = value
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that rules this app (in tests: virtual)."""

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from .assignment import Assignor, sticky
 from .channel import Capability, Channel, Transport
 from .errors import MissingCapability
 from .message import Batch, Delivery, Message, Position
@@ -27,6 +28,7 @@ __all__ = [
     "Locks",
     "Log",
     "Logs",
+    "Passing",
     "Peers",
     "Role",
     "WorkQueue",
@@ -85,6 +87,18 @@ class Log(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """What a `Log` adds whose positions hold more than records (Kafka: ends of transactions, and what was aborted).
+
+    Where all has expired, the broker cannot tell whether it was records; a reader that keeps what it has passed can.
+    """
+
+    def passed(self, partition: int, after: Position) -> Position:
+        """The last position up to which, as is known by now, no reader will ever see anything after `after`."""
+        ...
 
 
 @runtime_checkable
@@ -148,11 +162,14 @@ class Role(msgspec.Struct, frozen=True):
     """What a member of a group is beside its name, which only this run of this process has.
 
     worker_id: a name that its restarts share, and nobody else has: while it restarts, what it owned is kept for it, for
-    a lease. zone: where it runs.
+    a lease. zone: where it runs. assignor, standbys: how it shares out, if that falls to it, and among how many others
+    each task's standbys; the same for all members.
     """
 
     worker_id: str | None = None
     zone: str = ""
+    assignor: Assignor = sticky
+    standbys: int = 0
 
 
 @runtime_checkable
@@ -173,6 +190,10 @@ class Grouped(Protocol):
         owned waits for its next run for a lease, even so. Raises `BrokerError` when the membership is lost: what was
         owned may be another's by now; `Superseded` if a newer member has come in under its worker id.
         """
+        ...
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        """Tasks that others own and this member stands by for. Where it changes, `tasks` yields, be it the same set."""
         ...
 
     def holds(self, group: str, me: str) -> bool:

@@ -33,10 +33,21 @@ class Limits(msgspec.Struct, frozen=True):
 
     message_bytes: largest `Message.size` it takes; None: no limit worth a check.
     commit_messages: how many messages (records and outputs) one `Fencing.commit` may carry; None: no limit.
+    lease: seconds; the broker honours no shorter lease, and one that hangs keeps what it has for so long.
     """
 
     message_bytes: int | None = None
     commit_messages: int | None = None
+    lease: float = 0.0
+
+    def lease_warning(self, lease: float) -> str | None:
+        """What to say of an app's lease that the broker does not honour."""
+        if lease >= self.lease:
+            return None
+        return (
+            f"lease={lease:g} is shorter than the broker allows: the tasks of a worker that hangs move after "
+            f"{self.lease:g} s; lower the broker's shortest session time-out if this is too long"
+        )
 
 
 class TopicSpec(msgspec.Struct, frozen=True):

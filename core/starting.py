@@ -18,10 +18,10 @@ from .journal.leftovers import names_in, orphaned
 from .mirror import Mirror, Mirrors, MirrorTable
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
+from .runtime import replies, roster
 from .runtime.clockwork import Clockwork
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
-from .runtime.replies import SUFFIX
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
@@ -81,9 +81,6 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
-        for table in app.tables.values():
-            if table.changes is not None and table.changes not in existing:
-                app.topics[table.changes].partitions = table.partitions
         running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
@@ -269,7 +266,10 @@ async def _declare(app: App, transport: Transport) -> None:
     if not has_log:
         internal: list[TopicSpec] = []
     else:
-        internal = [TopicSpec(app.id + SUFFIX, None, app.default_partitions, retention=600.0)]
+        internal = [
+            TopicSpec(app.id + replies.SUFFIX, None, app.default_partitions, retention=600.0),
+            TopicSpec(app.id + roster.SUFFIX, 1, retention=600.0),
+        ]
         for group in groups_of(app, transport).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
@@ -317,16 +317,22 @@ async def check_leftovers(app: App, transport: Transport, everywhere: bool = Fal
 
 
 def _place_tables(app: App) -> None:
+    """A topic of changes has its table's partitions, and may be what another table is placed by: so, from one to the
+    next.
+    """
     app.resolve_partitions()
-    for name, table in app.tables.items():
-        like = app.table_like[name]
-        table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
-        table.group = str(table.partitions)
+    for _ in app.tables:
+        for name, table in app.tables.items():
+            like = app.table_like[name]
+            table.partitions = like.partitions if isinstance(like, TopicPlan) else like or _by_use(app, name)
+            table.group = str(table.partitions)
+            if table.changes is not None:
+                app.topics[table.changes].partitions = table.partitions
 
 
 def _by_use(app: App, table: str) -> int:
     """The partitions of the topics that the agents read which use the table, if these agree."""
-    counts = {topic.partitions for topic in topics_of(app, table)}
+    counts = {topic.partitions for topic in topics_of(app, table) if topic.partitions}
     return counts.pop() if len(counts) == 1 else app.default_partitions
 
 
@@ -403,6 +409,9 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        worker_id=app.worker_id,
+        zone=app.zone,
+        assignor=app.assignor,
         failures=failures,
     )
 
@@ -421,4 +430,6 @@ def _make_worker(
         running.replies.deliver,
         dead_letters,
         running.send_any,
+        running.roster,
+        running.hear_answers,
     )

@@ -136,9 +136,9 @@ class Table(Generic[K, V]):
         return (value for _, value in self.items())
 
     async def ask(self, key: K, *, timeout: float = 10.0) -> V | None:
-        """The row; if missing, the table's default, else None.
+        """The row, from whichever worker has it, as committed; if missing, the table's default, else None.
 
-        For now of this worker's partitions only: StaleRead otherwise.
+        timeout: seconds; TimeoutError says who was last known to have it. Inside an event it is no part of that.
         """
         return await self._app.running.ask_table(self._plan, key, timeout)  # type: ignore[no-any-return]
 

@@ -191,6 +191,9 @@ class Puppet:
         async for owned in self._iterate(await self.call(0, "tasks", group, n, me, lease)):
             yield owned
 
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        raise NotImplementedError("an answer needs a moment to come from another process")
+
     def holds(self, group: str, me: str) -> bool:
         raise NotImplementedError("an answer needs a moment to come from another process; await still_holds()")
 

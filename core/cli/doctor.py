@@ -127,6 +127,8 @@ def _offers(app: App, transport: Transport) -> Iterator[Finding]:
         yield Finding(Verdict.NOTE, "largest commit", f"{transport.limits.commit_messages:,} messages")
     for text in transport.warnings:
         yield Finding(Verdict.WARNING, "broker", text)
+    if said := transport.limits.lease_warning(app.lease):
+        yield Finding(Verdict.WARNING, "lease", said)
 
 
 def _made_up_for(transport: Transport) -> frozenset[Capability]:

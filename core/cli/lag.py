@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
 from thalweg.agent import Agent
@@ -12,19 +12,27 @@ from thalweg.channel import TopicInfo
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, below, decode, reached_key
 from thalweg.plan import TopicPlan
+from thalweg.runtime.roster import Roster
 from thalweg.starting import looking
 
 from .counting import records_after
 from .session import session_of
+from .workers import read_roster
 
 __all__ = ["lag"]
 
 COLUMNS = ("agent", "topic", "behind", "retrying", "partitions")
+BY_PARTITION = ("agent", "topic", "partition", "behind", "retrying", "owner")
 
 Rows = Mapping[bytes, bytes]
 
 
-def lag(context: typer.Context) -> None:
+def lag(
+    context: typer.Context,
+    by_partition: Annotated[
+        bool, typer.Option("--by-partition", "-p", help="A line for each partition, with the worker that has it")
+    ] = False,
+) -> None:
     """List how many records each agent has still to handle.
 
     As of the workers' last commit, without disturbing them; counted up to 10,000 a partition, beyond that estimated
@@ -34,7 +42,11 @@ def lag(context: typer.Context) -> None:
     app = session.app()
     session.warn_if_nothing_lasts(app)
     rows = session.run(_rows(app))
-    session.output.rows(COLUMNS, rows, none="no agent reads a topic that exists")
+    none = "no agent reads a topic that exists"
+    if by_partition:
+        session.output.rows(BY_PARTITION, [line for row in rows for line in _lines(row)], none=none)
+    else:
+        session.output.rows(COLUMNS, rows, none=none)
 
 
 async def _rows(app: App) -> list[dict[str, Any]]:
@@ -42,8 +54,9 @@ async def _rows(app: App) -> list[dict[str, Any]]:
         if not app.running.has_log:
             return []
         state = _State(app, existing)
+        roster = await read_roster(app, existing)
         return [
-            await _row(app, agent, source.topic, state)
+            await _row(app, agent, source.topic, state, roster)
             for agent in app.agents.values()
             for source in agent.plan.sources
             if source.topic.name in existing and not source.topic.spec.queue
@@ -73,7 +86,9 @@ class _State:
         return self._read[journal]
 
 
-async def _row(app: App, agent: Agent[Any, Any], topic: TopicPlan, state: _State) -> dict[str, Any]:
+async def _row(
+    app: App, agent: Agent[Any, Any], topic: TopicPlan, state: _State, roster: Roster | None
+) -> dict[str, Any]:
     name = f"{agent.name}/{topic.name}"
     by_partition = await state.of(topic)
     log = await app.running.open_log(topic.name)
@@ -84,12 +99,29 @@ async def _row(app: App, agent: Agent[Any, Any], topic: TopicPlan, state: _State
     finally:
         await log.close()
     start = b"r" + name.encode() + b"\0"
-    waiting = sum(start <= key < below(start) for rows in by_partition for key in rows)
+    waiting = [sum(start <= key < below(start) for key in rows) for rows in by_partition]
+    owners = [None if roster is None else roster.owner(topic.group, number) for number in range(topic.partitions)]
     return {
         "agent": agent.name,
         "topic": topic.name,
         "behind": sum(behind),
-        "retrying": waiting,
+        "retrying": sum(waiting),
         "partitions": topic.partitions,
         "by_partition": behind,
+        "retrying_by_partition": waiting,
+        "owners": [None if owner is None else owner.name for owner in owners],
     }
+
+
+def _lines(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One for each partition."""
+    each = zip(row["by_partition"], row["retrying_by_partition"], row["owners"], strict=True)
+    for partition, (behind, retrying, owner) in enumerate(each):
+        yield {
+            "agent": row["agent"],
+            "topic": row["topic"],
+            "partition": partition,
+            "behind": behind,
+            "retrying": retrying,
+            "owner": owner,
+        }

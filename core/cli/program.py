@@ -28,6 +28,7 @@ from .session import Session
 from .table import table
 from .topics import topics
 from .worker import worker
+from .workers import workers
 
 __all__ = ["main"]
 
@@ -81,6 +82,7 @@ def options(
 
 
 program.command()(worker)
+program.command()(workers)
 program.command()(agents)
 program.command()(tables)
 program.command()(topics)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -23,13 +24,24 @@ from .session import session_of
 __all__ = ["worker"]
 
 
-def worker(context: typer.Context) -> None:
+def worker(
+    context: typer.Context,
+    worker_id: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A name that restarts of this worker share: its tasks are kept for it"),
+    ] = None,
+    zone: Annotated[str | None, typer.Option(metavar="NAME", help="Where it runs: standbys lie in other zones")] = None,
+) -> None:
     """Run the app's agents, tables and timers until SIGINT (Ctrl-C) or SIGTERM, then drain, commit and stop.
 
     A second signal stops at once: what was not committed is done again by the next worker.
     """
     session = session_of(context)
     app, output = session.app(log_level="INFO"), session.output
+    if worker_id:
+        app.worker_id = worker_id
+    if zone:
+        app.zone = zone
     began, started = time.monotonic(), False
 
     def announce(running: Worker) -> None:
@@ -58,6 +70,8 @@ def _announce(app: App, running: Worker, output: Output, took: float) -> None:
         ("tasks", str(len(running.tasks))),
     ]
     warnings = list(running.transport.warnings)
+    if said := running.transport.limits.lease_warning(app.lease):
+        warnings.append(said)
     if output.json:
         output.line(
             to_json(

@@ -147,6 +147,7 @@ class Fold:
             self.beaten, self.epoch = entry.epoch <= self.epoch, max(entry.epoch, self.epoch)
             self._adopted = False
             self.unclean += not self._released
+            entry = self._named(entry)
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()
             return entry
@@ -168,6 +169,13 @@ class Fold:
             self.unclean = 0
         self._released = isinstance(entry, Release)
         return entry
+
+    def _named(self, marker: Marker) -> Marker:
+        """The journal keeps the name that it began with. Two who each found it empty name it differently, and the
+        marker of one may arrive long after; under another name, outputs sent again would not be known as the same.
+        """
+        was = self.marker
+        return marker if was is None else msgspec.structs.replace(marker, journal=was.journal)
 
     def _adopts(self, marker: Marker) -> bool:
         return self.marker is None or (self._adopted and marker.epoch > self.marker.epoch)

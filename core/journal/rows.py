@@ -48,10 +48,14 @@ decode = msgspec.msgpack.decode
 
 
 class Reached(msgspec.Struct, array_like=True, frozen=True):
-    """The last finished position of an input; `checksum` is of the record there (0: no record was read yet)."""
+    """The last finished position of an input; `checksum` is of the record there (0: no record was read yet).
+
+    passed: up to where no record follows it, if that is known to be farther on.
+    """
 
     position: Position | None
     checksum: int
+    passed: Position | None = None
 
 
 class Parked(msgspec.Struct, array_like=True):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
+from thalweg.assignment import load_assignor
 from thalweg.capabilities import Grouped, Role
 from thalweg.errors import BrokerError, Superseded
 
 from .ownership import RETRY, Closings
+from .presence import Presence
 from .settings import Settings
 from .task import TaskKey
 
@@ -36,7 +38,9 @@ class Membership:
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
+        presence: Presence | None,
     ) -> None:
+        self._presence = presence
         self._transport, self._app_id, self._me, self._settings = transport, app_id, me, settings
         self._open, self._close = open_task, close_task
         self._sizes = Counter(group for group, _ in tasks)
@@ -45,8 +49,14 @@ class Membership:
         self._held: dict[TaskKey, asyncio.Task[None]] = {}  # with what opens it
         self._closings = Closings()
         self._unsettled = set(self._sizes)
+        self._standbys: Mapping[str, int] = {}
+        self._stand_by: Callable[[Collection[TaskKey]], None] | None = None
         self.settled = asyncio.Event()
         """Set when every task that this worker owns at first has been opened once."""
+
+    def keep_standbys(self, counts: Mapping[str, int], stand_by: Callable[[Collection[TaskKey]], None]) -> None:
+        """Each task of a group is to have so many standbys; those of this worker are told to `stand_by`."""
+        self._standbys, self._stand_by = counts, stand_by
 
     async def run(self) -> None:
         """Raises Superseded."""
@@ -59,10 +69,12 @@ class Membership:
             raise failed if superseded is None else superseded.exceptions[0] from None
 
     async def _follow(self, group: str, n: int, tasks: asyncio.TaskGroup) -> None:
-        how = self._me, self._settings.lease, Role(self._settings.worker_id, self._settings.zone)
+        settings = self._settings
+        assignor = load_assignor(settings.assignor)
+        role = Role(settings.worker_id, settings.zone, assignor, self._standbys.get(group, 0))
         while True:
             try:
-                self._sets[group] = self._transport.tasks(self._name(group), n, *how)
+                self._sets[group] = self._transport.tasks(self._name(group), n, self._me, settings.lease, role)
                 while True:
                     await self._become(group, await self._next_set(group), tasks)
             except Superseded:
@@ -85,15 +97,30 @@ class Membership:
         await asyncio.gather(*(self._give_up(key) for key in self._held_of(group) if key[1] not in owned))
         for key in ((group, index) for index in sorted(owned)):
             if key not in self._held:
+                if self._presence is not None:
+                    self._presence.opened(key)
                 self._held[key] = tasks.create_task(self._take(key), name=f"opening {key[0]}/{key[1]}")
+        self._tell_standbys()
         if group in self._unsettled:
             await asyncio.gather(*(self._held[key] for key in self._held_of(group)))
             self._unsettled.discard(group)
             if not self._unsettled:
                 self.settled.set()
 
+    def _tell_standbys(self) -> None:
+        """What is being opened counts as stood by for, until its standby's store has been taken."""
+        if self._stand_by is not None:
+            groups = {group: self._transport.standbys_of(self._name(group), self._me) for group in self._sizes}
+            opening = [key for key, task in self._held.items() if not task.done()]
+            self._stand_by([*((group, task) for group, tasks in groups.items() for task in tasks), *opening])
+
     async def _take(self, key: TaskKey) -> None:
         await self._open(key)
+        asyncio.get_running_loop().call_soon(self._taken, key)
+
+    def _taken(self, key: TaskKey) -> None:
+        if key in self._held:
+            self._tell_standbys()
 
     async def _give_up(self, key: TaskKey) -> None:
         await self._closings.to_its_end(self._stop(key, self._held.pop(key), hand_over=True))
@@ -106,6 +133,8 @@ class Membership:
         opening.cancel()
         await asyncio.wait([opening])
         await self._close(key, hand_over)
+        if self._presence is not None and key not in self._held:
+            self._presence.closed(key)
 
     def _held_of(self, group: str) -> list[TaskKey]:
         return [key for key in self._held if key[0] == group]

@@ -1,37 +1,41 @@
-"""Which tasks this worker runs: an even share among the live workers, each task under its lock.
+"""Which tasks this worker runs: those that the plan gives it, each under its lock.
 
-The lock is for liveness, so that owners do not duel (design rule 7); safety is the journal's.
+It follows the roster: what the plan gives to others it gives up, all at once; what is its own it takes as soon as its
+old owner has said that it is released, or its lock is free. What stays does not stop. Locks and plans are for
+liveness, so that owners do not duel (design rule 7); safety is the journal's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from thalweg.capabilities import Held, Locks, Peers
-from thalweg.errors import BrokerError
+from thalweg.channel import Transport
+from thalweg.clock import Timer
+from thalweg.errors import BrokerError, Superseded
+from thalweg.message import Message
 
 from .complaints import Complaints
+from .coordinator import Coordinator, Size
+from .presence import Presence
+from .roster import Plan, Roster
 from .settings import Settings
 from .task import TaskKey
 
-__all__ = ["RETRY", "Closings", "Ownership", "share"]
+__all__ = ["RETRY", "Closings", "Ownership"]
 
 log = logging.getLogger("thalweg")
 
 RETRY = 0.5
-"""Seconds until a lock that another worker still holds is tried again."""
+"""Seconds until a lock that another worker still holds is tried again, and a broker that did not answer, at first."""
+PATIENCE = 2.0
+"""Seconds until the lock of a task is tried again whose owner says that it still runs it."""
 LONGEST_BACKOFF = 5.0
 """Seconds, at most, until a broker that does not answer is tried again."""
-
-
-def share(tasks: Sequence[TaskKey], members: Collection[str], me: str) -> list[TaskKey]:
-    """The tasks of one member: every n-th, in order."""
-    ranked = sorted(members)
-    return [task for number, task in enumerate(tasks) if ranked[number % len(ranked)] == me] if me in members else []
 
 
 class Closings:
@@ -57,110 +61,256 @@ class Closings:
 
 
 class Ownership:
-    """Opens and closes tasks as members come and go and locks are had and lost."""
+    """Opens and closes tasks as the plan says and as locks are had and lost.
+
+    Without a roster, locks or peers all tasks are this worker's.
+    """
 
     def __init__(
         self,
-        transport: object,
+        transport: Transport,
         app_id: str,
         me: str,
-        tasks: Sequence[TaskKey],
+        sizes: Mapping[str, Size],
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
+        stand_by: Callable[[Collection[TaskKey]], None],
+        presence: Presence | None,
+        roster: Roster,
+        send: Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]],
     ) -> None:
         self._transport, self._app_id, self._me = transport, app_id, me
-        self._tasks, self._settings, self._complaints = tasks, settings, Complaints(settings.clock)
-        self._open, self._close = open_task, close_task
+        self._settings, self._complaints = settings, Complaints(settings.clock)
+        self._open, self._close, self._stand_by = open_task, close_task, stand_by
+        self._presence, self._roster = presence, roster
+        self._tasks = [(group, index) for group, (n, _) in sizes.items() for index in range(n)]
         self._held: dict[TaskKey, Held | None] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._locking: set[TaskKey] = set()
+        self._opening: dict[TaskKey, asyncio.Task[None]] = {}
+        self._closing: set[TaskKey] = set()
+        self._group: asyncio.TaskGroup
+        self._refused: dict[TaskKey, tuple[str | None, Timer]] = {}
+        # tasks whose lock could not be had: who said that it runs it, and what ends the pause until the next try
+        self._backoff = RETRY
         self._closings = Closings()
-        self._wanted: frozenset[TaskKey] = frozenset()
         self._changed = asyncio.Event()
+        self._coordinator: Coordinator | None = None
+        if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
+            self._coordinator = Coordinator(transport, app_id, me, sizes, roster, settings, send)
+        self._plan: Plan | None = None
         self.settled = asyncio.Event()
-        """Set when every task that is this worker's share has been opened once."""
+        """Set when every task that is this worker's by the first plan that knows it has been opened once."""
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_members())
-            group.create_task(self._reconcile())
+        """Raises Superseded."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                group = self._group
+                group.create_task(self._reconcile())
+                if self._coordinator is not None and isinstance(self._transport, Peers):
+                    group.create_task(self._follow_roster(self._coordinator))
+                    group.create_task(self._follow_members(self._coordinator, self._transport))
+        except ExceptionGroup as failed:
+            superseded = failed.subgroup(Superseded)
+            raise failed if superseded is None else superseded.exceptions[0] from None
 
-    async def _follow_members(self) -> None:
-        if not (isinstance(self._transport, Peers) and isinstance(self._transport, Locks)):
-            self._want(self._tasks)
-            return
-        backoff = RETRY
-        while True:
-            try:
-                async with aclosing(self._members(self._transport)) as members:
-                    async for live in members:
-                        self._want(share(self._tasks, live, self._me))
-                        backoff = RETRY
-            except BrokerError as error:
-                self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
-            await self._settings.clock.sleep(backoff)
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+    # --- what is to be run -----------------------------------------------------------------------------------------
+
+    async def _follow_members(self, coordinator: Coordinator, peers: Peers) -> None:
+        await self._roster.start()
+        backoff, planning = RETRY, None
+        try:
+            while True:
+                try:
+                    async with aclosing(self._members(peers)) as members:
+                        async for live in members:
+                            coordinator.live = live
+                            coordinator.look()
+                            self._changed.set()
+                            planning = planning or asyncio.get_running_loop().create_task(coordinator.run())
+                            backoff = RETRY
+                except BrokerError as error:
+                    self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
+                await self._settings.clock.sleep(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+        finally:
+            if planning is not None:
+                planning.cancel()
+                await asyncio.gather(planning, return_exceptions=True)
 
     def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
         return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
 
-    def _want(self, tasks: Sequence[TaskKey]) -> None:
-        self._wanted = frozenset(tasks)
-        self._changed.set()
+    async def _follow_roster(self, coordinator: Coordinator) -> None:
+        await self._roster.start()
+        assert self._presence is not None
+        mine = self._presence.here
+        before = [here.since for here in self._roster.workers.values() if here.name == mine.name and here.me != mine.me]
+        self._presence.began_after(max(before, default=0))
+        while True:
+            self._refuse_two_of_a_name(coordinator.live)
+            if self._roster.plan is not self._plan:
+                self._plan = self._roster.plan
+                self._stand_by_as_planned()
+            coordinator.look()
+            self._changed.set()
+            await self._roster.change()
+
+    def _refuse_two_of_a_name(self, live: Collection[str]) -> None:
+        assert self._presence is not None
+        mine = self._presence.here
+        for here in self._roster.workers.values():
+            newer = (here.since, here.me) > (mine.since, mine.me)
+            if here.me != mine.me and here.name == mine.name and newer and here.me in live and not here.leaving:
+                raise Superseded(
+                    f"worker_id={mine.name!r}: a newer worker runs under this id (host {here.host!r}, process "
+                    f"{here.pid}), so this one stops. Give each worker an id of its own"
+                )
+
+    def _stand_by_as_planned(self) -> None:
+        assert self._presence is not None
+        plan, name = self._plan, self._presence.here.name
+        keys = [
+            (group, index)
+            for group, index in self._tasks
+            if plan is not None and name in dict(enumerate(plan.standbys.get(group, ()))).get(index, ())
+        ]
+        self._stand_by(keys)
+        self._presence.standing_by(keys)
+
+    def _wanted(self) -> set[TaskKey] | None:
+        """None: nobody has said yet."""
+        if self._coordinator is None or self._presence is None:
+            return set(self._tasks)
+        plan, name = self._plan, self._presence.here.name
+        if plan is None:
+            return None
+        return {
+            (group, index)
+            for group, owners in plan.owners.items()
+            for index, owner in enumerate(owners)
+            if owner == name
+        } & set(self._tasks)
+
+    # --- what is run -----------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
-        backoff = RETRY
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            for key in [key for key in self._held if key not in self._wanted]:
-                await self._give_up(key)
-            missing = [key for key in self._tasks if key in self._wanted and key not in self._held]
-            reached = await asyncio.gather(*(self._take(key) for key in missing))
-            backoff = RETRY if all(reached) else min(2 * backoff, LONGEST_BACKOFF)
-            if all(key in self._held for key in self._wanted):
-                self.settled.set()
-            else:
-                self._settings.clock.call_later(backoff, self._changed.set)
+        self._changed.set()
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                wanted = self._wanted()
+                if wanted is None:
+                    continue
+                for key in sorted(self._held.keys() - wanted):
+                    self._group.create_task(self._give_up(key))
+                for key in sorted(wanted - self._held.keys() - self._closing - self._locking):
+                    if not self._is_paused(key):
+                        self._locking.add(key)
+                        self._group.create_task(self._take(key))
+                if wanted <= self._held.keys() - self._opening.keys() and self._is_planned_for():
+                    self.settled.set()
+        finally:
+            for _, timer in self._refused.values():
+                timer.cancel()
 
-    async def _take(self, key: TaskKey) -> bool:
-        """Open the task if its lock can be had. Returns whether the broker answered."""
-        held = None
-        if isinstance(self._transport, Locks):
-            try:
+    def _is_planned_for(self) -> bool:
+        if self._coordinator is None or self._presence is None:
+            return True
+        return self._plan is not None and self._presence.here.name in self._plan.members
+
+    def _is_paused(self, key: TaskKey) -> bool:
+        """Whether its lock was refused a moment ago, and whoever said that it runs the task still says so."""
+        if key not in self._refused:
+            return False
+        said, timer = self._refused[key]
+        if said == self._runs(key):
+            return True
+        timer.cancel()
+        del self._refused[key]
+        return False
+
+    def _runs(self, key: TaskKey) -> str | None:
+        """Who says that it runs the task, other than this worker."""
+        owner = None if self._coordinator is None else self._roster.owner(*key)
+        return None if owner is None or owner.me == self._me else owner.me
+
+    async def _take(self, key: TaskKey) -> None:
+        """Open the task if its lock can be had."""
+        held, free, runs = None, True, self._runs(key)
+        try:
+            if isinstance(self._transport, Locks):
                 held = await self._transport.try_lock(f"{self._app_id}-task-{key[0]}-{key[1]}", self._settings.lease)
-            except BrokerError as error:
-                self._complaints.warn("lock", "task %s/%d: its lock cannot be had: %s", *key, error)
-                return False
-            if held is None:
-                log.debug("task %s/%d: another worker still holds its lock", *key)
-                return True
+                free = held is not None
+            self._backoff = RETRY
+        except BrokerError as error:
+            self._complaints.warn("lock", "task %s/%d: its lock cannot be had: %s", *key, error)
+            free, self._backoff = False, min(2 * self._backoff, LONGEST_BACKOFF)
+        finally:
+            self._locking.discard(key)
+        if not free:
+            log.debug("task %s/%d: another worker still holds its lock", *key)
+            self._pause(key, runs)
+            return
         self._held[key] = held
-        await self._open(key)
+        if self._presence is not None:
+            self._presence.opened(key)
+        opening = self._opening[key] = asyncio.get_running_loop().create_task(self._open_to_the_end(key))
         if held is not None:
-            watcher = asyncio.get_running_loop().create_task(self._watch(key, held), name=f"lock {key[0]}/{key[1]}")
-            self._watchers.add(watcher)
-            watcher.add_done_callback(self._watchers.discard)
-        return True
+            self._group.create_task(self._watch(key, held))
+        await asyncio.wait([opening])
+        self._opening.pop(key, None)
+        self._changed.set()
+        if not opening.cancelled():
+            opening.result()
+
+    async def _open_to_the_end(self, key: TaskKey) -> None:
+        await self._open(key)
+
+    def _pause(self, key: TaskKey, runs: str | None) -> None:
+        """runs: who said before the lock was tried that it runs the task; if that has changed, there is no pause."""
+        lives = self._coordinator is not None and runs in self._coordinator.live
+        seconds = max(self._backoff, PATIENCE if lives else RETRY)
+
+        def over() -> None:
+            del self._refused[key]
+            self._changed.set()
+
+        self._refused[key] = (runs, self._settings.clock.call_later(seconds, over))
+        self._changed.set()
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()
         if self._held.get(key) is held:
             log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
             del self._held[key]
-            await self._closings.to_its_end(self._close(key, False))
-            self._changed.set()
+            self._closing.add(key)
+            await self._closings.to_its_end(self._let_go(key, None, False))
 
     async def _give_up(self, key: TaskKey) -> None:
-        await self._closings.to_its_end(self._hand_over(key, self._held.pop(key)))
+        if key in self._held and key not in self._closing:
+            self._closing.add(key)
+            await self._closings.to_its_end(self._let_go(key, self._held.pop(key), True))
 
-    async def _hand_over(self, key: TaskKey, held: Held | None) -> None:
-        await self._close(key, True)
-        if held is not None:
-            try:
-                await held.release()
-            except BrokerError as error:
-                log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
+    async def _let_go(self, key: TaskKey, held: Held | None, in_good_order: bool) -> None:
+        try:
+            opening = self._opening.get(key)
+            if opening is not None:
+                opening.cancel()
+                await asyncio.wait([opening])
+            await self._close(key, in_good_order)
+            if held is not None:
+                try:
+                    await held.release()
+                except BrokerError as error:
+                    log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
+        finally:
+            self._closing.discard(key)
+            if self._presence is not None and key not in self._held:
+                self._presence.closed(key)
+            self._changed.set()
 
     def holds(self, key: TaskKey) -> bool:
         """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""
@@ -170,14 +320,14 @@ class Ownership:
         return held is None or not held.lost.is_set()
 
     async def leave(self) -> None:
-        """Give up everything, in good order, all tasks at once."""
+        """Give up everything, in good order, all tasks at once. `run` has ended."""
         await asyncio.gather(*(self._give_up(key) for key in list(self._held)), self._closings.wait())
         await self.abandon()
 
     async def abandon(self) -> None:
         """Hold nothing any more, and tell nobody: locks end with their leases."""
         self._held.clear()
-        watchers = list(self._watchers)
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, self._closings.cancel(), return_exceptions=True)
+        left = list(self._opening.values())
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, self._closings.cancel(), return_exceptions=True)

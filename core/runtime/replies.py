@@ -55,6 +55,14 @@ class Replies:
         self._reader: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._outgoing: dict[str, Outgoing] = {}
+        self.on_question: Callable[[Record], None] = lambda _: None
+        """Gets each question that another process sends here."""
+
+    async def send_question(self, address: str, question: bytes, headers: Headers) -> None:
+        """To another process that hears there (`on_question`). Raises BrokerError."""
+        topic, partition, instance = address.rsplit("/", 2)
+        message = Message(question, None, ((names.ASKED, instance.encode()), *headers), round(self._clock.now() * 1000))
+        await self._sender.send(topic, {int(partition): [message]})
 
     async def start(self, partitions: int) -> None:
         """Be able to hear answers; called before the first question."""
@@ -71,6 +79,11 @@ class Replies:
     def started(self) -> bool:
         return self._reader is not None
 
+    @property
+    def address(self) -> str:
+        """Where in the app's reply topic this process hears: "topic/partition/instance". Empty before the start."""
+        return self._address.decode()
+
     def expect(self, codec: TypeCodec[Any]) -> tuple[asyncio.Future[Any], Headers]:
         """A future for one answer, and the headers that lead it here."""
         correlation = secrets.token_bytes(16)
@@ -85,12 +98,12 @@ class Replies:
         """Raises nothing: an answer that cannot be given is dropped, and the events were committed before."""
         for plan, record, value in answers:
             try:
-                self._deliver(plan.name, record, value)
+                self.give(plan.name, record, value)
             except Exception as error:
                 unknown = None if isinstance(error, ThalwegError) else error
                 log.warning("an answer of agent %s was dropped: %s", plan.name, error, exc_info=unknown)
 
-    def _deliver(self, agent: str, record: Record, value: bytes | Failure) -> None:
+    def give(self, agent: str, record: Record, value: bytes | Failure) -> None:
         address = names.find(record.headers, names.REPLY)
         if address is None:
             return
@@ -163,6 +176,11 @@ class Replies:
             await reader.close()
 
     def _heard(self, record: Record) -> None:
+        asked = names.find(record.headers, names.ASKED)
+        if asked is not None:
+            if asked == self._me.encode():
+                self.on_question(record)
+            return
         waiting = self._waiting.get(names.find(record.headers, names.CORRELATION) or b"")
         if waiting is None or waiting[0].done():
             return

@@ -20,8 +20,10 @@ from .context import current_lane
 from .lane import Lane
 from .mutex import Mutexes
 from .replies import REPLY_TO, Replies
+from .roster import Roster
 from .sender import Sender
-from .tables import MISSING, TablePlan
+from .table_questions import Question, Row, TableQuestions
+from .tables import TablePlan
 from .worker import Worker
 
 __all__ = ["Asked", "Running"]
@@ -71,6 +73,9 @@ class Running:
         self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.mutexes = Mutexes(transport, app_id, clock, lease)
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
+        self.roster = Roster(app_id, self._open_log, clock, self.message_bytes)
+        """Nothing is read before its `start`."""
+        self.table_questions = TableQuestions(self.replies, self.hear_answers, self.roster, clock, self._row)
 
     async def _open_log(self, topic: str) -> Log:
         logs = require(self.transport, Capability.LOG, Logs, f"topic {topic!r}", "memory://, sqlite:///file")  # type: ignore[type-abstract]
@@ -84,7 +89,9 @@ class Running:
 
     async def close(self) -> None:
         await self.mutexes.close()
+        self.roster.cancel()  # at once, whoever is cancelled while it waits for the others
         await self.replies.close()
+        await self.roster.close()
         await self._sender.close()
         for channel in self._channels.values():
             await channel.close()
@@ -152,8 +159,7 @@ class Running:
     # --- asking ----------------------------------------------------------------------------------------------
 
     async def ask(self, agent: Asked, value: Any, key: Any, timeout: float) -> Any:
-        if not self.replies.started:
-            await self.replies.start(self.reply_partitions)
+        await self.hear_answers()
         lane = current_lane.get()
         inside = lane is not None and lane.app is self.app and lane.open
         answer, headers = self.replies.expect(agent.plan.answer)
@@ -175,6 +181,12 @@ class Running:
             answer.cancel()
             if inside and lane is not None:
                 await lane.resume()
+
+    async def hear_answers(self) -> str:
+        """Be able to hear answers and questions; returns the address at which."""
+        if not self.replies.started:
+            await self.replies.start(self.reply_partitions)
+        return self.replies.address
 
     async def _ask(self, topic: TopicPlan, partition: int, message: Message) -> None:
         if topic.spec.queue:
@@ -252,13 +264,23 @@ class Running:
 
     def _why_not_here(self, what: str) -> str:
         where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
-        return f"{what} is not {where}; ask an agent that reads it: `await agent.ask(…, key=…)`"
+        return f"{what} is not {where}; `await table.ask(key)` asks the worker that has it"
 
     async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
-        value = self.read_table(plan, key)
-        if value is MISSING:
+        raw = await self.table_questions.ask(plan, key, timeout)
+        if raw is None:
             return None if plan.default is None else plan.default()
-        return value
+        return plan.decoded(key, raw)
+
+    def _row(self, question: Question) -> Row:
+        """Of a table of this worker's, as committed."""
+        task = None if self.worker is None else self.worker.serving(question.group, question.index)
+        if task is None:
+            return Row(refused="which does not run it any more")
+        state = task.tables.get(question.table)
+        if state is None:
+            return Row(refused="which knows no such table: another version of the program?")
+        return Row(state.committed(state.row_of(question.key)))
 
 
 def _members(host: AgentTask) -> list[AgentTask]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from thalweg.assignment import Assignor
 from thalweg.clock import Clock
 
 __all__ = ["Settings"]
@@ -22,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True):
     may wait for a retry before the partition waits with them.
     worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
     lie in other zones than their owner.
+    assignor: who shares tasks out; None: `thalweg.assignment.sticky`.
     failures: in tests, where an agent's exception goes instead of to its policy.
     """
 
@@ -37,4 +39,5 @@ class Settings(msgspec.Struct, frozen=True):
     exactly_once: bool = True
     worker_id: str | None = None
     zone: str = ""
+    assignor: Assignor | str | None = None
     failures: Callable[[str, BaseException], None] | None = None

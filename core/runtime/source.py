@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from thalweg.capabilities import Log
+from thalweg.capabilities import Log, Passing
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Position
 
@@ -87,8 +87,11 @@ class Source:
         max_bytes = max(64 * 1024, self._settings.fetch_bytes // (2 * len(self._inputs)))
         batches = await reader.read(after, limit, max_bytes, 0)
         if not batches:
-            for input_ in wanted.values():
+            for partition, input_ in wanted.items():
                 input_.caught_up = True
+                position = after[partition]
+                if isinstance(reader, Passing) and position is not None and input_.fetched == position:
+                    input_.pass_to(reader.passed(partition, position))
                 input_.agent.task.idle(input_.agent)
             if self._changes != changes:
                 return  # while we looked, another partition came to be wanted: do not sleep without it

@@ -55,6 +55,18 @@ class TablePlan(msgspec.Struct):
     standbys: int = 0  # how many other workers keep its rows too
     ttl: float | None = None  # seconds that a row lives after it was written
 
+    def decoded(self, key: Any, raw: bytes) -> Any:
+        """Raises DecodeError naming the table and the key."""
+        try:
+            return self.decode(raw)
+        except DecodeError:
+            raise
+        except DECODE_ERRORS as error:
+            raise DecodeError(
+                f"table {self.name!r}, key {key!r}: the row was written as another type than the table has now: "
+                f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
+            ) from error
+
     def raw_key(self, key: Any) -> bytes:
         """The key's bytes. Raises EncodeError naming the table and the key."""
         try:
@@ -92,18 +104,7 @@ class TableState:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
         raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
-        return MISSING if raw is None else self._decoded(key, raw)
-
-    def _decoded(self, key: Any, raw: bytes) -> Any:
-        try:
-            return self.plan.decode(raw)
-        except DecodeError:
-            raise
-        except DECODE_ERRORS as error:
-            raise DecodeError(
-                f"table {self.plan.name!r}, key {key!r}: the row was written as another type than the table has now: "
-                f"{shortened(str(error))}. `upgrades=[(OldType, function)]` reads such rows"
-            ) from error
+        return MISSING if raw is None else self.plan.decoded(key, raw)
 
     def committed(self, row: bytes) -> bytes | None:
         """What the store has in a row."""
@@ -209,7 +210,7 @@ class TableState:
         for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
             key = self.plan.decode_key(raw_key[cut:])
             if key not in changed:
-                yield key, self._decoded(key, raw)
+                yield key, self.plan.decoded(key, raw)
         for key, value in changed.items():
             if value is not MISSING:
                 yield key, value

@@ -178,6 +178,8 @@ class Task:
         await replay.to_marker(marker.token)
         if fold.beaten:
             raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
+        assert fold.marker is not None
+        marker = fold.marker  # by the name that the journal has had from the beginning
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.changes = {

@@ -53,6 +53,7 @@ class TopicInput:
         self.caught_up = False  # the last read gave less than it could have
         self.watermark = Watermark()
         self.committed = Reached(None, 0)
+        self._last: Position | None = None  # of the records received
         self._placement = PlacementCheck(source.topic, partition)
         self._inbox = Inbox(source.topic.name, partition)
         self._ahead: list[Range] = []  # finished beyond `committed`, as the journal knows it
@@ -61,7 +62,8 @@ class TopicInput:
     def restore(self, reached: Reached, store: Store) -> None:
         """Begin where the journal says."""
         self.committed = reached
-        self.fetched = self.watermark.position = reached.position
+        self._last = self.watermark.position = reached.position
+        self.fetched = reached.position if reached.passed is None else reached.passed
         start = watermark_key(self.name, b"")
         rows = {
             key[len(start) :]: decode(value, type=tuple[int, int]) for key, value in store.scan(start, below(start))
@@ -95,7 +97,7 @@ class TopicInput:
         """
         if not self._placement.done:
             self._placement.look(batch)
-        self.fetched = batch.positions[-1]
+        self.fetched = self._last = batch.positions[-1]
         ours = outboxed = False
         for record in batch.records:
             if record.headers:
@@ -117,6 +119,12 @@ class TopicInput:
             self.buffer.append(Fetched(records, positions, self._inbox, True))
         return [one for one in accepted if one.refused or one.warning]
 
+    def pass_to(self, position: Position) -> None:
+        """No record lies behind what was received, up to this position."""
+        if self._last is not None and self.fetched is not None and position > self.fetched:
+            self.fetched = position
+            self.agent.task.has_work = True
+
     def take(self, count: int | None = None) -> tuple[Fetched, Segment]:
         """Hand out the next records, at most `count`."""
         fetched = self.buffer.popleft()
@@ -136,9 +144,14 @@ class TopicInput:
         if news:
             self._ahead = ahead
             rows[ahead_key(self.name)] = encode(ahead) if ahead else None
+        passed = self.fetched if self.fetched != self._last == self.watermark.position else None
         if not moved:
+            if passed is not None and passed != self.committed.passed:
+                self.committed = Reached(self.committed.position, self.committed.checksum, passed)
+                rows[reached_key(self.name)] = encode(self.committed)
             return news
-        rows[reached_key(self.name)] = encode(Reached(self.watermark.position, self.watermark.checksum))
+        self.committed = Reached(self.watermark.position, self.watermark.checksum, passed)
+        rows[reached_key(self.name)] = encode(self.committed)
         for journal, id_ in self._inbox.export().items():
             rows[watermark_key(self.name, journal)] = None if id_ is None else encode(id_)
         return True

@@ -29,6 +29,8 @@ from .complaints import Complaints
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
+from .presence import Presence
+from .roster import Roster
 from .settings import Settings
 from .source import Source
 from .standby import Standbys
@@ -78,6 +80,8 @@ class Worker:
         answer: Callable[[Sequence[Answer]], None],
         dead_letters: Callable[[str, bytes | None], Destination],
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
+        roster: Roster,
+        hear: Callable[[], Coroutine[Any, Any, str]],
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
@@ -104,18 +108,41 @@ class Worker:
         self._stopping = False
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
+        self.roster, self._hear = roster, hear
+        self._presence = self._make_presence()
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
         self.writer = self._make_writer()
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
+        if isinstance(self.ownership, Membership):
+            self.ownership.keep_standbys({group.name: group.standbys for group in groups.values()}, self.stand_by)
+
+    def _make_presence(self) -> Presence | None:
+        if Capability.LOG not in self.transport.capabilities:
+            return None
+        settings = self.settings
+        me = self.me, settings.worker_id, settings.zone
+        return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
-        keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-        transport, how = self.transport, (self.app_id, self.me, keys, self.settings, self._open_task, self._close_task)
+        transport, tasks = self.transport, (self._open_task, self._close_task)
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
-            return Membership(transport, *how)
-        return Ownership(transport, *how)
+            keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
+            return Membership(transport, self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        return Ownership(
+            transport,
+            self.app_id,
+            self.me,
+            sizes,
+            self.settings,
+            *tasks,
+            self.stand_by,
+            self._presence,
+            self.roster,
+            self.send_now,
+        )
 
     def _make_writer(self) -> JournalWriter:
         if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
@@ -126,6 +153,10 @@ class Worker:
 
     async def start(self) -> None:
         """Return when the tasks of this worker's share run."""
+        if self._presence is not None:
+            self._run(self._presence.run(), "presence")
+            if any(group.tables for group in self._groups.values()):
+                self._run(self._be_asked(self._presence), "reply address")
         if not any(group.partitions for group in self._groups.values()):
             return
         self._run(self.committer.run(), "committer")
@@ -142,11 +173,15 @@ class Worker:
     async def stop(self) -> None:
         """Drain, commit, release, close: in good order."""
         self._stopping = True
+        if self._presence is not None:
+            self._presence.leaving()
         await self._cancel([service for service in self._services if service.get_name() == "ownership"])
         await self._cancel(list(self._restarting.values()))
         await self.ownership.leave()
         await self._cancel(self._services)
         await self.committer.stop()
+        if self._presence is not None:
+            await self._presence.end()
         await self._close_logs()
 
     async def kill(self) -> None:
@@ -169,6 +204,16 @@ class Worker:
         self._logs.clear()
         self._sources.clear()
         await self.writer.close()
+
+    async def _be_asked(self, presence: Presence) -> None:
+        """Hear questions about tables, and say where."""
+        while True:
+            try:
+                presence.hears_at(await self._hear())
+                return
+            except BrokerError as error:
+                self.complaints.warn("reply address", "questions cannot be heard, again in 1 s: %s", error)
+                await self.settings.clock.sleep(1)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         service = asyncio.get_running_loop().create_task(coroutine, name=name)

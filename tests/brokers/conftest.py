@@ -33,9 +33,8 @@ async def clean_kafka(url: str, prefix: str) -> None:
 
 
 async def clean_rabbitmq(url: str, prefix: str) -> None:
-    await delete_all(
-        f"{url}{'&' if '?' in url else '?'}prefix={prefix}", ["bank", "bank-workers", "flights", "flights-workers"]
-    )
+    names = [name for app in ("bank", "flights", "sitting") for name in (app, f"{app}-workers")]
+    await delete_all(f"{url}{'&' if '?' in url else '?'}prefix={prefix}", names)
 
 
 RABBITMQ = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672")

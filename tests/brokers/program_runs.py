@@ -49,11 +49,10 @@ async def opened(broker: str) -> AsyncIterator[Transport]:
         await transport.close()
 
 
-def start_worker(broker: str) -> subprocess.Popen[bytes]:
+def start_worker(broker: str, program: str = "bank.py") -> subprocess.Popen[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
-    program = Path(__file__).with_name("bank.py")
     return subprocess.Popen(
-        [sys.executable, str(program), "worker"],
+        [sys.executable, str(Path(__file__).with_name(program)), "worker"],
         env={**clean, "THALWEG_BROKER": broker},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -35,17 +35,7 @@ class Node:
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(self.bus), "--cluster-node-timeout", "1000"]
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
         self.process = subprocess.Popen(
-            [
-                "redis-server",
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                str(self.port),
-                "--dir",
-                str(self.folder),
-                *cluster,
-                *durable,
-            ],
+            [*("redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)), *cluster, *durable],
             stdout=subprocess.DEVNULL,
         )
 
@@ -98,6 +88,9 @@ class Cluster:
             await eventually(lambda node=node: primary.name in text(node, "CLUSTER NODES"))  # type: ignore[misc]
             node.ask("CLUSTER", "REPLICATE", primary.name)
         await self.agree(self.nodes)
+        names = {node.name for node in self.nodes}  # a primary that has not heard of a replica does not vote for it
+        for node in self.nodes:
+            await eventually(lambda node=node: all(name in text(node, "CLUSTER NODES") for name in names))  # type: ignore[misc]
         replicas = f"connected_slaves:{len(self.nodes) - 3}"
         await eventually(lambda: replicas in text(primary, "INFO replication"))
 

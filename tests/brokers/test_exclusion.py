@@ -103,12 +103,14 @@ async def a_holder_stands_still(broker: str, file: Path) -> None:
     check(file)
 
 
+@pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
 async def test_a_holder_that_is_killed_is_followed_by_another_and_nothing_is_counted_twice(
     broker: str, tmp_path: Path
 ) -> None:
     await holders_die(broker, tmp_path / "count")
 
 
+@pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
 async def test_a_holder_that_stood_still_is_told_before_it_does_anything_else(broker: str, tmp_path: Path) -> None:
     await a_holder_stands_still(broker, tmp_path / "count")
 

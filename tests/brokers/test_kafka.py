@@ -27,6 +27,8 @@ from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
+from thalweg.journal.replay import committed_rows
+from thalweg.journal.rows import Reached, decode
 from thalweg.message import Message, Record
 from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.names import kafka_names, plain_name
@@ -64,9 +66,15 @@ def server(tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]) -> It
 
 @pytest.fixture
 async def broker(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterator[str]:
-    """The shared cluster, under a prefix of this test's own."""
+    async with shared_cluster(broker_missing) as url:
+        yield url
+
+
+@asynccontextmanager
+async def shared_cluster(broker_missing: Callable[[str, str], NoReturn], options: str = "") -> AsyncIterator[str]:
+    """Under a prefix of this test's own."""
     prefix = f"test-{secrets.token_hex(6)}."
-    url = f"{SHARED}{'&' if '?' in SHARED else '?'}prefix={prefix}"
+    url = f"{SHARED}{'&' if '?' in SHARED else '?'}prefix={prefix}{options}"
     try:
         async with opened(url):
             pass
@@ -1185,3 +1193,59 @@ async def test_a_broker_that_restarts_under_a_program_loses_and_repeats_nothing(
 async def alerts(broker: str) -> list[int]:
     """What the program sent, as a plain consumer sees it."""
     return [int(value or b"") for value in await consumed(broker, "alerts", 4)]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["nothing lost", "a record lost"])
+async def test_a_program_that_was_away_while_all_expired_goes_on_unless_it_had_something_still_to_read(
+    broker: str, lost: bool
+) -> None:
+    """After the last record that it has handled lie the ends of transactions, one of them aborted."""
+    handled: list[int] = []
+
+    def make() -> tuple[App, Any]:
+        app = App("away", broker=broker, partitions=1)
+        source = app.topic("t", value=int)
+
+        @app.agent(source)
+        async def handle(stream: Stream[int]) -> None:
+            async for number in stream:
+                handled.append(number)
+
+        return app, source
+
+    async def transactions(*numbers: int, keep: bool = True) -> None:
+        async with producer(broker, transactional_id=name(broker, secrets.token_hex(4))) as other:
+            await other.begin_transaction()
+            for number in numbers:
+                await other.send(name(broker, "t"), b"%d" % number, partition=0)
+            await (other.commit_transaction() if keep else other.abort_transaction())
+
+    async def reached(app: App) -> bool:
+        journal = await app.running.open_log("away-journal-1")
+        try:
+            rows = await committed_rows(journal, 0, b"p", b"q")
+            return any((decode(row, type=Reached).passed or 0) == 5 for row in rows.values())
+        finally:
+            await journal.close()
+
+    app, _ = make()
+    async with app:
+        await transactions(1, 2)
+        await eventually(lambda: handled == [1, 2])
+        await transactions(3, 4, keep=False)
+        async with asyncio.timeout(30):
+            while not await reached(app):  # noqa: ASYNC110 - the broker tells nobody
+                await asyncio.sleep(0.05)
+    if lost:
+        await transactions(5)
+    async with admin(broker) as client:
+        await client.delete_records({TopicPartition(name(broker, "t"), 0): RecordsToDelete(-1)})
+    app, source = make()
+    async with app:
+        await source.send(6)
+        if lost:
+            assert app.running.worker is not None
+            (task,) = app.running.worker.tasks.values()
+            await eventually(lambda: any(agent.halted for agent in task.agents))
+        await eventually(lambda: lost or handled == [1, 2, 6])
+        assert 5 not in handled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -30,24 +29,15 @@ from thalweg.transports.kafka.queue import KafkaQueue
 
 from brokers.kafka_server import Server, check_installed
 from brokers.post import make_post
-from brokers.test_kafka import SHARED, admin, eventually, hosts, name, opened
+from brokers.test_kafka import admin, eventually, hosts, name, opened, shared_cluster
 
 LEASE = 1.0
 
 
 @pytest.fixture
 async def cluster(broker_missing: Callable[[str, str], NoReturn]) -> AsyncIterator[str]:
-    """The shared cluster, under a prefix of this test's own."""
-    prefix = f"test-{secrets.token_hex(6)}."
-    url = f"{SHARED}{'&' if '?' in SHARED else '?'}prefix={prefix}&lease={LEASE}"
-    try:
-        async with opened(url):
-            pass
-    except BrokerError as error:
-        broker_missing("kafka", str(error))
-    yield url
-    async with admin(url) as client:
-        await client.delete_topics([name for name in await client.list_topics() if name.startswith(prefix)])
+    async with shared_cluster(broker_missing, f"&lease={LEASE}") as url:
+        yield url
 
 
 @pytest.fixture
@@ -574,6 +564,8 @@ async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_i
     server = own_server("group.min.session.timeout.ms=6000")
     async with opened(f"{server.url}?lease=2") as transport:
         assert any("group.min.session.timeout.ms" in text and "6 s" in text for text in transport.warnings)
+        assert "after 6 s" in (transport.limits.lease_warning(2) or "")
+        assert transport.limits.lease_warning(6) is None
         await transport.declare([TopicSpec("t", partitions=1)])
         channel = await transport.channel("t", "g")
         await channel.put([Message(b"v")])

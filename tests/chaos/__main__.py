@@ -18,14 +18,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="how many runs on each broker (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="how often each fault comes in a run (default: 1)")
+    parser.add_argument("--show", action="store_true", help="the faults of each run, and when they were")
     options = parser.parse_args()
     kinds = options.broker.split(",")
     if unknown := sorted(set(kinds) - set(KINDS)):
         parser.error(f"no such broker: {', '.join(unknown)}; there are {', '.join(KINDS)}")
-    return asyncio.run(all_runs(kinds, range(options.seed, options.seed + options.seeds), options.rounds))
+    return asyncio.run(all_runs(kinds, range(options.seed, options.seed + options.seeds), options.rounds, options.show))
 
 
-async def all_runs(kinds: list[str], seeds: range, rounds: int) -> int:
+async def all_runs(kinds: list[str], seeds: range, rounds: int, show: bool) -> int:
     failures = 0
     for seed in seeds:
         for kind in kinds:
@@ -41,6 +42,8 @@ async def all_runs(kinds: list[str], seeds: range, rounds: int) -> int:
                 print(f"FAILED after {time.monotonic() - began:.0f} s: {failure}", flush=True)
             else:
                 print(f"ok {kind} seed {seed}, {time.monotonic() - began:.0f} s: {summary(done)}", flush=True)
+                if show:
+                    print("\n".join(f"    {line}" for line in done.history.faults()), flush=True)
     return min(failures, 100)
 
 

@@ -106,6 +106,9 @@ class History:
     def since(self, at: float) -> Sequence[Moment]:
         return [moment for moment in self.moments if moment.at >= at]
 
+    def faults(self) -> Iterator[str]:
+        return _told([moment for moment in self.moments if isinstance(moment, Struck)])
+
     def check(self, plan: str) -> None:
         """Raises `Failure` if anything was wrong."""
         if self.violations:

@@ -234,7 +234,8 @@ class Run:
         stop = asyncio.Event()
         audit = asyncio.create_task(self.audit.run())
         try:
-            async with self.watcher.app:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._started(stack)
                 async with self.program.app.client():
                     await asyncio.gather(*(self.start_worker() for _ in range(WORKERS)))
                     producing = asyncio.create_task(self.produce(stop))
@@ -256,6 +257,16 @@ class Run:
             await asyncio.gather(audit, return_exceptions=True)
             self.workers.close()
         self.history.check(f"{self.plan}{self._logs()}" if self.history.violations else "")
+
+    async def _started(self, stack: contextlib.AsyncExitStack) -> None:
+        """A server that has just started may answer, and not have all its parts yet."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    await stack.enter_async_context(self.watcher.app)
+                    return
+                except BrokerError:
+                    await asyncio.sleep(0.5)
 
     async def carry_out(self, plan: Plan) -> None:
         self.plan = plan

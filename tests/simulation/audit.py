@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from thalweg.exclusion import HeldLock
 from thalweg.journal.records import Fold
 from thalweg.journal.writer import JournalKey
 from thalweg.runtime.task import Cut, Task, TaskKey
 from thalweg.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from .cluster import Cluster
+    from .cluster import Cluster, Member
 
 __all__ = ["Audit"]
 
@@ -30,6 +31,7 @@ class Audit:
         self.moves: list[tuple[float, str, str, TaskKey]] = []
         """When which worker opened or closed which task."""
         self.commits = 0
+        self._last_number = -1
         self._journals: dict[JournalKey, _Journal] = {}
 
     def violated(self, what: str) -> None:
@@ -84,6 +86,16 @@ class Audit:
         for key, owners in self.owners().items():
             if len(owners) > 1:
                 self.violated(f"task {key} is served by {owners} at once")
+
+    def alone(self, member: Member, held: HeldLock) -> None:
+        """A worker has the lock that only one can have."""
+        for other in self._cluster.members:
+            inside = other.program.held
+            if other is not member and other.runs and inside is not None and not inside.lost.is_set():
+                self.violated(f"{member.name} and {other.name} hold the lock {held.name!r} at once")
+        if held.number <= self._last_number:
+            self.violated(f"a new holder of the lock {held.name!r} has the number {held.number}, no larger than before")
+        self._last_number = held.number
 
     def moved(self, worker: Worker, what: str, key: TaskKey) -> None:
         cluster = self._cluster

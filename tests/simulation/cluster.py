@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from thalweg.clock import RealClock
@@ -21,7 +21,10 @@ from thalweg.transports.memory import MemoryBroker, MemoryOptions
 from .audit import Audit
 from .loop import SimulatedLoop
 from .network import Network
-from .program import Program
+from .program import SOMETIMES, Program
+
+LATE = 2.0
+"""Seconds by which a tick may be late."""
 
 __all__ = ["START", "Cluster", "Member", "ProcessClock"]
 
@@ -50,6 +53,7 @@ class Member:
         self.process = cluster.loop.process(name)
         self.link = cluster.network.link(self.process)
         self.clock = self.program.app.clock = ProcessClock(cluster.loop)
+        self.program.entered = lambda held: cluster.audit.alone(self, held)
         self.worker: Worker | None = None
         self.done = False
         self.leaving = asyncio.Event()
@@ -187,16 +191,27 @@ class Cluster:
         """What is not yet, or not at all, as it ought to be at the end; empty if all is."""
         if self.starts:
             return f"{self.starts} workers have still to start"
-        running = [member for member in self.alive() if member.worker is not None]
+        running = [member for member in self.alive() if member.worker is not None and member.program.app.is_running]
         for key, owners in self.audit.owners().items():
             if len(owners) != 1:
                 return f"task {key} has the owners {owners}"
         outcome = await self.client.outcome([member.program for member in running], self.sent)
         return outcome.differs(self.client.expected())
 
-    def ticks(self) -> Iterator[tuple[str, float]]:
-        for member in self.members:
-            yield from ((member.name, tick) for tick in member.program.ticks)
-
-    def openings(self) -> Counter[str]:
-        return Counter(who for _, who, what, _ in self.audit.moves if what == "opens")
+    def look_at_ticks(self, since: float | None) -> None:
+        """Each tick of the leader's schedules was committed once; from `since` (by the loop) on, none is missed."""
+        ticks: dict[str, list[float]] = {"minutes": [], "sometimes": []}
+        for event in self.sent(self.client.ticks):
+            ticks[event.key].append(event.value)
+        for name, due in ticks.items():
+            if len(set(due)) < len(due):
+                self.audit.violated(f"a tick of {name!r} was committed twice: {sorted(due)}")
+        if since is None:
+            return
+        first, now = START + since, self.clock.now()
+        minutes = range(math.ceil(first / 60) * 60, math.floor(now - LATE), 60)
+        if missed := [minute - START for minute in minutes if minute not in ticks["minutes"]]:
+            self.audit.violated(f"the crontab missed {missed}")
+        ran = len([due for due in ticks["sometimes"] if first <= due <= now])
+        if ran < (now - first - LATE) // SOMETIMES - 1:
+            self.audit.violated(f"the leader's timer ran {ran} times in {now - first:.0f} s")

@@ -22,6 +22,8 @@ class Nemesis:
         self._lease = cluster.lease
         self.changes = 0
         """How often the workers that there are became others: each may move tasks."""
+        self.jumped = False
+        """Whether clocks were set: who sleeps until a time of day may notice as late as a minute after."""
         self._mending: list[Callable[[], None]] = []
         deeds = [self._crash, self._crash, self._pause, self._pause, self._cut, self._cut, self._leave, self._join]
         deeds += [self._storm, self._bad_line, self._jump, self._rolling_restart, self._forget_lock]
@@ -41,6 +43,8 @@ class Nemesis:
             await chance.choice(self._deeds)()
         await asyncio.sleep(max(0.0, end - loop.time()))
         self._climate = None
+        for member in self._cluster.members:
+            member.clock.offset = 0.0
         self._calm(self._cluster.network.weather)
         for mend in self._mending:
             mend()
@@ -89,6 +93,7 @@ class Nemesis:
             seconds = self._chance.choice([-1.0, 1.0]) * self._chance.choice([0.5, 5.0, 60.0])
             self._note(f"the clock of {member.name} jumps by {seconds:+.1f} s")
             member.clock.offset += seconds
+            self.jumped = True
 
     async def _bad_line(self) -> None:
         if member := self._victim():

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
-from thalweg.errors import ProcessDied
+from thalweg.errors import BrokerError, LockLost, ProcessDied
+from thalweg.exclusion import HeldLock
+from thalweg.runtime.context import current_lane
+from thalweg.runtime.scheduled_run import ScheduledRun
 
-__all__ = ["Bad", "Flaky", "Node", "Outcome", "Program"]
+__all__ = ["SOMETIMES", "Bad", "Flaky", "Node", "Outcome", "Program"]
+
+SOMETIMES = 11.0
+"""Seconds between two runs of the leader's timer."""
 
 
 class Flaky(Exception):
@@ -120,13 +126,43 @@ class Program:
         for number in range(chance.choice([1, 2, 3])):
             self.nodes.append(Node(self, number))
         self.sent: list[tuple[str, str, int]] = []
-        self.ticks: list[float] = []
-        """When the leader's crontab has run."""
         if leads:
-            self.app.crontab("* * * * *", on_leader=True)(self.tick)
+            self._lead()
 
-    async def tick(self) -> None:
-        self.ticks.append(self.app.now())
+    def _lead(self) -> None:
+        self.ticks = self.app.topic("ticks", key=str, value=float)
+        """What the leader ran: by schedule, when it was due."""
+        self.app.crontab("* * * * *", on_leader=True, name="minutes")(self.tick("minutes"))
+        self.app.timer(SOMETIMES, on_leader=True, name="sometimes")(self.tick("sometimes"))
+        if self.chance.random() < 0.3:
+            self.app.background(self.be_alone)
+
+    held: HeldLock | None = None
+    """The lock under which this worker does something by itself now."""
+    entered: Callable[[HeldLock], None] = staticmethod(lambda held: None)
+
+    async def be_alone(self) -> None:
+        """On every worker, but never on two at a time."""
+        while True:
+            try:
+                async with self.app.lock("alone") as held:
+                    self.entered(held)
+                    self.held = held
+                    try:
+                        await self.app.sleep(1.0)
+                    finally:
+                        self.held = None
+            except (LockLost, BrokerError):
+                pass
+            await self.app.sleep(6.0)
+
+    def tick(self, name: str) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            scheduled = current_lane.get()
+            assert isinstance(scheduled, ScheduledRun)
+            await self.ticks.send(float(scheduled._id.rpartition("/")[2]), key=name)
+
+        return run
 
     def expected(self) -> Outcome:
         """What it ought to come to, given what was sent."""

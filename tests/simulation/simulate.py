@@ -35,9 +35,9 @@ LOOK = 1.0
 
 BROKERS = (
     "memory://",
-    "memory://?grouped=true",
+    "memory://?grouped=true&locks=false&peers=false",
     "memory://?fencing=false",
-    "memory://?fencing=false&grouped=true",
+    "memory://?fencing=false&grouped=true&locks=false&peers=false",
     "memory://?commit_messages=3",
     "memory://?message_bytes=500&commit_messages=2",
     "memory://?message_bytes=500&fencing=false",
@@ -160,10 +160,12 @@ class _Simulation:
             self.cluster.audit.violated(f"after {PATIENCE:g} s without faults: {difference}")
             return
         self.note("all is handled")
-        await asyncio.sleep(30.0)
+        calm = self.loop.time()
+        await asyncio.sleep(40.0)
         # A marker that came late may have deposed an owner, who learns of it when it next commits, and starts over.
         if difference := await self.becomes_right(PATIENCE / 4):
             self.cluster.audit.violated(f"was right, and is no more: {difference}")
+        self.cluster.look_at_ticks(None if self.nemesis.jumped else calm)
 
     async def becomes_right(self, patience: float) -> str:
         """What is not as it ought to be even after so many seconds; empty if all is, or has become so."""
@@ -200,6 +202,8 @@ def _sealed(seed: int, loop: SimulatedLoop) -> Iterator[None]:
     """Nothing from outside gets in: no entropy, no clock, no name of this machine or process."""
     chance = random.Random(f"{seed} secrets")
     with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        random.seed(f"{seed} random")
         for target, name, to in (
             (secrets, "token_bytes", lambda count=32: chance.randbytes(count)),
             (secrets, "token_hex", lambda count=32: chance.randbytes(count).hex()),

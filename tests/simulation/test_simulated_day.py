@@ -16,7 +16,7 @@ from thalweg.starting import worker_running
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
 
 START = 1_577_836_800.0  # 2020-01-01
-MINUTES = 24 * 60
+A_DAY, SIX_HOURS = 24 * 60, 6 * 60  # minutes
 WORKERS = 3
 LEASE = 10.0
 OPTIONS = {
@@ -129,21 +129,25 @@ class Day:
         ]
 
 
-@pytest.mark.parametrize("options", list(OPTIONS))
-async def test_a_crontab_runs_1440_times_a_day_though_leaders_die(options: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "minutes"), [("locks", A_DAY), ("locks without fencing", SIX_HOURS), ("groups", SIX_HOURS)]
+)
+async def test_a_crontab_runs_1440_times_a_day_though_leaders_die(options: str, minutes: int) -> None:
     day = Day(OPTIONS[options], seed=7)
     for _ in range(WORKERS):
         await day.join()
-    while (moment := day.clock.now() + day.random.uniform(60, 600)) < START + MINUTES * 60 + 30:
+    while (moment := day.clock.now() + day.random.uniform(60, 600)) < START + minutes * 60 + 30:
+        if day.random.random() < 0.4:
+            moment += 60.5 - (moment - START) % 60  # in the midst of a run, which takes up to 5 s
         await day.advance(moment)
         leader = next(member for member in day.members if member.leads)
         await day.lose(leader, day.random.choice(("death", "death", "leave")))
         await day.advance(day.clock.now() + day.random.choice((0, 3, 30)))
         await day.join()
-    await day.advance(START + MINUTES * 60 + 30)
+    await day.advance(START + minutes * 60 + 30)
     for member in list(day.members):
         await day.lose(member, "leave")
-    assert day.ended["death"] > 100
-    assert day.sent() == list(range(1, MINUTES + 1))  # in their order, none missing, none twice
+    assert day.ended["death"] > minutes / 14
+    assert day.sent() == list(range(1, minutes + 1))  # in their order, none missing, none twice
     assert sorted(set(day.began)) == day.sent()
     assert len(day.began) > len(day.sent())  # some had begun in a leader that died in them

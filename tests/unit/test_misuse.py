@@ -170,7 +170,7 @@ async def test_a_client_says_that_it_has_no_tables() -> None:
     app = App("misuse")
     totals = app.table("totals", value=int, default=int)
     async with app.client():
-        with pytest.raises(StaleRead, match=r"a client holds no tables; ask an agent"):
+        with pytest.raises(StaleRead, match=r"a client holds no tables; `await table.ask"):
             totals["ada"]
         with pytest.raises(StaleRead, match=r"a client holds no tables"):
             totals.items()

@@ -34,7 +34,8 @@ class Buffer:
             if chunk not in self._chunks:
                 self._chunks.append(chunk)
         elif chunk.next > chunk.start:
-            self._skipped = (chunk.start, chunk.next)
+            start, end = self._skipped
+            self._skipped = (start if start <= chunk.start <= end < chunk.next else chunk.start, chunk.next)
 
     def across(self, offset: Position) -> Position:
         """The offset from which to read on: where a transaction ended there is something that is no record."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
+from thalweg.capabilities import Role
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, Gap, MissingCapability, StaleDelivery
 from thalweg.message import Delivery, Message, QueueMessage
@@ -21,7 +22,7 @@ from thalweg.partitioner import murmur2_partitioner
 from .connection import Cluster
 from .line import FINISHED, FINISHING, LENT, READ_RECORDS, Entry, Line, settle
 from .log import KafkaLog
-from .member import Identity, Member, Quarters
+from .member import Member, Quarters
 from .offsets import Offsets
 from .progress import Progress
 from .storing import Storing
@@ -265,9 +266,8 @@ class KafkaChannel:
         pause = _FIRST_PAUSE
         while True:
             changed = asyncio.Event()
-            me = Identity(secrets.token_hex(6))
-            kafka, partitions = self._topic.kafka, self._topic.partitions
-            member = Member(self._quarters, self._group, kafka, partitions, self._session, me, changed.set)
+            what, me = (self._group, self._topic.kafka, self._topic.partitions), secrets.token_hex(6)
+            member = Member(self._quarters, *what, self._session, me, Role(), changed.set)
             self._member, self._offsets = member, Offsets(self._cluster, member)
             member.start(self._resting)
             while member.lost is None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from thalweg.capabilities import Role
 
-from .member import Identity, Member, Quarters
+from .member import Member, Quarters
 
 __all__ = ["TaskGroups"]
 
@@ -42,18 +42,20 @@ class TaskGroups:
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
         session = max(lease, self._shortest)
-        who = Identity(role.worker_id or me, role.worker_id, role.zone)
-        member = Member(self._quarters, name, name, n, session, who, changed.set, min(_CALM, session / 10))
+        who = role.worker_id or me, role
+        member = Member(self._quarters, name, name, n, session, *who, changed.set, min(_CALM, session / 10))
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None
+        stands_by: frozenset[int] = frozenset()
         try:
             while True:
                 await changed.wait()
                 changed.clear()
                 if member.lost is not None:
                     raise member.lost
-                if member.share not in (None, told):
+                if member.share is not None and (member.share != told or self._standbys(member) != stands_by):
+                    stands_by = self._standbys(member)
                     told = member.take()
                     yield told
                     member.keep(told)
@@ -62,6 +64,14 @@ class TaskGroups:
             if self._members.get((group, me)) is member:
                 del self._members[group, me]
             await member.close()
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        member = self._members.get((group, me))
+        return frozenset() if member is None else self._standbys(member)
+
+    @staticmethod
+    def _standbys(member: Member) -> frozenset[int]:
+        return member.plan.standbys_of(member.name)
 
     def holds(self, group: str, me: str) -> bool:
         member = self._members.get((group, me))

@@ -103,6 +103,9 @@ class KafkaLog:
                 pause = min(2 * pause, _LONGEST_PAUSE)
         return {}
 
+    def passed(self, partition: int, after: Position) -> Position:
+        return self._buffers[partition].across(after + 1) - 1
+
     def _take(self, offsets: dict[int, Position], limit: int, max_bytes: int) -> dict[int, Batch]:
         """What follows, of what was fetched already."""
         found: dict[int, Batch] = {}

@@ -21,6 +21,7 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from thalweg.aside import Aside
+from thalweg.capabilities import Role
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, Superseded
 from thalweg.pulse import Pulse
@@ -29,7 +30,7 @@ from .connection import GROUP, Cluster, Lost, Unreachable
 from .requests import FENCED_INSTANCE, StaticHeartbeat
 from .sharing import Door, Plan, Verdict, Word, newcomers, share_out
 
-__all__ = ["DEFAULT_SHORTEST_SESSION", "MOVED", "Identity", "Member", "Quarters", "failure"]
+__all__ = ["DEFAULT_SHORTEST_SESSION", "MOVED", "Member", "Quarters", "failure"]
 
 log = logging.getLogger("thalweg")
 
@@ -50,15 +51,6 @@ MOVED = (
     kafka.GroupLoadInProgressError,
 )
 """The coordinator is another one, or will be there soon."""
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """name: what plans call this member, alone in its group. instance: its name to the broker over restarts, if it has
-    one (group.instance.id): while it restarts, its session goes on. zone: where it runs."""
-
-    name: str
-    instance: str | None = None
-    zone: str = ""
 
 
 class _Again(BrokerError):
@@ -83,10 +75,14 @@ class Quarters:
 class Member:
     """From `start` until it is lost or closed; to come back takes another.
 
+    name: what plans call it, alone in its group. role: its worker id is its name to the broker over restarts
+    (group.instance.id); while it restarts, its session goes on.
+
     share: what the group has given this member, None until it has joined. What is in a share that it took (`take`) and
     no more in a later one is to be given up, by telling what is still held (`keep`): until then nobody else gets it.
     Both are looked at and changed under one lock, as the main event loop takes and keeps while the thread tells the
-    group. place: the generation and the member id. agreed: the group is not just about to agree anew.
+    group. place: the generation and the member id. plan: the last of
+    the group, by names. agreed: the group is not just about to agree anew.
     lost: why it is no member any more; all may be another's.
     changed: called in the main event loop when share or lost changes. calm: seconds without a newcomer after which
     those that have come get their share.
@@ -99,11 +95,13 @@ class Member:
         topic: str,
         n: int,
         session: float,
-        identity: Identity,
+        name: str,
+        role: Role,
         changed: Callable[[], object],
         calm: float = 0.0,
     ) -> None:
-        self.group, self.topic, self.n, self.session, self.identity = group, topic, n, session, identity
+        self.group, self.topic, self.n, self.session = group, topic, n, session
+        self.name, self.role = name, role
         self.share: frozenset[int] | None = None
         self.lost: BrokerError | None = None
         self.place = (-1, "")
@@ -117,7 +115,7 @@ class Member:
         self._held: frozenset[int] = frozenset()
         self._claimed: frozenset[int] = frozenset()
         self._resting = False
-        self._plan = Plan()
+        self.plan = Plan()
         self._door = Door(calm)
         self._opening: asyncio.TimerHandle | None = None
         self._rejoin, self._agreed, self._more = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -217,7 +215,7 @@ class Member:
         self._stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         _, me = self.place
-        if me and self.identity.instance is None:
+        if me and self.role.worker_id is None:
             with contextlib.suppress(BrokerError, TimeoutError):  # then it is missed when its session ends
                 async with asyncio.timeout(_GOODBYE):
                     await self._ask(LeaveGroupRequest(self.group, me))
@@ -250,7 +248,7 @@ class Member:
         left = self.session if self._heard is None else self._heard + self.session - asked
         if left <= 0:
             raise self.problem(f"the group has not answered for {self.session:g} s, and may have given all to others")
-        instance = self.identity.instance
+        instance = self.role.worker_id
         request: object = HeartbeatRequest(self.group, generation, me)
         if instance is not None:
             request = StaticHeartbeat(self.group, generation, me, instance)
@@ -308,14 +306,14 @@ class Member:
     async def _join(self) -> frozenset[int]:
         with self._lock:
             self._claimed = self._held | (self.share or frozenset())
-        word = Word(self.n, self._claimed, self._resting, self.identity.name, self.identity.zone, self._plan)
+        word = Word(self.n, self._claimed, self._resting, self.name, self.role.zone, self.plan)
         generation, me = self.place
         request = JoinGroupRequest(
             self.group,
             round(self.session * 1000),
             round(self.session * 1000),
             me,
-            self.identity.instance,
+            self.role.worker_id,
             "consumer",
             [(_STRATEGY, ConsumerProtocolMemberMetadata(0, [self.topic], msgspec.msgpack.encode(word)).encode())],
         )
@@ -328,16 +326,14 @@ class Member:
         shares: list[tuple[str, bytes]] = []
         if answer.leader_id == me:
             shares = self._share_out(generation, answer.members)
-        answer = await self._ask(
-            SyncGroupRequest(self.group, generation, me, self.identity.instance, shares), waits=True
-        )
+        answer = await self._ask(SyncGroupRequest(self.group, generation, me, self.role.worker_id, shares), waits=True)
         await self._check(answer.error_code)
         await self._beat()  # so that what it knows of being heard is not older than its share
         if self._heard is None:
             raise _Again("the group agrees anew")
         assignment = ConsumerProtocolMemberAssignment.decode(answer.member_assignment)
         verdict = msgspec.msgpack.decode(assignment.user_data, type=Verdict)
-        self._plan = verdict.plan
+        self.plan = verdict.plan
         (self._more.set if verdict.more else self._more.clear)()
         return frozenset(place.partition for place in assignment.partitions())
 
@@ -362,8 +358,8 @@ class Member:
     def _check_place(self, code: int) -> None:
         if code == FENCED_INSTANCE:
             what = (
-                f"a newer worker runs under the worker id {self.identity.instance!r}, and has taken the place of this "
-                "one; give each worker that runs at the same time an id of its own"
+                f"a newer worker runs under the worker id {self.role.worker_id!r} and has taken the place of this one; "
+                "give each worker that runs at the same time an id of its own"
             )
             raise Superseded(str(self.problem(what)))
 
@@ -377,7 +373,10 @@ class Member:
         wait = self._door.wait(waiting, boot_clock())
         if wait:
             self._opening = asyncio.get_running_loop().call_later(wait, self._rejoin.set)
-        shares, verdict = share_out(self.group, self.n, generation, words, waiting if wait else ())
+        outside = waiting if wait else frozenset()
+        shares, verdict = share_out(
+            self.group, self.n, generation, words, outside, self.role.assignor, self.role.standbys
+        )
         about = msgspec.msgpack.encode(verdict)
         return [
             (member, ConsumerProtocolMemberAssignment(0, [(self.topic, sorted(share))], about).encode())

@@ -8,11 +8,10 @@ its way, and what stays is not touched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
-from thalweg.assignment import assign
+from thalweg.assignment import Assignment, Assignor, Member, checked, shares, sticky
 
 __all__ = ["Door", "Plan", "Verdict", "Word", "newcomers", "share_out"]
 
@@ -20,16 +19,30 @@ __all__ = ["Door", "Plan", "Verdict", "Word", "newcomers", "share_out"]
 class Plan(msgspec.Struct, array_like=True, frozen=True):
     """Who is to own what, as agreed in a generation of the group.
 
-    names: of all who had a part in it. owners: for each task an index in `names`, or -1.
+    names: of all who had a part in it. owners, standbys: for each task indices in `names`; an owner may be -1, nobody.
     """
 
     generation: int = -1
     names: Sequence[str] = ()
     owners: Sequence[int] = ()
+    standbys: Sequence[Sequence[int]] = ()
 
-    def owner(self, task: int) -> str | None:
-        index = self.owners[task] if task < len(self.owners) else -1
-        return self.names[index] if index >= 0 else None
+    @classmethod
+    def of(cls, generation: int, names: Sequence[str], assignment: Assignment) -> Plan:
+        places = {name: index for index, name in enumerate(names)}
+        owners = [-1 if owner is None else places[owner] for owner in assignment.owners]
+        return cls(generation, names, owners, [[places[name] for name in some] for some in assignment.standbys])
+
+    @property
+    def assignment(self) -> Assignment:
+        names = self.names
+        owners = [names[index] if index >= 0 else None for index in self.owners]
+        return Assignment(owners, [[names[index] for index in some] for some in self.standbys])
+
+    def standbys_of(self, name: str) -> frozenset[int]:
+        """The tasks that it stands by for."""
+        place = self.names.index(name) if name in self.names else -1
+        return frozenset(task for task, some in enumerate(self.standbys) if place in some)
 
 
 class Word(msgspec.Struct, array_like=True, frozen=True):
@@ -53,10 +66,6 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True):
     plan: Plan
 
 
-Owners: TypeAlias = Callable[[str, int, Sequence[str], Sequence[str | None]], Sequence[str | None]]
-"""Of a group's n tasks, among members with these names, as they were owned before."""
-
-
 class Door:
     """Newcomers come in together, so that many who start at once move tasks once: when none has come for `calm`
     seconds, or the first has waited for three times that."""
@@ -72,20 +81,13 @@ class Door:
         return max(0.0, min(max(times) + self._calm, min(times) + 3 * self._calm) - now) if times else 0.0
 
 
-def sticky(group: str, n: int, names: Sequence[str], previous: Sequence[str | None]) -> Sequence[str | None]:
-    held = {name: {task for task, owner in enumerate(previous) if owner == name} for name in names}
-    owners: list[str | None] = [None] * n
-    for name, share in assign(group, n, assign(group, n, held)).items():
-        for task in share:
-            owners[task] = name
-    return owners
-
-
 def newcomers(words: Mapping[str, Word]) -> frozenset[str]:
-    """Names of those without a part in the last plan, as long as someone is there who has one."""
-    names = {name for member, name in _names(words).items() if not words[member].claimed}
-    known = {name for member, name in _names(words).items() if not words[member].resting} & set(_last(words).names)
-    return frozenset(names - set(_last(words).names)) if known else frozenset()
+    """Names of those without a part in the last plan, as long as someone is there who has one, and works."""
+    named = _by_name(words)
+    insiders = _last(words).names
+    if not any(name in insiders and not word.resting for name, word in named.items()):
+        return frozenset()
+    return frozenset(name for name, word in named.items() if name not in insiders and not word.claimed)
 
 
 def share_out(
@@ -94,48 +96,41 @@ def share_out(
     generation: int,
     words: Mapping[str, Word],
     outside: Collection[str] = (),
-    owners: Owners = sticky,
+    assignor: Assignor = sticky,
+    standbys: int = 0,
 ) -> tuple[Mapping[str, frozenset[int]], Verdict]:
     """The share of each member, by its id, and what all of them are told. outside: those who get nothing yet."""
-    names = _names(words)
-    ids = {name: member for member, name in names.items()}
-    last = _last(words)
-    holders: dict[int, set[str]] = {}
-    for member, word in words.items():
-        for task in word.claimed:
-            holders.setdefault(task, set()).add(names[member])
-    inside = sorted(ids.keys() - set(outside))
-    working = [name for name in inside if not words[ids[name]].resting]
-    previous = [_previous(last.owner(task), holders.get(task, ()), working) for task in range(n)]
-    wanted = owners(group, n, working, previous) if working else [None] * n
-
-    shares: dict[str, set[int]] = {member: set() for member in words}
-    more = False
-    for task, owner in enumerate(wanted):
-        held_by = holders.get(task)
-        if owner is not None and (not held_by or owner in held_by):
-            shares[ids[owner]].add(task)
-        more = more or bool(held_by and held_by != {owner})
-    places = {name: index for index, name in enumerate(inside)}
-    plan = Plan(generation, inside, [-1 if owner is None else places[owner] for owner in wanted])
-    return {member: frozenset(share) for member, share in shares.items()}, Verdict(more, plan)
+    named = _by_name(words)
+    held = {name: word.claimed for name, word in named.items()}
+    inside = sorted(name for name in named if name not in outside)
+    working = [Member(name, named[name].zone) for name in inside if not named[name].resting]
+    if working:
+        previous = _previous(_last(words).assignment, n, held, {member.name for member in working})
+        wanted = checked(assignor, group, n, working, previous, standbys)
+    else:
+        wanted = Assignment([None] * n)
+    given = shares(wanted, held)
+    more = any(not claimed <= given[name] for name, claimed in held.items())
+    ids = dict(zip(named, words, strict=True))
+    return {ids[name]: share for name, share in given.items()}, Verdict(more, Plan.of(generation, inside, wanted))
 
 
 def _last(words: Mapping[str, Word]) -> Plan:
     return max((word.plan for word in words.values()), key=lambda plan: plan.generation, default=Plan())
 
 
-def _names(words: Mapping[str, Word]) -> Mapping[str, str]:
-    """By member id. One whose name another has, too (it came back before the group has missed it), is told apart."""
+def _by_name(words: Mapping[str, Word]) -> dict[str, Word]:
+    """In the same order. One whose name another has, too (it came back before it was missed), is told apart."""
     count = Counter(word.name for word in words.values())
     return {
-        member: word.name if word.name and count[word.name] == 1 else f"{word.name}/{member}"
+        word.name if word.name and count[word.name] == 1 else f"{word.name}/{member}": word
         for member, word in words.items()
     }
 
 
-def _previous(planned: str | None, holders: Collection[str], working: Collection[str]) -> str | None:
-    """Whom it was meant for, if that one is still there; else who holds it."""
-    if planned in working:
-        return planned
-    return min((name for name in holders if name in working), default=None)
+def _previous(last: Assignment, n: int, held: Mapping[str, Collection[int]], working: Collection[str]) -> Assignment:
+    """Each task's owner is whom it was meant for, if that one is still there; else who holds it."""
+    holders = {task: name for name in sorted(held, reverse=True) if name in working for task in held[name]}
+    planned = [*last.owners[:n], *[None] * (n - len(last.owners))]
+    owners = [owner if owner in working else holders.get(task) for task, owner in enumerate(planned)]
+    return Assignment(owners, last.standbys[:n])

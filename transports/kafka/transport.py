@@ -95,6 +95,7 @@ class KafkaTransport:
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
+        self._shortest_session = 0.0
         self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
         self._swept: set[str] = set()
@@ -111,7 +112,7 @@ class KafkaTransport:
 
     @property
     def limits(self) -> Limits:
-        return Limits(message_bytes=self._message_bytes)
+        return Limits(message_bytes=self._message_bytes, lease=self._shortest_session)
 
     @property
     def description(self) -> str:
@@ -254,6 +255,9 @@ class KafkaTransport:
     ) -> AsyncGenerator[frozenset[int], None]:
         self._use()
         return self._task_groups.tasks(group, n, me, lease, role or Role())
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        return self._task_groups.standbys_of(group, me) if self._opened else frozenset()
 
     def holds(self, group: str, me: str) -> bool:
         return self._opened and self._task_groups.holds(group, me)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from math import inf
 
-from thalweg.assignment import assign
+from thalweg.assignment import Assignment, Member, checked, shares
 from thalweg.capabilities import Role
 from thalweg.errors import BrokerError, Superseded
 
 from .session import Session, Waiters, wake
 
-__all__ = ["TaskGroup", "shares"]
+__all__ = ["TaskGroup", "sets_of"]
 
 
 class TaskMember:
@@ -19,11 +19,12 @@ class TaskMember:
 
     def __init__(self, group: TaskGroup, session: Session, name: str, lease: float, role: Role) -> None:
         self.group, self.session, self.name, self._lease = group, session, name, lease
-        self.worker_id = role.worker_id
+        self.role = role
         self.superseded = self.away = False
         self.held: frozenset[int] = frozenset()
         """What it may be working on: what it was told last, and what it has not given up yet."""
         self.share: frozenset[int] = frozenset()
+        self.standbys: frozenset[int] = frozenset()
 
     @property
     def lease(self) -> float:
@@ -31,7 +32,7 @@ class TaskMember:
 
     def expire(self) -> None:
         self.session.drop(self)
-        if self.worker_id is None or self.away or self.superseded or self.session.down is not None:
+        if self.role.worker_id is None or self.away or self.superseded or self.session.down is not None:
             self.group.leave(self)
         else:
             self.away = True
@@ -44,13 +45,14 @@ class TaskGroup:
         self.waiters: Waiters = {}
         self._members: dict[str, TaskMember] = {}
         self._joined = 0
+        self.plan = Assignment([None] * n)
 
     def join(self, member: TaskMember) -> None:
         self._joined += 1
         place = f"{member.name}-{self._joined}"
-        if member.worker_id is not None:
+        if member.role.worker_id is not None:
             for key, before in self._members.items():
-                if before.worker_id == member.worker_id:
+                if before.role.worker_id == member.role.worker_id:
                     place, before.superseded = key, True
                     member.held = member.share = before.share
         self._members[place] = member
@@ -71,19 +73,32 @@ class TaskGroup:
         mine = [member for member in members if (member.session, member.name) == (session, name) and not member.away]
         return any(member in self for member in mine)
 
+    def standbys_of(self, session: Session, name: str) -> frozenset[int]:
+        mine = [one for one in self._members.values() if (one.session, one.name) == (session, name)]
+        return mine[-1].standbys if mine else frozenset()
+
     def share_out(self) -> None:
-        shares = assign(self.name, self.n, {key: member.held for key, member in self._members.items()})
-        for key, share in shares.items():
+        held = {key: member.held for key, member in self._members.items()}
+        if not held:
+            return
+        role = next(iter(self._members.values())).role
+        members = [Member(key, member.role.zone) for key, member in self._members.items()]
+        self.plan = checked(role.assignor, self.name, self.n, members, self.plan, role.standbys)
+        for key, share in shares(self.plan, held).items():
             self._members[key].share = share
+            self._members[key].standbys = frozenset(
+                task for task in range(self.n) if key in self.plan.standbys_of(task)
+            )
         wake(self.waiters)
 
 
-async def shares(
+async def sets_of(
     session: Session, group: TaskGroup, me: str, lease: float, role: Role
 ) -> AsyncGenerator[frozenset[int], None]:
     member = TaskMember(group, session, me, lease, role)
     group.join(member)
     told: frozenset[int] | None = None
+    stands_by: frozenset[int] = frozenset()
     try:
         while True:
             session.check()
@@ -91,8 +106,8 @@ async def shares(
                 raise Superseded(f"a newer worker runs under the worker id {role.worker_id!r} in group {group.name!r}")
             if member not in group:
                 raise BrokerError(f"member {me!r} of group {group.name!r} was not heard of for {lease:g} s")
-            if member.share != told:
-                told = member.share
+            if member.share != told or member.standbys != stands_by:
+                told, stands_by = member.share, member.standbys
                 member.held |= told
                 yield told
                 member.held = told

@@ -21,7 +21,7 @@ from .log import MemoryLog
 from .partition import MemoryClaim, Partition, Prepared, prepare
 from .queues import QueueChannel
 from .session import Session
-from .tasks import shares
+from .tasks import sets_of
 
 __all__ = ["MemoryOptions", "MemoryTransport"]
 
@@ -230,7 +230,11 @@ class MemoryTransport:
     def tasks(
         self, group: str, n: int, me: str, lease: float, role: Role | None = None
     ) -> AsyncGenerator[frozenset[int], None]:
-        return shares(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease, role or Role())
+        return sets_of(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease, role or Role())
+
+    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+        found = self.broker.task_groups.get(group)
+        return frozenset() if self.session is None or found is None else found.standbys_of(self.session, me)
 
     def holds(self, group: str, me: str) -> bool:
         found = self.broker.task_groups.get(group)

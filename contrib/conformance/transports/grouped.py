@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
+from thalweg.capabilities import Role
 from thalweg.channel import Capability, Transport
 from thalweg.contrib.conformance.properties import Profile, prop
 from thalweg.contrib.conformance.puppet import Puppet
+from thalweg.contrib.conformance.transports.locks import BLOCKED
 from thalweg.contrib.conformance.trial import Trial, groups
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, Superseded
 
 TASKS = 8
+
+LONG_LEASE = 1000.0
+"""Seconds: none that matters ends within a property."""
 
 
 class Member:
     """Owns what it is given, and lets go of the rest as soon as it is told."""
 
-    def __init__(self, trial: Trial, transport: Transport, name: str) -> None:
+    def __init__(self, trial: Trial, transport: Transport, name: str, worker_id: str | None = None) -> None:
         self.transport, self.name, self.group = transport, name, trial.name("g")
+        self.worker_id = worker_id
         self.owned: frozenset[int] = frozenset()
         self.sets: list[frozenset[int]] = []
         self._changed = asyncio.Event()
@@ -27,7 +34,10 @@ class Member:
         self.running = trial.start(self._run())
 
     def _join(self, trial: Trial) -> AsyncGenerator[frozenset[int], None]:
-        return groups(self.transport).tasks(self.group, TASKS, self.name, trial.rig.lease)
+        tasks, who = groups(self.transport).tasks, (self.group, TASKS, self.name)
+        if self.worker_id is None:
+            return tasks(*who, trial.rig.lease)
+        return tasks(*who, LONG_LEASE, Role(self.worker_id))
 
     async def _run(self) -> None:
         async with aclosing(self.tasks):
@@ -150,6 +160,72 @@ async def a_hung_member_loses_its_tasks_and_knows_it_in_the_moment_it_goes_on(tr
         assert not await hung.holds()
     except BrokerError:
         pass
-    async with trial.patience("the hung member to learn what it owns"):
-        await asyncio.wait([hung.running, trial.start(hung.change())], return_when=asyncio.FIRST_COMPLETED)
-    assert hung.running.done() or disjoint([living, hung])
+    await learns(trial, hung, living)
+
+
+async def learns(trial: Trial, member: Member, heir: Member) -> None:
+    """It was away, and another has its tasks: it gets a new share, or is told that it is no member any more."""
+    async with trial.patience("one that was away to learn what it owns"):
+        await asyncio.wait([member.running, trial.start(member.change())], return_when=asyncio.FIRST_COMPLETED)
+    assert member.running.done() or disjoint([heir, member])
+
+
+# --- a member's event loop -------------------------------------------------------------------------------------
+
+
+@prop(Profile.GROUPED, Capability.GROUPED, cases=BLOCKED)
+async def a_member_keeps_its_tasks_while_its_event_loop_is_blocked_and_others_join(
+    trial: Trial, computing: bool
+) -> None:
+    blocked = Member(trial, await trial.open_elsewhere(), "a")
+    await until(trial, [blocked], lambda: shared_out([blocked]), "all tasks")
+    waiting = trial.start(trial.rig.block(blocked.transport, 3 * trial.rig.lease, computing))
+    other = Member(trial, await trial.open(), "b")
+    while not waiting.done():
+        assert not other.owned, "tasks were another's before their owner had given them up"
+        await trial.step()
+    await waiting
+    assert await blocked.holds()
+    await until(trial, [blocked, other], lambda: shared_out([blocked, other]), "both to have a share")
+
+
+@prop(Profile.GROUPED, Capability.GROUPED)
+async def a_member_loses_its_tasks_once_its_event_loop_is_stuck_and_knows_it(trial: Trial) -> None:
+    stuck = Member(trial, await trial.open_impatient(2 * trial.rig.lease), "a")
+    other = Member(trial, await trial.open(), "b")
+    await until(trial, [stuck, other], lambda: shared_out([stuck, other]), "both to have a share")
+    waiting = trial.start(trial.rig.block(stuck.transport, 5 * trial.rig.lease, False))
+    await until(trial, [other], lambda: shared_out([other]), "the share of one that is stuck")
+    await waiting
+    assert not await stuck.holds()
+    await learns(trial, stuck, other)
+
+
+# --- worker ids ------------------------------------------------------------------------------------------------
+
+
+@prop(Profile.GROUPED, Capability.GROUPED)
+async def a_worker_that_comes_back_under_its_id_finds_its_tasks_and_moves_none(trial: Trial) -> None:
+    other = Member(trial, await trial.open(), "a", "other")
+    first = Member(trial, await trial.open(), "b", "worker")
+    await until(trial, [other, first], lambda: shared_out([other, first]), "both to have a share")
+    told = len(other.sets)
+    await trial.stop(first.running)
+    assert not await first.holds()
+    second = Member(trial, await trial.open(), "c", "worker")
+    await until(trial, [other, second], lambda: bool(second.sets), "what it had")
+    assert second.sets[0] == first.owned
+    assert len(other.sets) == told
+
+
+@prop(Profile.GROUPED, Capability.GROUPED)
+async def of_two_members_of_one_worker_id_the_newer_has_the_tasks_and_the_older_is_told(trial: Trial) -> None:
+    older = Member(trial, await trial.open(), "a", "worker")
+    await until(trial, [older], lambda: shared_out([older]), "all tasks")
+    newer = Member(trial, await trial.open(), "b", "worker")
+    await until(trial, [newer], lambda: shared_out([newer]), "all tasks")
+    with contextlib.suppress(Superseded):
+        await trial.soon(older.running, "the older one to be told")
+        raise AssertionError("the older one was not told")
+    assert not await older.holds()
+    assert await newer.holds()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from thalweg.capabilities import Held, Role
+from thalweg.errors import Superseded
 from thalweg.transports.memory.locks import MemoryLock
 
 from .base import Seeded, caught_by
@@ -235,5 +236,30 @@ class StopsTheWorld(Seeded):
                     yield frozenset(list(share)[:1])
                 before = share
                 yield share
+        finally:
+            await shares.aclose()
+
+
+@caught_by("a_worker_that_comes_back_under_its_id_finds_its_tasks_and_moves_none", "grouped=true")
+class ForgetsWhoComesBack(Seeded):
+    """Worker ids count for nothing."""
+
+    def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        return super().tasks(group, n, me, lease)
+
+
+@caught_by("of_two_members_of_one_worker_id_the_newer_has_the_tasks_and_the_older_is_told", "grouped=true")
+class TheOlderIsNotTold(Seeded):
+    async def tasks(
+        self, group: str, n: int, me: str, lease: float, role: Role | None = None
+    ) -> AsyncGenerator[frozenset[int], None]:
+        shares = super().tasks(group, n, me, lease, role)
+        try:
+            async for share in shares:
+                yield share
+        except Superseded:
+            await asyncio.get_running_loop().create_future()
         finally:
             await shares.aclose()

@@ -122,7 +122,19 @@ def test_the_version_is_shown(shell: Shell) -> None:
 def test_no_arguments_show_the_commands(shell: Shell) -> None:
     done = shell.run()
     assert done.returncode == 0
-    for command in ("worker", "agents", "tables", "topics", "send", "table", "lag", "dead-letters", "doctor", "init"):
+    for command in (
+        "worker",
+        "agents",
+        "tables",
+        "topics",
+        "send",
+        "table",
+        "lag",
+        "workers",
+        "dead-letters",
+        "doctor",
+        "init",
+    ):
         assert command in done.stdout
 
 

@@ -93,7 +93,7 @@ def test_a_certificate_says_what_held_what_did_not_and_what_was_not_tried(folder
     assert certificate["seed"] == 5
     assert certificate["mode"] == "quick"
     assert certificate["description"] == "memory (in this process)"
-    assert certificate["limits"] == {"message_bytes": 10_000, "commit_messages": None}
+    assert certificate["limits"] == {"message_bytes": 10_000, "commit_messages": None, "lease": 0.0}
     assert {"python", "thalweg"} <= set(certificate["versions"])
     verdicts = {name: row["verdict"] for name, row in certificate["profiles"].items()}
     assert verdicts == {"Core": "failed", "Durable": "held, as far as run", "Locks": "not offered"}
@@ -120,12 +120,12 @@ def test_a_waived_failure_fails_nothing_and_stays_visible(folder: Folder) -> Non
 
 def test_workers_of_xdist_write_one_certificate(folder: Folder) -> None:
     done, certificate = folder.certificate(
-        "--thalweg-transport=memory://", "-n", "2", "--thalweg-profile=Ordered,Locks"
+        "--thalweg-transport=memory://", "-n", "2", "--thalweg-profile=Ordered,WorkQueue"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: row["verdict"] for name, row in certificate["profiles"].items()} == {
         "Ordered": "held",
-        "Locks": "held",
+        "WorkQueue": "held",
     }
     assert len(certificate["properties"]) == sum(row["passed"] for row in certificate["profiles"].values())
     assert certificate["capabilities"]

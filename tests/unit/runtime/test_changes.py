@@ -81,6 +81,30 @@ async def test_through_crashes_they_add_up_to_the_table(broker: str) -> None:
             assert [c.old for c in changes] == [None, *(c.new for c in changes)][:-1]
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_table_that_follows_changes_is_placed_with_them(first: bool) -> None:
+    app = App("placed", partitions=5)
+    numbers = app.topic("numbers", key=str, value=int, partitions=3)
+    copies: Any = app.table("copies", key=str, value=int) if first else None
+    sums = app.table("sums", key=str, value=int, default=int)
+    copies = copies or app.table("copies", key=str, value=int)
+
+    @app.agent(numbers)
+    async def add(stream: Stream[int]) -> None:
+        async for event in stream.events():
+            sums[event.key] += event.value
+
+    @app.agent(sums.changes())
+    async def copy(stream: Stream[Change[str, int]]) -> None:
+        async for change in stream:
+            copies[change.key] = change.new or 0
+
+    async with app.test() as t:
+        await numbers.send_many([(f"k{number}", number) for number in range(20)])
+        await t.settle()
+        assert dict(copies.items()) == dict(sums.items()) == {f"k{number}": number for number in range(20)}
+
+
 async def test_a_change_that_is_too_large_fails_its_event_and_no_other() -> None:
     app = App("large", partitions=1)
     texts = app.topic("texts", key=str, value=str)

@@ -25,13 +25,13 @@ OPTIONS = MemoryOptions(grouped=True, locks=False, peers=False)
 class Member:
     """One worker of the app "bank", as a process would run it."""
 
-    def __init__(self, broker: MemoryBroker, clock: VirtualClock | None = None) -> None:
+    def __init__(self, broker: MemoryBroker, clock: VirtualClock | None = None, standbys: int = 0) -> None:
         self.transport = MemoryTransport(broker, OPTIONS)
         self.app = App("bank", partitions=PARTITIONS, lease=10.0)
         if clock is not None:
             self.app.clock = clock
         self.source = self.app.topic("source", key=str, value=int)
-        self.sums = self.app.table("sums", key=str, value=int, default=int)
+        self.sums = self.app.table("sums", key=str, value=int, default=int, standbys=standbys)
         self.handled: list[int] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -212,3 +212,21 @@ async def test_without_groups_locks_and_peers_decide() -> None:
     assert Capability.GROUPED not in member.transport.capabilities
     async with member.running():
         assert member.owned == set(range(PARTITIONS))
+
+
+async def test_a_standby_follows_what_another_runs_and_takes_over_from_where_it_is() -> None:
+    broker = MemoryBroker()
+
+    def stands_by(member: Member) -> set[int]:
+        return {index for group, index in member.worker.standbys.keys if group == str(PARTITIONS)}
+
+    first, second = Member(broker, standbys=1), Member(broker, standbys=1)
+    async with first.running():
+        async with second.running():
+            await until(lambda: even(first, second))
+            await until(lambda: stands_by(first) == second.owned and stands_by(second) == first.owned)
+            for number in range(20):
+                await first.source.send(1, key=f"k{number}")
+            await until(lambda: total(first) + total(second) == 20)
+        await until(lambda: even(first) and not stands_by(first))
+        assert total(first) == 20

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thalweg.assignment import Assignment, Member
 from thalweg.transports.kafka.sharing import Door, Plan, Word, newcomers, share_out
 
 N = 12
@@ -83,7 +85,7 @@ def test_what_moves_is_nobodys_until_it_is_given_up_and_then_goes_to_whom_it_was
     group.held["b"] = frozenset()
     assert group.agree()
     assert not group.shares["b"]
-    meant = {task for task in range(N) if group.plan.owner(task) == "b"}
+    meant = {task for task, owner in enumerate(group.plan.assignment.owners) if owner == "b"}
     assert len(meant) == N // 2
     group.held["c"] = frozenset()
     assert group.agree()
@@ -101,6 +103,38 @@ def test_one_that_comes_back_under_its_name_gets_what_it_had() -> None:
     group.held["b"] = frozenset()
     group.settle()
     assert group.held["b"] == had
+
+
+def test_standbys_lie_in_other_zones_and_take_over_from_an_owner_that_is_gone() -> None:
+    zones = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    words = {name: Word(N, frozenset(), name=name, zone=zone) for name, zone in zones.items()}
+    shares, verdict = share_out("g", N, 1, words, standbys=1)
+    owners, standbys = verdict.plan.assignment.owners, verdict.plan.assignment.standbys
+    for owner, (standby,) in zip(owners, standbys, strict=True):
+        assert owner is not None
+        assert zones[owner] != zones[standby]
+    assert {task for name in zones for task in verdict.plan.standbys_of(name)} == set(range(N))
+    words = {
+        name: Word(N, shares[name], name=name, zone=zone, plan=verdict.plan)
+        for name, zone in zones.items()
+        if name != "a"
+    }
+    heirs, _ = share_out("g", N, 2, words, standbys=1)
+    assert any(task in heirs[name] for task in shares["a"] for name in standbys[task])
+
+
+def test_any_assignor_will_do_and_one_that_goes_wrong_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    def all_to_the_last(
+        group: str, n: int, members: Sequence[Member], previous: Assignment, standbys: int
+    ) -> Assignment:
+        return Assignment([members[-1].name] * n)
+
+    words = {name: Word(N, frozenset(), name=name) for name in "abc"}
+    shares, _ = share_out("g", N, 1, words, assignor=all_to_the_last)
+    assert shares == {"a": frozenset(), "b": frozenset(), "c": frozenset(range(N))}
+    shares, _ = share_out("g", N, 1, words, assignor=lambda *_: Assignment([None] * N))
+    assert {len(share) for share in shares.values()} == {N // 3}
+    assert "is used instead" in caplog.text
 
 
 def test_two_members_of_one_name_are_told_apart() -> None:
