@@ -34,8 +34,9 @@ class Node:
         """It knows its cluster by what it has on disk."""
         cluster = ["--cluster-enabled", "yes", "--cluster-port", str(self.bus), "--cluster-node-timeout", "1000"]
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
+        place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
         self.process = subprocess.Popen(
-            [*("redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)), *cluster, *durable],
+            ["redis-server", *place, *cluster, *durable],
             stdout=subprocess.DEVNULL,
         )
 
