@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from thalweg import headers as names
-from thalweg.capabilities import WorkQueue
+from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
@@ -30,7 +30,6 @@ __all__ = ["QueueRunner"]
 
 log = logging.getLogger("thalweg")
 
-WAIT = 5.0
 LONGEST_BACKOFF = 10.0
 LEASE = 30.0
 """Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
@@ -171,7 +170,7 @@ class QueueRunner:
                 await self._room.wait()
                 continue
             try:
-                deliveries = await channel.get(self._wanted, WAIT)
+                deliveries = await channel.get(self._wanted, FOLLOWING)
                 backoff = 0.1
             except BrokerError as error:
                 self._worker.complaints.warn(
