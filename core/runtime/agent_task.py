@@ -22,8 +22,9 @@ from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import log_failure, short_traceback
-from .lane import Lane, Part, Ticket
+from .lane import Lane
 from .tables import TablePlan, TableState
+from .tickets import Part, Ticket
 from .topic_input import TopicInput
 from .turns import Turns
 from .watermark import Segment
@@ -387,7 +388,7 @@ class AgentTask:
     def takes_turns(self) -> bool:
         return self.turns.contended
 
-    async def enter(self, lane: Lane, timestamp: int) -> int:
+    async def enter(self, timestamp: int) -> int:
         return await self.turns.enter(self, timestamp)
 
     @property
@@ -397,10 +398,10 @@ class AgentTask:
     async def let_commit(self) -> None:
         await self.task.let_commit()
 
-    def adopt(self, lane: Lane) -> None:
+    def adopt(self) -> None:
         self.turns.adopt(self)
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self) -> None:
         self.turns.leave(self)
 
     def table(self, plan: TablePlan) -> TableState | None:

@@ -46,11 +46,13 @@ from .changes import Changes
 from .deliveries import Deliveries
 from .expiry import Expiry
 from .failures import dead_letter
-from .lane import Lane, Rerun, Ticket, asked
+from .lane import Lane
 from .mirroring import Feed, Standing
+from .open_event import Rerun
 from .replay import Numbered, Replay, standing_of
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
+from .tickets import Ticket, asked
 from .topic_input import TopicInput
 
 if TYPE_CHECKING:
