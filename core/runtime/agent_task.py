@@ -295,6 +295,9 @@ class AgentTask:
 
     # --- one event -----------------------------------------------------------------------------------------
 
+    def judged(self, ticket: Ticket) -> bool:
+        return (ticket.input.name, ticket.position) in self.task.verdicts
+
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         if ticket.record.headers:
             only = names.find(ticket.record.headers, names.ONLY)

@@ -24,7 +24,7 @@ from .context import current_lane
 from .open_event import Host, OpenEvent, Rerun
 from .tickets import Ticket
 
-__all__ = ["EVENTS", "SUSPEND_EVERY", "Lane"]
+__all__ = ["EVENTS", "Lane"]
 
 EVENTS = object()
 """In a chain of steps: from here on the values are `Event`s."""
@@ -85,7 +85,7 @@ class Lane(OpenEvent):
                 return stream  # the loop was left, by `break` or an error that was caught: it goes on
             self._streams.clear()  # a step raised, and the agent caught it: that event is finished
             held = [ticket for ticket in self.gathering if ticket not in self.tickets]
-            self.gathering = ()
+            self.gathering, self._joins = (), False
             self._finish(self.tickets)
             self.give_back(held)
         self._how = how
@@ -169,11 +169,14 @@ class Lane(OpenEvent):
                 try:
                     value = self._decode(ticket)
                 except DECODE_ERRORS as error:
+                    if gathered:  # those come first
+                        self.give_back([ticket])
+                        break
                     self._undecodable(ticket, error)
                     continue
-                self.tickets = (ticket,)  # an error in a step is this event's
+                self.tickets, self._joins = (ticket,), True  # an error in a step is this event's
                 outs = list(await self._through(chain(ticket.input.ops, steps), ticket, value))
-                self.tickets = ()
+                self.tickets, self._joins = (), False
                 if not outs:
                     self._finish((ticket,))
                 gathered.extend((out, ticket, i == len(outs)) for i, out in enumerate(outs, 1))
@@ -202,6 +205,8 @@ class Lane(OpenEvent):
 
     gathering: Sequence[Ticket] = ()
     """Taken from the input by an open `take`, not given out yet."""
+    _joins = False
+    """The open event is to join those that are being gathered: it comes after them."""
 
     async def _next_ticket(self, plain: bool = False, until: float | None = None) -> Ticket | None:
         """The next ticket to run. None: a plain part is ready in `_part` (only if `plain`), or it is `until`."""
@@ -211,6 +216,9 @@ class Lane(OpenEvent):
                 await self.host.let_commit()
                 self._suspended_now()
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
+                if self.gathering and self.host.judged(ticket):
+                    self.give_back([ticket])  # what becomes of it must not come before those that are gathered
+                    return None
                 if self.host.admit(self, ticket):
                     return ticket
             self._leave()
@@ -327,16 +335,18 @@ class Lane(OpenEvent):
             self.record = None
             self.tickets = tickets
         held = [ticket for ticket in self.gathering if ticket not in tickets]
-        self.gathering = ()
+        before, after = (held, []) if self._joins else ([], held)
+        self.gathering, self._joins = (), False
         for stream in self._streams:
             await stream.aclose()
         self._streams.clear()
         if rerun:
             self.discard()
-            self.give_back([*tickets, *held])
+            self.give_back([*before, *tickets, *after])
         elif error is not None:
-            self.give_back(held)
+            self.give_back(after)
             await self.host.failed(self, tickets, error)
+            self.give_back(before)
         else:  # it returned: what it has seen is finished
             if tickets:
                 self._finish(tickets)

@@ -57,6 +57,10 @@ class Host(Protocol):
         """Whose events these are: sends to another app's topics are not part of the commit."""
         ...
 
+    def judged(self, ticket: Ticket) -> bool:
+        """Whether `admit` has a verdict to carry out on it."""
+        ...
+
     async def next(self, lane: Lane, until: float | None = None) -> Part | None:
         """The next part; None when the clock reached `until` (seconds since the epoch)."""
         ...

@@ -271,6 +271,9 @@ class QueueRunner:
 
     # --- one event ---------------------------------------------------------------------------------------------
 
+    def judged(self, ticket: Ticket) -> bool:
+        return False
+
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
         if only is not None and only != self.plan.name.encode():

@@ -38,6 +38,9 @@ class Verdicts:
         """Whether any waits to be carried out."""
         return bool(self._pending)
 
+    def __contains__(self, where: Where) -> bool:
+        return where in self._pending
+
     def set(self, where: Where, verdict: Verdict) -> None:
         self._pending[where] = verdict
 
