@@ -34,7 +34,7 @@ from thalweg.errors import (
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.leftovers import orphaned
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Release, Rows, checksum, messages
-from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.rows import CRASHES, UNFINISHED, Parked, Reached, Suspect, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
@@ -161,6 +161,12 @@ class Task:
         moved = self.worker.kept_elsewhere(self.group, store)
         if moved:
             raise orphaned(moved, self.journal[0], self.partitions)
+        unfinished = store.get(UNFINISHED)
+        if unfinished is not None:
+            raise ConfigurationError(
+                f"task {self.group}/{self.index}: {unfinished.decode()} has not ended, and the state is not whole. If "
+                "it was interrupted, do it again, or `thalweg reset`"
+            )
         fold = replay.fold
         was = fold.marker
         marker = Marker(
