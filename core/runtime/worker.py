@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
-from thalweg.capabilities import Fencing, Grouped, Log, Logs
+from thalweg.capabilities import Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
 from thalweg.journal.origin import HEADER_BYTES
-from thalweg.journal.readback import ReadBackWriter
+from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
-from thalweg.journal.writer import FencedWriter, JournalWriter
+from thalweg.journal.writer import JournalWriter
 from thalweg.message import Message, Position
 from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
@@ -112,7 +112,7 @@ class Worker:
         self._presence = self._make_presence()
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
-        self.writer = self._make_writer()
+        self.writer: JournalWriter = writer_for(transport, self.new_log, settings.clock)
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
 
@@ -130,11 +130,6 @@ class Worker:
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
             return Membership(transport, self.app_id, self.me, sizes, settings, *means)
         return Ownership(transport, self.app_id, self.me, sizes, settings, *means, self.roster, self.send_now)
-
-    def _make_writer(self) -> JournalWriter:
-        if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
-            return FencedWriter(self.transport, self.commit_messages)
-        return ReadBackWriter(self.new_log, self.settings.clock)
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
