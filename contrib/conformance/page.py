@@ -77,7 +77,7 @@ def _not_passed(certificates: Sequence[Certificate]) -> Iterator[str]:
 
 def _target(one: Certificate) -> str:
     """Without the options by which the suite makes things small and short."""
-    name = re.sub(r"[?&](lease|message_bytes)=[^&]*", "", one["target"])
+    name = re.sub(r"(?<=[?&])(lease|message_bytes)=[^&]*&?", "", one["target"]).rstrip("?&")
     return f"`{name}`" if "(" not in name else "`{}` {}".format(*name.split(" ", 1))
 
 

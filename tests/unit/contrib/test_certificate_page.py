@@ -23,7 +23,7 @@ def lines(*certificates: Certificate) -> list[str]:
 
 def test_what_passed_is_counted_and_nothing_else_is_said_of_it() -> None:
     found = lines(certificate("redis://h?lease=1&x=2", "Redis 7.0.15, 10.0.0.1:6379", Outcome("", "passed", 1.0)))
-    assert "| `redis://h&x=2` | Redis 7.0.15 | hiredis 3.5 | 1 | 1 | - | - | - | - |" in found
+    assert "| `redis://h?x=2` | Redis 7.0.15 | hiredis 3.5 | 1 | 1 | - | - | - | - |" in found
     assert "| Fenced | 1 |" in found
     assert found.count("Nothing.") == 3
 
