@@ -101,9 +101,9 @@ class Field:
     def claims(self, since: float) -> int:
         return sum(c.at > since for claims in self.history.owners.values() for c in claims)
 
-    def claims_by_second(self, since: float) -> dict[str, int]:
+    def claims_by_second(self, since: float) -> dict[int, int]:
         moments = Counter(int(c.at - since) for claims in self.history.owners.values() for c in claims if c.at > since)
-        return {str(second): moments[second] for second in sorted(moments)}
+        return {second: moments[second] for second in sorted(moments)}
 
     async def settled(self, workers: Sequence[Worker]) -> float:
         """Until these and no others own everything, evenly, and nothing has changed for a while. When that began."""
@@ -325,7 +325,8 @@ async def burst(field: Field) -> tuple[dict[str, Any], list[str]]:
     settled = await field.settled(started)
     busy = [worker.busy() for worker in started]
     ready = sum(worker.ready for worker in started)
-    noted = {"began": began, "launched": launched, "settled": settled - began, "ready": ready, "busy": sum(busy)}
+    claimed = field.claims_by_second(began)
+    noted = {"launched": launched, "settled": settled - began, "ready": ready, "busy": sum(busy), "claimed": claimed}
     return noted, []
 
 
@@ -336,8 +337,8 @@ def judge_burst(
         "settled after": noted["settled"],
         "all launched after": noted["launched"],
         "tasks": field.partitions,
-        "tasks claimed": field.claims(0.0),
-        "claimed in each second": field.claims_by_second(noted["began"]),
+        "tasks claimed": sum(noted["claimed"].values()),
+        "claimed in each second": {str(second): count for second, count in noted["claimed"].items()},
         "ready workers": noted["ready"],
         "seconds of processor, all workers": noted["busy"],
     }

@@ -23,8 +23,8 @@ from .settings import Settings
 
 __all__ = ["Coordinator", "Size"]
 
-QUIET, LONGEST = 1.0, 3.0
-"""Seconds without another newcomer, and in all, until those who came are planned for."""
+QUIET = 1.0
+"""Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
 LONGEST_BACKOFF = 5.0
@@ -192,7 +192,7 @@ class Coordinator:
             self._last_came, self._coming = now, coming
         if not planned & members.keys() or planned - members.keys() or not coming:
             return now
-        return min(self._last_came + self._quiet, self._first_came + LONGEST)
+        return min(self._last_came + self._quiet, self._first_came + 10 * self._quiet)
 
     def _plan(self, members: Mapping[str, Member], said: Plan | None, number: int) -> Plan:
         listed = [members[name] for name in sorted(members)]

@@ -23,8 +23,8 @@ __all__ = ["Worker", "Workers"]
 
 _context = multiprocessing.get_context("forkserver")  # with everything imported: as real as a new one, without the wait
 _context.set_forkserver_preload(
-    ["thalweg.serving", "thalweg.starting", *(f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis"))]
-    + [f"thalweg.transports.{name}" for name in ("kafka", "nats", "rabbitmq")]
+    ["chaos.run", "thalweg.serving", "thalweg.stores.memory"]  # chaos.run: what the starting program has imported
+    + [f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis", "kafka", "nats", "rabbitmq")]
 )
 
 
