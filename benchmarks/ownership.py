@@ -29,6 +29,7 @@ from typing import Any
 
 import msgspec
 from chaos.checking import partitions_of
+from chaos.ending import run_to_the_end
 from chaos.history import History
 from chaos.program import APP, Account, Options, Payment, Program, Receipt, amount_of, key_of
 from chaos.servers import KINDS, Broker, own_broker
@@ -451,4 +452,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(run_to_the_end(main()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 
+from chaos.ending import run_to_the_end
 from chaos.history import Failure
 from chaos.run import Run, run
 from chaos.servers import KINDS
@@ -23,7 +23,8 @@ def main() -> int:
     kinds = options.broker.split(",")
     if unknown := sorted(set(kinds) - set(KINDS)):
         parser.error(f"no such broker: {', '.join(unknown)}; there are {', '.join(KINDS)}")
-    return asyncio.run(all_runs(kinds, range(options.seed, options.seed + options.seeds), options.rounds, options.show))
+    seeds = range(options.seed, options.seed + options.seeds)
+    return run_to_the_end(all_runs(kinds, seeds, options.rounds, options.show))
 
 
 async def all_runs(kinds: list[str], seeds: range, rounds: int, show: bool) -> int:

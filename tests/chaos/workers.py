@@ -15,6 +15,7 @@ from pathlib import Path
 
 from thalweg.serving import serve
 
+from chaos.ending import die_with_starter
 from chaos.production import Production
 from chaos.program import Options, Program
 from chaos.trace import Handled, Trace, read_trace
@@ -155,6 +156,7 @@ class Workers:
 def work(name: str, folder: Path, options: Options, traced: bool) -> None:
     """What a worker process does."""
     os.setsid()  # a Ctrl-C is not meant for it
+    die_with_starter()
     speak_into(folder / f"{name}.log")
     trace = Trace(folder / f"{name}.trace") if traced else None
     program = Production(options, trace) if options.production else Program(options, trace)
