@@ -19,6 +19,7 @@ from .errors import MissingCapability
 from .message import Batch, Delivery, Message, Position
 
 __all__ = [
+    "FOLLOWING",
     "Bounds",
     "Claim",
     "Commit",
@@ -87,6 +88,10 @@ class Log(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+FOLLOWING = 20.0
+"""Seconds that whoever follows a log, or takes from a channel, lets one call wait: what comes ends it before."""
 
 
 @runtime_checkable

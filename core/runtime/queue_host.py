@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from thalweg import headers as names
-from thalweg.capabilities import WorkQueue
+from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
@@ -19,9 +19,10 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import dead_letter, log_failure, short_traceback
-from .lane import Lane, Part, Ticket, asked
+from .lane import Lane
 from .tables import TablePlan, TableState
 from .task import Answer, Failure
+from .tickets import Part, Ticket, asked
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -30,7 +31,6 @@ __all__ = ["QueueRunner"]
 
 log = logging.getLogger("thalweg")
 
-WAIT = 5.0
 LONGEST_BACKOFF = 10.0
 LEASE = 30.0
 """Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
@@ -171,7 +171,7 @@ class QueueRunner:
                 await self._room.wait()
                 continue
             try:
-                deliveries = await channel.get(self._wanted, WAIT)
+                deliveries = await channel.get(self._wanted, FOLLOWING)
                 backoff = 0.1
             except BrokerError as error:
                 self._worker.complaints.warn(
@@ -283,13 +283,13 @@ class QueueRunner:
     def room(self, destination: Destination) -> int | None:
         return self._worker.message_bytes
 
-    async def enter(self, lane: Lane, timestamp: int) -> int:
+    async def enter(self, timestamp: int) -> int:
         return FOR_EVER
 
-    def adopt(self, lane: Lane) -> None:
+    def adopt(self) -> None:
         return
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self) -> None:
         return
 
     async def let_commit(self) -> None:
