@@ -286,6 +286,8 @@ class QueueRunner:
     async def enter(self, timestamp: int) -> int:
         return FOR_EVER
 
+    def waits(self) -> None: ...
+
     def adopt(self) -> None:
         return
 

@@ -49,7 +49,9 @@ class Node:
         self.pauses = chance.choice([0, 0, 1, 3])
         self.sleeps = chance.random() < 0.2
         self.takes = chance.choice([0, 0, 0, 2]) if self.concurrency == 1 and not self.bad else 0
-        self.deadly = program.clustered and not self.takes and chance.random() < 0.1 and not any(n.deadly for n in program.nodes)
+        self.deadly = (
+            program.clustered and not self.takes and chance.random() < 0.1 and not any(n.deadly for n in program.nodes)
+        )
         self.asks = program.clustered and chance.random() < 0.2
         self.computes = program.clustered and chance.random() < 0.2
         standbys = chance.choice([0, 0, 0, 1, 2]) if program.clustered else 0
@@ -258,7 +260,9 @@ class Program:
         outcome.sums = {node.sums.name: _without_zeros(sums[node.sums.name]) for node in self.nodes}
         outcome.letters = {name: sorted(found) for name, found in letters.items()}
         if self.queued:
-            outcome.jobs["jobs"] = sorted({one for found in outcome.lists[self.nodes[0].name].values() for one in found})
+            outcome.jobs["jobs"] = sorted(
+                {one for found in outcome.lists[self.nodes[0].name].values() for one in found}
+            )
         return outcome
 
     async def outcome(self, running: Sequence[Program], sent: Callable[[Topic[str, int]], Iterable[Event]]) -> Outcome:
