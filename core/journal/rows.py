@@ -8,7 +8,7 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
-| events under suspicion | `s` agent | the one about to run, and those in which a process died: input, position, deaths |
+| events under suspicion | `s` agent | the one about to run, those in which a process died: input, position, deaths |
 | crashes of owners in a row | `k` | their number |
 | the state is being reset or restored, and not whole | `b` | what is done to it |
 | the last tick of a crontab on the leader | `c` name | seconds since the epoch |

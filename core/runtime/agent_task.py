@@ -69,7 +69,7 @@ class AgentTask:
         self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
         self.suspects: dict[Where, int] = {}  # events in which a process died, and how often: they are still to come up
         self._noted: Where | None = None
-        self._alone = False
+        self._alone = self._queueing = False  # has the turn of those under suspicion, waits for it
         self._held_back = False  # lanes wait because of MAX_AHEAD
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
@@ -229,8 +229,12 @@ class AgentTask:
         death. Those that have waited for long enough do so no longer.
         """
         turn = self.task.worker.under_suspicion
-        if await in_time(self.clock, LONGEST_SUSPICION, turn.acquire()):
-            self._alone = True
+        self._queueing = turn.locked()
+        try:
+            self.turns.next()  # whoever has that turn may need another agent's first
+            self._alone = await in_time(self.clock, LONGEST_SUSPICION, turn.acquire())
+        finally:
+            self._queueing = False
 
     def _not_noted(self) -> None:
         """No event of this agent is under suspicion any more."""
@@ -332,7 +336,7 @@ class AgentTask:
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self._pausing or any(lane.open for lane in self.lanes):
+        if self.draining or self._pausing or self._queueing or any(lane.open for lane in self.lanes):
             return None
         if not any(lane.reading for lane in self.lanes):
             return None
