@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from thalweg.errors import ConfigurationError, Fenced
 from thalweg.journal.leftovers import orphaned
 from thalweg.journal.records import Begin, Fold, Marker
-from thalweg.journal.rows import encode
+from thalweg.journal.rows import UNFINISHED, encode
 from thalweg.journal.writer import JournalKey
 from thalweg.message import Message
 from thalweg.store import Store
@@ -34,6 +34,12 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     moved = worker.kept_elsewhere(group, store)
     if moved:
         raise orphaned(moved, topic, partitions)
+    unfinished = store.get(UNFINISHED)
+    if unfinished is not None:
+        raise ConfigurationError(
+            f"task {group}/{index}: {unfinished.decode()} has not ended, and the state is not whole. If it was "
+            "interrupted, do it again, or `thalweg reset`"
+        )
     fold = replay.fold
     was = fold.marker
     now = round(worker.settings.clock.now() * 1000)

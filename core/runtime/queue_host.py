@@ -75,7 +75,7 @@ class QueueRunner:
         self._input = _QueueInput(source, f"{plan.name}/{source.topic.name}")
         self._channel: Channel | None = None
         self._lanes = Lanes(self, plan.concurrency)
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[tuple[Delivery, int]] = deque()  # with the number of attempts before this one
         self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
         self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
         self._done: list[_Done] = []
@@ -178,7 +178,7 @@ class QueueRunner:
                 continue
             for delivery in deliveries:
                 self._held[id(delivery)] = delivery
-                self._ready.append(delivery)
+                self._ready.append((delivery, delivery.attempts - 1))
             self._lanes.wake(len(deliveries))
 
     async def _renew(self, channel: WorkQueue) -> None:
@@ -221,19 +221,19 @@ class QueueRunner:
             self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
-            delivery = self._ready.popleft()
+            delivery, attempts = self._ready.popleft()
             self._room.set()
-            ticket = self._ticket(delivery)
+            ticket = self._ticket(delivery, attempts)
             if not self._lanes.hand(lane, ticket):
                 continue
             return Part(self._input, ticket.segment, False, [ticket])
         return None
 
-    def _ticket(self, delivery: Delivery) -> Ticket:
+    def _ticket(self, delivery: Delivery, attempts: int) -> Ticket:
         self._count += 1
         segment = Segment([delivery.record], [self._count])
         ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
-        ticket.attempts = delivery.attempts - 1
+        ticket.attempts = attempts
         self._tickets[id(segment)] = delivery
         return ticket
 
@@ -323,7 +323,7 @@ class QueueRunner:
             decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
         log_failure(self.plan.name, ticket, lane, attempts, decision, error)
         if decision.action is Action.RETRY:
-            self._later(delivery, decision.delay)
+            self._later(delivery, attempts, decision.delay)
             return
         if decision.action is Action.HALT:
             self._halt(decision.reason)
@@ -344,13 +344,13 @@ class QueueRunner:
         self.draining = True
         log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, reason)
 
-    def _later(self, delivery: Delivery, delay: float) -> None:
+    def _later(self, delivery: Delivery, attempts: int, delay: float) -> None:
         """Deliver it again: by the broker where it can wait, else here."""
-        task = asyncio.get_running_loop().create_task(self._retry(delivery, delay))
+        task = asyncio.get_running_loop().create_task(self._retry(delivery, attempts, delay))
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
 
-    async def _retry(self, delivery: Delivery, delay: float) -> None:
+    async def _retry(self, delivery: Delivery, attempts: int, delay: float) -> None:
         channel = self._work_queue
         if channel is not None:
             try:
@@ -363,8 +363,7 @@ class QueueRunner:
             except BrokerError as error:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
-        delivery.attempts += 1
-        self._ready.appendleft(delivery)
+        self._ready.appendleft((delivery, attempts))
         self._lanes.wake(1)
 
     # --- settling ----------------------------------------------------------------------------------------------
