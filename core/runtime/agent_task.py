@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections import deque
@@ -21,6 +20,7 @@ from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import log_failure, short_traceback
 from .lane import Lane
+from .lanes import Lanes
 from .parking import ParkedSegment, Parking
 from .tables import TablePlan, TableState
 from .tickets import Part, Ticket
@@ -60,7 +60,7 @@ class AgentTask:
         self.clock = task.settings.clock
         self.max_event_outputs = task.settings.max_event_outputs
         self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
-        self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self.lanes = Lanes(self, plan.concurrency)
         self.turns = Turns(self)
         self.tables: set[str] = set()  # those it shares turns for
         self.outcomes = Outcomes()
@@ -71,15 +71,11 @@ class AgentTask:
         self._noted: Where | None = None
         self._alone = self._queueing = False  # has the turn of those under suspicion, waits for it
         self._held_back = False  # lanes wait because of MAX_AHEAD
-        self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
-        self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
-        self.parking = Parking(self.clock, task.write_next, self.wake)
+        self.parking = Parking(self.clock, task.write_next, self.lanes.wake)
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
-        self._pausing = 0  # how many lanes do
         self._counted = 0
-        self._at_rest: asyncio.Future[None] | None = None
 
     # --- feeding lanes -------------------------------------------------------------------------------------
 
@@ -98,36 +94,15 @@ class AgentTask:
                     return await self._note(part) if self._singly or _deadly(part) else part
             if until is not None and self.clock.now() >= until:
                 return None
-            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
+            self.lanes.lie_down(lane)
             self.task.idle(self)
             self.turns.next()  # what others waited for may have been no event of this agent's after all
-            self._rests()
-            timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
-            try:
-                await woken
-            finally:
-                self._waiting.pop(lane, None)
-                if timer is not None:
-                    timer.cancel()
-
-    def _rests(self) -> None:
-        if self._at_rest is not None and not self._at_rest.done():
-            self._at_rest.set_result(None)
-
-    def _wake(self, lane: Lane) -> None:
-        woken = self._waiting.pop(lane, None)
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    def wake(self, count: int = 1) -> None:
-        """There is work for `count` lanes."""
-        for lane in list(self._waiting)[:count]:
-            self._wake(lane)
+            await self.lanes.woken(lane, until)
 
     @property
     def resting(self) -> bool:
         """Every lane waits for input, and there is none that could be had at once."""
-        return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
+        return self.lanes.all_wait and all(i.caught_up and not i.buffer for i in self.inputs)
 
     def arrived(self, input_: TopicInput, batch: Batch) -> None:
         try:
@@ -143,7 +118,7 @@ class AgentTask:
             if odd.refused:
                 verdict = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
                 self.task.verdicts.set((input_.name, odd.position), verdict)
-        self.wake(len(batch.records))
+        self.lanes.wake(len(batch.records))
 
     def halt(self, reason: str) -> None:
         """Handle nothing more here: what follows could only do harm. All events are kept."""
@@ -168,9 +143,7 @@ class AgentTask:
 
     async def stopped(self) -> None:
         """Return when no event is open."""
-        while len(self._waiting) + self._pausing < len(self.lanes):
-            self._at_rest = asyncio.get_running_loop().create_future()
-            await self._at_rest
+        await self.lanes.rested()
 
     async def _note(self, part: Part) -> Part:
         """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12).
@@ -263,7 +236,7 @@ class AgentTask:
         self._not_noted()
         self.careful = max(0, self.careful - 1)
         self._write_suspects(None)
-        self.wake(len(self.lanes))
+        self.lanes.wake(len(self.lanes))
 
     def _take(self, lane: Lane) -> Part | None:
         if self._noted is not None:
@@ -320,27 +293,19 @@ class AgentTask:
                     self.task.fetch_more(input_)
         while self._shared:
             ticket = self._shared.popleft()
-            key = ticket.record.key
-            if key is not None:
-                owner = self._busy.setdefault(key, [lane, 0])
-                owner[1] += 1  # type: ignore[operator]
-                if owner[0] is not lane:
-                    other = owner[0]
-                    assert isinstance(other, Lane)
-                    other.queue.append(ticket)
-                    self._wake(other)
-                    continue
+            if not self.lanes.hand(lane, ticket):
+                continue
             self.task.busy()
             return Part(ticket.input, ticket.segment, False, [ticket])
         return None
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self._pausing or self._queueing or any(lane.open for lane in self.lanes):
+        if self.draining or self._queueing or self.lanes.some_pause or any(lane.open for lane in self.lanes):
             return None
         if not any(lane.reading for lane in self.lanes):
             return None
-        in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
+        in_hand = [head for lane in self.lanes if not self.lanes.waits(lane) and (head := lane.head()) is not None]
         if in_hand or self.parking.count >= self.task.settings.max_parked:
             return min(in_hand, default=None)
         return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
@@ -386,20 +351,12 @@ class AgentTask:
         ticket.segment.finish(ticket.index)
         if self._noted is not None:
             self._clear(ticket)
-        self._unbusy(lane, ticket)
+        if not isinstance(ticket.segment, ParkedSegment):
+            self.lanes.through(lane, ticket)
         if self._held_back:
             self._held_back = False
-            self.wake(len(self.lanes))
+            self.lanes.wake(len(self.lanes))
         self.task.busy()
-
-    def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
-        key = ticket.record.key
-        if key is not None and self.plan.concurrency > 1 and not isinstance(ticket.segment, ParkedSegment):
-            owner = self._busy.get(key)
-            if owner is not None and owner[0] is lane:
-                owner[1] -= 1  # type: ignore[operator]
-                if not owner[1]:
-                    del self._busy[key]
 
     @property
     def takes_turns(self) -> bool:
@@ -488,13 +445,9 @@ class AgentTask:
 
     async def _pause(self, delay: float) -> None:
         """The agent is broken: wait, and let the others go first."""
-        self._pausing += 1
-        self.turns.next()
-        self._rests()
-        try:
+        with self.lanes.pausing():
+            self.turns.next()
             await self.clock.sleep(delay)
-        finally:
-            self._pausing -= 1
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
         wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")
