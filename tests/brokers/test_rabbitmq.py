@@ -348,7 +348,7 @@ async def test_a_queue_that_takes_nothing_holds_up_nothing_else(server: RabbitSe
     async with opened_queue(url) as queue, opened(url) as transport:
         await transport.declare([QUEUE, TopicSpec("t", partitions=1)])
         stuck = await queue_of(transport)
-        process = f"whereis(binary_to_atom(<<\"%2F_{stuck._place.queue}\">>))"
+        process = f'whereis(binary_to_atom(<<"%2F_{stuck._place.queue}">>))'
         await asyncio.to_thread(server.control, "eval", f"sys:suspend({process}).")
         putting = asyncio.create_task(stuck.put(numbered(range(2000))))
         try:
