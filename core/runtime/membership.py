@@ -15,10 +15,10 @@ from thalweg.assignment import load_assignor
 from thalweg.capabilities import Grouped, Part, Role
 from thalweg.errors import BrokerError, Superseded
 
-from .coordinator import Size
 from .holding import Holding, StandBy, together
 from .ownership import RETRY
 from .presence import Presence
+from .roster import Size
 from .settings import Settings
 from .task import TaskKey
 

@@ -95,6 +95,7 @@ class Worker:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception when the worker cannot go on."""
         self._stores, self._groups = stores, groups
+        self._sizes = {group.name: (group.partitions, group.standbys) for group in groups.values()}
         self.mirrors = mirrors
         """By table, of those that have one."""
         self.kept_for_mirrors = Kept()
@@ -122,12 +123,12 @@ class Worker:
         if Capability.LOG not in self.transport.capabilities:
             return None
         settings = self.settings
-        me = self.me, settings.worker_id, settings.zone
+        me = self.me, settings.worker_id, settings.zone, self._sizes
         return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
         transport, settings, presence = self.transport, self.settings, self._presence
-        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        sizes = self._sizes
         means = self._open_task, self._close_task, self.stand_by, presence
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
             return Membership(transport, self.app_id, self.me, sizes, settings, *means)
