@@ -34,10 +34,10 @@ bench-ownership: env ## Measure takeovers, pauses and moves of tasks on every br
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python benchmarks/ownership.py $(ARGS)
 
-chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1
+chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1, or PROGRAM=bank COUNT=100000
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROGRAM),--program $(PROGRAM)) $(if $(COUNT),--count $(COUNT))
 
 soak: env ## Programs as in production under all faults: DURATION=10m BROKER=redis,kafka RATE=300 PACE=5 SEED=1
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
