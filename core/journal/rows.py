@@ -10,6 +10,7 @@
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
 | an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
 | crashes of owners in a row | `k` | their number |
+| the state is being reset or restored, and not whole | `b` | what is done to it |
 | the last tick of a crontab on the leader | `c` name | seconds since the epoch |
 | the last tick of a timer on the leader | `i` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
@@ -23,8 +24,11 @@ import msgspec
 from thalweg.message import Headers, Position, Record
 
 CRASHES = b"k"
+UNFINISHED = b"b"
 
 __all__ = [
+    "CRASHES",
+    "UNFINISHED",
     "Parked",
     "Reached",
     "Suspect",

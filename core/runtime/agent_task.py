@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import random
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 from thalweg import headers as names
-from thalweg.clock import Timer
 from thalweg.codec import explain
 from thalweg.errors import ConfigurationError, ProcessDied, TableMismatch, TopicMismatch
 from thalweg.event import order_time
-from thalweg.journal.rows import Parked, Suspect, encode, parked_key, suspect_key
-from thalweg.message import Batch, Position, Record
+from thalweg.journal.rows import Suspect, encode, parked_key, suspect_key
+from thalweg.message import Batch
 from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import log_failure, short_traceback
-from .lane import Lane, Part, Ticket
+from .lane import Lane
+from .parking import ParkedSegment, Parking
 from .tables import TablePlan, TableState
+from .tickets import Part, Ticket
 from .topic_input import TopicInput
 from .turns import Turns
-from .watermark import Segment
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from .task import Task
 
-__all__ = ["AgentTask", "TopicInput", "Verdict"]
+__all__ = ["AgentTask"]
 
 log = logging.getLogger("thalweg")
 
@@ -42,45 +41,13 @@ MAX_AHEAD = 10_000
 """With concurrency > 1: how many records may be handed out from the first unfinished one on; then the others wait."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What the policy decided for an event; carried out when the event comes up again. Survives a rollback."""
-
-    decision: Decision | None  # None: run it alone (it was in a `take` that failed)
-    attempts: int = 0
-    trace: str = ""
-    deaths: int = 0
-
-
-class _ParkedEvent(msgspec.Struct):
-    input: TopicInput
-    position: Position
-    event: Parked
-    trace: str = ""
-
-
-class _ParkedSegment(Segment):
-    """The record of a parked event: finishing it takes it out of the parking."""
-
-    __slots__ = ("_agent", "_lane_key", "deaths")
-
-    def __init__(self, agent: AgentTask, lane_key: object, parked: _ParkedEvent) -> None:
-        super().__init__([parked.event], [parked.position])
-        self.deaths = parked.event.deaths
-        self._agent, self._lane_key = agent, lane_key
-
-    def finish(self, index: int) -> None:
-        if not self.done:
-            self.done = 1
-            self._agent.unpark(self._lane_key)
-
-
 def _deadly(part: Part) -> bool:
     """Whether the process died in this event before."""
-    return isinstance(part.segment, _ParkedSegment) and part.segment.deaths > 0
+    return isinstance(part.segment, ParkedSegment) and part.segment.deaths > 0
 
 
 class AgentTask:
-    """The host of an agent's lanes. See `lane.Host` for what a lane asks of it."""
+    """The host of an agent's lanes. See `Host` for what a lane asks of it."""
 
     def __init__(self, task: Task, plan: AgentPlan) -> None:
         self.task = task
@@ -102,11 +69,7 @@ class AgentTask:
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
         self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
-        self._parked: dict[object, deque[_ParkedEvent]] = {}
-        self._parked_count = 0
-        self._due: list[tuple[int, int, object]] = []
-        self._alarm: Timer | None = None
-        self._pushes = 0
+        self.parking = Parking(self.clock, task.write_next, self.wake)
         self._random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
         self._pausing = 0  # how many lanes do
@@ -173,7 +136,8 @@ class AgentTask:
             if odd.warning:
                 log.warning("agent %s: %s/%d: %s", self.plan.name, input_.name, odd.position, odd.warning)
             if odd.refused:
-                self.task.verdicts[(input_.name, odd.position)] = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
+                verdict = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
+                self.task.verdicts.set((input_.name, odd.position), verdict)
         self.wake(len(batch.records))
 
     def halt(self, reason: str) -> None:
@@ -188,7 +152,7 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
-        self._set_alarm()
+        self.parking.stop()
         for lane in self.lanes:
             lane.look_up()
 
@@ -209,9 +173,9 @@ class AgentTask:
         where = (ticket.input.name, ticket.position)
         was, self.suspect = self.suspect, None
         if was is not None and (was.input, was.position) == where:
-            self.task.verdicts[where] = self._after_death(was.deaths)
+            self.task.verdicts.set(where, self._after_death(was.deaths))
             return part
-        deaths = part.segment.deaths if isinstance(part.segment, _ParkedSegment) else 0
+        deaths = part.segment.deaths if isinstance(part.segment, ParkedSegment) else 0
         self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
         self.task.noted.add(self.plan.name)
         await self.task.flush()
@@ -229,19 +193,18 @@ class AgentTask:
 
     def restore_suspect(self, suspect: Suspect) -> None:
         """What the last owner had noted. If it is parked already, that death counts there."""
-        self.suspect = suspect
-        for line in self._parked.values():
-            parked = line[0]
-            if (parked.input.name, parked.position) == (suspect.input, suspect.position):
-                self.suspect = None
-                verdict = self._after_death(suspect.deaths)
-                assert verdict.decision is not None
-                if verdict.decision.action is Action.RETRY:
-                    parked.event.deaths = suspect.deaths
-                    parked.event.due = round((self.clock.now() + verdict.decision.delay) * 1000)
-                    self.task.rows[parked_key(suspect.input, suspect.position)] = encode(parked.event)
-                else:
-                    self.task.verdicts[(suspect.input, suspect.position)] = verdict
+        parked = self.parking.first(suspect.input, suspect.position)
+        if parked is None:
+            self.suspect = suspect
+            return
+        verdict = self._after_death(suspect.deaths)
+        assert verdict.decision is not None
+        if verdict.decision.action is Action.RETRY:
+            parked.deaths = suspect.deaths
+            parked.due = round((self.clock.now() + verdict.decision.delay) * 1000)
+            self.task.rows[parked_key(suspect.input, suspect.position)] = encode(parked)
+        else:
+            self.task.verdicts.set((suspect.input, suspect.position), verdict)
 
     def _cleared(self) -> None:
         """The event that was noted did not kill the process."""
@@ -257,10 +220,11 @@ class AgentTask:
             tickets = list(lane.queue)
             lane.queue.clear()
             return Part(tickets[0].input, tickets[0].segment, False, tickets)
-        parked = self._take_parked()
+        parked = self.parking.take()
         if parked is not None:
+            self.task.busy()
             return parked
-        if self._parked_count >= self.task.settings.max_parked:
+        if self.parking.count >= self.task.settings.max_parked:
             return None
         return self._take_alone() if self.plan.concurrency == 1 else self._take_shared(lane)
 
@@ -283,7 +247,7 @@ class AgentTask:
         plain = not (
             chosen.ops
             or self.careful
-            or self._parked
+            or self.parking
             or self.task.verdicts
             or self.task.checking
             or self.takes_turns
@@ -325,11 +289,14 @@ class AgentTask:
         if not any(lane.reading for lane in self.lanes):
             return None
         in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
-        if in_hand or self._parked_count >= self.task.settings.max_parked:
+        if in_hand or self.parking.count >= self.task.settings.max_parked:
             return min(in_hand, default=None)
         return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 
     # --- one event -----------------------------------------------------------------------------------------
+
+    def judged(self, ticket: Ticket) -> bool:
+        return (ticket.input.name, ticket.position) in self.task.verdicts
 
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         if ticket.record.headers:
@@ -341,24 +308,23 @@ class AgentTask:
         assert isinstance(input_, TopicInput)
         if (
             input_.has_finished
-            and not isinstance(ticket.segment, _ParkedSegment)
+            and not isinstance(ticket.segment, ParkedSegment)
             and input_.was_finished(ticket.position)
         ):
             self._done(lane, ticket)
             return False
         where = (input_.name, ticket.position)
-        verdict = self.task.verdicts.pop(where, None) if self.task.verdicts else None
+        verdict = self.task.verdicts.carry_out(where)
         if verdict is not None:
-            self.task.carried_out[where] = verdict
             if verdict.decision is None:
                 ticket.alone = True
             else:
                 self._carry_out(lane, ticket, verdict, verdict.decision)
                 return False
-        if isinstance(ticket.segment, _ParkedSegment):
+        if isinstance(ticket.segment, ParkedSegment):
             return True
-        if self._parked and ticket.record.key is not None and ticket.record.key in self._parked:
-            self._park(ticket, 0, self.clock.now(), "waits behind an earlier event of its key")
+        if self.parking.holds(ticket.record.key):
+            self.parking.park(ticket, input_, 0, self.clock.now(), "waits behind an earlier event of its key")
             self._done(lane, ticket)
             return False
         return True
@@ -376,7 +342,7 @@ class AgentTask:
 
     def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
         key = ticket.record.key
-        if key is not None and self.plan.concurrency > 1 and not isinstance(ticket.segment, _ParkedSegment):
+        if key is not None and self.plan.concurrency > 1 and not isinstance(ticket.segment, ParkedSegment):
             owner = self._busy.get(key)
             if owner is not None and owner[0] is lane:
                 owner[1] -= 1  # type: ignore[operator]
@@ -387,7 +353,7 @@ class AgentTask:
     def takes_turns(self) -> bool:
         return self.turns.contended
 
-    async def enter(self, lane: Lane, timestamp: int) -> int:
+    async def enter(self, timestamp: int) -> int:
         return await self.turns.enter(self, timestamp)
 
     @property
@@ -397,10 +363,10 @@ class AgentTask:
     async def let_commit(self) -> None:
         await self.task.let_commit()
 
-    def adopt(self, lane: Lane) -> None:
+    def adopt(self) -> None:
         self.turns.adopt(self)
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self) -> None:
         self.turns.leave(self)
 
     def table(self, plan: TablePlan) -> TableState | None:
@@ -434,7 +400,7 @@ class AgentTask:
             if len(tickets) == 1:
                 decision = self._decide(error, attempts)
                 log_failure(self.plan.name, ticket, lane, attempts, decision, error)
-            self.task.verdicts[(ticket.input.name, ticket.position)] = Verdict(decision, attempts, trace)
+            self.task.verdicts.set((ticket.input.name, ticket.position), Verdict(decision, attempts, trace))
         lane.give_back(tickets)
         if tainted:
             await self.task.roll_back()
@@ -494,8 +460,9 @@ class AgentTask:
             self.halt(decision.reason)
             return
         if decision.action is Action.RETRY:
-            self._park(ticket, verdict.attempts, self.clock.now() + decision.delay, decision.reason, verdict.deaths)
-            if isinstance(ticket.segment, _ParkedSegment):
+            due = self.clock.now() + decision.delay
+            self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths)
+            if isinstance(ticket.segment, ParkedSegment):
                 if self._noted:
                     self._cleared()
                 return
@@ -511,78 +478,3 @@ class AgentTask:
         total = sum(input_.watermark.finished for input_ in self.inputs)
         self.outcomes.finished(max(0, total - self._counted))
         self._counted = total
-
-    # --- parking: events that wait for their next attempt, in the journal ------------------------------------
-
-    def _park(self, ticket: Ticket, attempts: int, due: float, reason: str, deaths: int = 0) -> None:
-        input_ = ticket.input
-        assert isinstance(input_, TopicInput)
-        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason, deaths)
-        self.task.rows[parked_key(input_.name, ticket.position)] = encode(parked)
-        lane_key = self._lane_key(input_, parked, ticket.position)
-        if isinstance(ticket.segment, _ParkedSegment):  # it is there already, as the first of its key
-            self._parked[lane_key][0].event = parked
-            self._push_due(lane_key, parked.due)
-            return
-        self.restore(input_, ticket.position, parked)
-
-    def restore(self, input_: TopicInput, position: Position, parked: Parked) -> None:
-        """Put an event into the parking (on recovery too: in order of position)."""
-        lane_key = self._lane_key(input_, parked, position)
-        line = self._parked.setdefault(lane_key, deque())
-        line.append(_ParkedEvent(input_, position, parked))
-        self._parked_count += 1
-        if len(line) == 1:
-            self._push_due(lane_key, parked.due)
-
-    @staticmethod
-    def _lane_key(input_: TopicInput, record: Record, position: Position) -> object:
-        return (input_.name, position) if record.key is None else record.key
-
-    def _push_due(self, lane_key: object, due: int) -> None:
-        self._pushes += 1
-        entry = (due, self._pushes, lane_key)
-        heapq.heappush(self._due, entry)
-        if self._due[0] is entry:
-            self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        """For the first event that is due."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        wait = self._due[0][0] / 1000 - self.clock.now() if self._due and not self.stopping else None
-        self._alarm = None if wait is None else self.clock.call_later(wait, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        if self._is_due():
-            self.wake()
-        else:  # the time of day was set back meanwhile
-            self._set_alarm()
-
-    def _is_due(self) -> bool:
-        return bool(self._due) and self._due[0][0] <= self.clock.now() * 1000 + 0.5
-
-    def _take_parked(self) -> Part | None:
-        if not self._is_due():
-            return None
-        lane_key = heapq.heappop(self._due)[2]
-        self._set_alarm()
-        parked = self._parked[lane_key][0]
-        segment = _ParkedSegment(self, lane_key, parked)
-        ticket = Ticket(parked.input, parked.event, parked.position, segment, 0)
-        ticket.attempts = parked.event.attempts
-        self.task.busy()
-        return Part(parked.input, segment, False, [ticket])
-
-    def unpark(self, lane_key: object) -> None:
-        """The first event of the line is finished; the next one may run."""
-        line = self._parked[lane_key]
-        parked = line.popleft()
-        self._parked_count -= 1
-        self.task.rows[parked_key(parked.input.name, parked.position)] = None
-        if line:
-            self._push_due(lane_key, line[0].event.due)
-        else:
-            del self._parked[lane_key]
-        self.wake()

@@ -246,6 +246,8 @@ class Feed:
             for position, record in zip(batch.positions, batch.records, strict=True):
                 entry = fold.feed(record.value)
                 after = position
+                if fold.fresh:  # the state was reset, or a backup restored
+                    return False
                 if isinstance(entry, Rows):
                     changes.update((k[cut:], value) for k, value in entry.rows.items() if k.startswith(self._prefix))
                 if position >= until.position:

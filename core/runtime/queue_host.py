@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from thalweg import headers as names
-from thalweg.capabilities import WorkQueue
+from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
@@ -19,9 +19,10 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import dead_letter, log_failure, short_traceback
-from .lane import Lane, Part, Ticket, asked
+from .lane import Lane
 from .tables import TablePlan, TableState
 from .task import Answer, Failure
+from .tickets import Part, Ticket, asked
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -30,7 +31,6 @@ __all__ = ["QueueRunner"]
 
 log = logging.getLogger("thalweg")
 
-WAIT = 5.0
 LONGEST_BACKOFF = 10.0
 LEASE = 30.0
 """Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
@@ -75,7 +75,7 @@ class QueueRunner:
         self._channel: Channel | None = None
         self._lanes = [Lane(self, number) for number in range(plan.concurrency)]
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[tuple[Delivery, int]] = deque()  # with the number of attempts before this one
         self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
         self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
         self._busy: dict[bytes, tuple[Lane, int]] = {}
@@ -171,7 +171,7 @@ class QueueRunner:
                 await self._room.wait()
                 continue
             try:
-                deliveries = await channel.get(self._wanted, WAIT)
+                deliveries = await channel.get(self._wanted, FOLLOWING)
                 backoff = 0.1
             except BrokerError as error:
                 self._worker.complaints.warn(
@@ -182,7 +182,7 @@ class QueueRunner:
                 continue
             for delivery in deliveries:
                 self._held[id(delivery)] = delivery
-                self._ready.append(delivery)
+                self._ready.append((delivery, delivery.attempts - 1))
             self._wake(len(deliveries))
 
     async def _renew(self, channel: WorkQueue) -> None:
@@ -246,9 +246,9 @@ class QueueRunner:
             self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
-            delivery = self._ready.popleft()
+            delivery, attempts = self._ready.popleft()
             self._room.set()
-            ticket = self._ticket(delivery)
+            ticket = self._ticket(delivery, attempts)
             key = delivery.record.key
             if key is not None and len(self._lanes) > 1:
                 owner, count = self._busy.get(key, (lane, 0))
@@ -260,15 +260,18 @@ class QueueRunner:
             return Part(self._input, ticket.segment, False, [ticket])
         return None
 
-    def _ticket(self, delivery: Delivery) -> Ticket:
+    def _ticket(self, delivery: Delivery, attempts: int) -> Ticket:
         self._count += 1
         segment = Segment([delivery.record], [self._count])
         ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
-        ticket.attempts = delivery.attempts - 1
+        ticket.attempts = attempts
         self._tickets[id(segment)] = delivery
         return ticket
 
     # --- one event ---------------------------------------------------------------------------------------------
+
+    def judged(self, ticket: Ticket) -> bool:
+        return False
 
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
@@ -280,13 +283,13 @@ class QueueRunner:
     def room(self, destination: Destination) -> int | None:
         return self._worker.message_bytes
 
-    async def enter(self, lane: Lane, timestamp: int) -> int:
+    async def enter(self, timestamp: int) -> int:
         return FOR_EVER
 
-    def adopt(self, lane: Lane) -> None:
+    def adopt(self) -> None:
         return
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self) -> None:
         return
 
     async def let_commit(self) -> None:
@@ -358,7 +361,7 @@ class QueueRunner:
             decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
         log_failure(self.plan.name, ticket, lane, attempts, decision, error)
         if decision.action is Action.RETRY:
-            self._later(delivery, decision.delay)
+            self._later(delivery, attempts, decision.delay)
             return
         if decision.action is Action.HALT:
             self._halt(decision.reason)
@@ -379,13 +382,13 @@ class QueueRunner:
         self.draining = True
         log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, reason)
 
-    def _later(self, delivery: Delivery, delay: float) -> None:
+    def _later(self, delivery: Delivery, attempts: int, delay: float) -> None:
         """Deliver it again: by the broker where it can wait, else here."""
-        task = asyncio.get_running_loop().create_task(self._retry(delivery, delay))
+        task = asyncio.get_running_loop().create_task(self._retry(delivery, attempts, delay))
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
 
-    async def _retry(self, delivery: Delivery, delay: float) -> None:
+    async def _retry(self, delivery: Delivery, attempts: int, delay: float) -> None:
         channel = self._work_queue
         if channel is not None:
             try:
@@ -398,8 +401,7 @@ class QueueRunner:
             except BrokerError as error:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
-        delivery.attempts += 1
-        self._ready.appendleft(delivery)
+        self._ready.appendleft((delivery, attempts))
         self._wake(1)
 
     # --- settling ----------------------------------------------------------------------------------------------
