@@ -47,8 +47,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
 LEADER_GROUP = "leader"
-SNAPSHOT_BYTES = 4 * 1024 * 1024
-"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
+SNAPSHOT_BYTES = 512 * 1024
+"""A journal below this gets no snapshot: it replays fast as it is. See `Snapshotter`."""
 
 
 @asynccontextmanager

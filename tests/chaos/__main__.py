@@ -60,19 +60,18 @@ async def one(kind: str, seed: int, options: argparse.Namespace) -> str:
     if kind == MEMORY:
         return f"{await in_memory(seed, options.count)} crashes, {options.count:,} transfers"
     if options.program == "bank":
-        done = await trial(kind, seed, options.count)
-        told = f"{len(done.transfers):,} transfers, {done.struck} faults, "
-        told += f"{done.audit.snapshots} compactions, {summary(done)}"
+        done: Run = await trial(kind, seed, options.count)
     else:
         done = await run(kind, seed, options.rounds)
-        told = summary(done)
-    return "\n".join([told, *(f"    {line}" for line in done.history.faults() if options.show)])
+    return "\n".join([summary(done), *(f"    {line}" for line in done.history.faults() if options.show)])
 
 
 def summary(done: Run) -> str:
     marks = sum(len(claims) for claims in done.history.owners.values())
-    what = f"{done.watcher.seen:,} {'lines' if isinstance(done, Trial) else 'receipts'}"
-    lines = [f"{what}, {marks} claims, {done.audit.strays} records of stale owners"]
+    what = f"{done.watcher.seen:,} receipts"
+    if isinstance(done, Trial):
+        what = f"{len(done.transfers):,} transfers, {done.struck} faults, {done.watcher.seen:,} lines"
+    lines = [f"{what}, {done.audit.snapshots} compactions, {marks} claims, {done.audit.strays} records of stale owners"]
     lines += [
         f"    {t.fault.lower():4} of the owner of {t.partitions}: taken over after {t.taken:.2f} s; "
         f"the others' longest gap {t.gap:.2f} s"

@@ -18,7 +18,7 @@ from chaos.program import Account, Options, Payment, Program, Receipt, kind_of
 from chaos.servers import Broker, Kafka
 from chaos.watching import Audit, Watcher
 
-__all__ = ["check_outcome", "consumed", "everything", "partitions_of"]
+__all__ = ["bytes_of", "check_outcome", "consumed", "everything", "partitions_of"]
 
 LONG = 1_000_000
 
@@ -117,6 +117,19 @@ async def partitions_of(options: Options, topic: str, kind: type[S]) -> dict[int
             ]
             for partition in range(options.partitions)
         }
+    finally:
+        await transport.close()
+
+
+async def bytes_of(broker: str, topic: str, partitions: int) -> int:
+    """Of all values that lie in a topic."""
+    transport = load_transport(broker)
+    await transport.open()
+    try:
+        assert isinstance(transport, Logs)
+        log = await transport.log(topic)
+        found = [record for partition in range(partitions) for record in await _records(log, partition)]
+        return sum(len(record.value or b"") for record in found)
     finally:
         await transport.close()
 
