@@ -203,10 +203,14 @@ async def produce(program: Program, keys: list[list[str]], updates: int, until: 
         for partition in range(PARTITIONS):
             if mine := [batch for where, batch in out if where == partition]:
                 await program.batches.send_many((keys[partition][0], batch) for batch in mine)
-        open_ = [partition for partition in range(PARTITIONS) if not ended[partition]]
-        await wait(program, lambda: not open_ or any(sent[p] < program.handled[p] + AHEAD / 2 for p in open_))
+        await wait(program, lambda: _some_run_low(sent, program.handled, ended))
     await wait(program, lambda: program.handled == sent)
     return done, truth
+
+
+def _some_run_low(sent: list[int], handled: list[int], ended: list[bool]) -> bool:
+    going_on = [partition for partition in range(PARTITIONS) if not ended[partition]]
+    return not going_on or any(sent[p] < handled[p] + AHEAD / 2 for p in going_on)
 
 
 async def wait(program: Program, reached: Any) -> None:

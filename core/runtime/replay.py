@@ -28,7 +28,7 @@ WAIT = 10.0
 
 
 class Numbered(msgspec.Struct, array_like=True):
-    """The store's own note of where in the numbering its checkpoint stands, and how large the journal is up to there."""
+    """The store's own note of where in the numbering its checkpoint stands, and how large the journal was there."""
 
     marker: Marker
     number: int

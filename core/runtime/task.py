@@ -448,7 +448,7 @@ class Task:
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         joining = self.deliveries.join(joining, rows)
         assert self._fold.marker is not None
-        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
+        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 

@@ -13,6 +13,7 @@ from chaos.servers import KINDS
 from chaos.trial import in_memory, trial
 
 SEED = 1
+RATE = 200
 COUNT = 2000
 """Transfers; a hundred thousand, and all faults: make chaos PROGRAM=bank."""
 
@@ -22,7 +23,7 @@ async def test_a_bank_whose_workers_are_killed_loses_and_makes_no_cent(
 ) -> None:
     lacking = {kind: reason for kind, broker in KINDS.items() if (reason := broker.lacking())}
     outcomes = await asyncio.gather(
-        *(trial(kind, SEED, COUNT, [Fault.KILL]) for kind in KINDS if kind not in lacking), return_exceptions=True
+        *(trial(kind, SEED, COUNT, [Fault.KILL], RATE) for kind in KINDS if kind not in lacking), return_exceptions=True
     )
     failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if failures:
