@@ -58,6 +58,9 @@ class Takeover(msgspec.Struct, frozen=True):
 
 
 class Run:
+    most_open = 1_000_000
+    """How many payments may wait to be done before no more are sent."""
+
     def __init__(
         self, broker: Broker, plan: Plan, folder: Path, history: History, options: Options, rate: int = RATE
     ) -> None:
@@ -80,11 +83,14 @@ class Run:
     # --- the stream of payments ------------------------------------------------------------------------------
 
     async def produce(self, stop: asyncio.Event) -> None:
-        """At a steady rate until told to stop. What fails may have been sent or not, and is never sent again."""
+        """At a steady rate until told to stop, but for what waits to be done. What fails may have been sent or not, and
+        is never sent again.
+        """
         batch = max(1, round(self.rate * TICK))
         due = time.monotonic()
         while not stop.is_set():
-            await self._send(range(self.sent, self.sent + batch))
+            if len(self.watcher.open) < self.most_open:
+                await self._send(range(self.sent, self.sent + batch))
             due = max(due + TICK, time.monotonic() - 1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 

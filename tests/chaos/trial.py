@@ -26,8 +26,8 @@ from chaos.servers import own_broker
 
 __all__ = ["Trial", "in_memory", "trial"]
 
-RATE = 500
-"""Transfers a second."""
+RATE = 1000
+"""Transfers a second, at most."""
 PACE = 1.0
 """Seconds from when all is well again to the next fault, about."""
 SNAPSHOT = 200_000
@@ -37,6 +37,7 @@ SNAPSHOT = 200_000
 class Trial(Run):
     """count: how many transfers, at least."""
 
+    most_open = 5000
     count: int
     faults: Collection[Fault]
     struck = 0
