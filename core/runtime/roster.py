@@ -21,6 +21,7 @@ from thalweg.errors import BrokerError, Gap
 from thalweg.message import Message, Position, Record
 
 from .complaints import Complaints
+from .recovery import Recovering
 
 __all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
 
@@ -45,6 +46,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     since: when it started, in milliseconds since the epoch.
     reply: the address in the app's reply topic where it hears questions; "" while it hears none.
     owns, standbys: task numbers by group. leaving: it gives up all that it has, and will be gone.
+    recovering: how far it is with reading the journals of tasks that it took.
     """
 
     me: str
@@ -58,6 +60,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     owns: Mapping[str, tuple[int, ...]] = {}
     standbys: Mapping[str, tuple[int, ...]] = {}
     leaving: bool = False
+    recovering: Recovering | None = None
 
     @property
     def name(self) -> str:
