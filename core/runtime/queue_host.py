@@ -75,7 +75,7 @@ class QueueRunner:
         self._channel: Channel | None = None
         self._lanes = [Lane(self, number) for number in range(plan.concurrency)]
         self._waiting: dict[Lane, asyncio.Future[None]] = {}
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[tuple[Delivery, int]] = deque()  # with the number of attempts before this one
         self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
         self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
         self._busy: dict[bytes, tuple[Lane, int]] = {}
@@ -182,7 +182,7 @@ class QueueRunner:
                 continue
             for delivery in deliveries:
                 self._held[id(delivery)] = delivery
-                self._ready.append(delivery)
+                self._ready.append((delivery, delivery.attempts - 1))
             self._wake(len(deliveries))
 
     async def _renew(self, channel: WorkQueue) -> None:
@@ -246,9 +246,9 @@ class QueueRunner:
             self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
-            delivery = self._ready.popleft()
+            delivery, attempts = self._ready.popleft()
             self._room.set()
-            ticket = self._ticket(delivery)
+            ticket = self._ticket(delivery, attempts)
             key = delivery.record.key
             if key is not None and len(self._lanes) > 1:
                 owner, count = self._busy.get(key, (lane, 0))
@@ -260,11 +260,11 @@ class QueueRunner:
             return Part(self._input, ticket.segment, False, [ticket])
         return None
 
-    def _ticket(self, delivery: Delivery) -> Ticket:
+    def _ticket(self, delivery: Delivery, attempts: int) -> Ticket:
         self._count += 1
         segment = Segment([delivery.record], [self._count])
         ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
-        ticket.attempts = delivery.attempts - 1
+        ticket.attempts = attempts
         self._tickets[id(segment)] = delivery
         return ticket
 
@@ -361,7 +361,7 @@ class QueueRunner:
             decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
         log_failure(self.plan.name, ticket, lane, attempts, decision, error)
         if decision.action is Action.RETRY:
-            self._later(delivery, decision.delay)
+            self._later(delivery, attempts, decision.delay)
             return
         if decision.action is Action.HALT:
             self._halt(decision.reason)
@@ -382,13 +382,13 @@ class QueueRunner:
         self.draining = True
         log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, reason)
 
-    def _later(self, delivery: Delivery, delay: float) -> None:
+    def _later(self, delivery: Delivery, attempts: int, delay: float) -> None:
         """Deliver it again: by the broker where it can wait, else here."""
-        task = asyncio.get_running_loop().create_task(self._retry(delivery, delay))
+        task = asyncio.get_running_loop().create_task(self._retry(delivery, attempts, delay))
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
 
-    async def _retry(self, delivery: Delivery, delay: float) -> None:
+    async def _retry(self, delivery: Delivery, attempts: int, delay: float) -> None:
         channel = self._work_queue
         if channel is not None:
             try:
@@ -401,8 +401,7 @@ class QueueRunner:
             except BrokerError as error:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
-        delivery.attempts += 1
-        self._ready.appendleft(delivery)
+        self._ready.appendleft((delivery, attempts))
         self._wake(1)
 
     # --- settling ----------------------------------------------------------------------------------------------

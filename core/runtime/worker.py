@@ -122,8 +122,6 @@ class Worker:
         self.writer: JournalWriter = writer_for(transport, self.new_log, settings.clock)
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
-        if isinstance(self.ownership, Membership):
-            self.ownership.keep_standbys({group.name: group.standbys for group in groups.values()}, self.stand_by)
 
     def _make_presence(self) -> Presence | None:
         if Capability.LOG not in self.transport.capabilities:
@@ -133,23 +131,12 @@ class Worker:
         return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
-        transport, tasks = self.transport, (self._open_task, self._close_task)
-        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
-            keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-            return Membership(transport, self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        transport, settings, presence = self.transport, self.settings, self._presence
         sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
-        return Ownership(
-            transport,
-            self.app_id,
-            self.me,
-            sizes,
-            self.settings,
-            *tasks,
-            self.stand_by,
-            self._presence,
-            self.roster,
-            self.send_now,
-        )
+        means = self._open_task, self._close_task, self.stand_by, presence
+        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
+            return Membership(transport, self.app_id, self.me, sizes, settings, *means)
+        return Ownership(transport, self.app_id, self.me, sizes, settings, *means, self.roster, self.send_now)
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -416,10 +403,11 @@ class Worker:
     def _open_store(self, group: str, index: int) -> Store:
         return self._stores.open(f"{self.app_id}-{group}-{index}")
 
-    def stand_by(self, keys: Collection[TaskKey]) -> None:
-        """Follow the journals of these tasks, to take them over at once. One that runs here, when it has ceased to."""
+    def stand_by(self, keys: Collection[TaskKey], coming: Collection[TaskKey] = ()) -> None:
+        """See `StandBy`. A task that runs here is followed when it has ceased to."""
         self._standing_by = frozenset(keys)
-        self.standbys.follow(self._standing_by - self.tasks.keys())
+        coming = self.standbys.keys.intersection(coming)
+        self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
 
     async def start_position(self, input_: TopicInput) -> Position | None:
         start = input_.topic.start

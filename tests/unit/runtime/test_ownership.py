@@ -157,11 +157,18 @@ async def test_a_worker_that_comes_back_under_its_id_finds_its_tasks_kept(town: 
             assert (await plans(town))[-1].owners == before.owners
 
 
-async def test_a_worker_with_an_id_that_does_not_come_back_is_replaced_after_a_lease(town: Town) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_worker_with_an_id_that_does_not_come_back_is_replaced_after_a_lease(town: Town, killed: bool) -> None:
     async with town.worker(worker_id="a") as first:
-        async with town.worker(worker_id="b"):
+        transport = MemoryTransport(town.broker)
+        async with town.worker(transport, worker_id="b") as second:
             await town.advance(5)
-        await town.advance(LEASE + 2)
+            if killed:
+                transport.kill()
+                await second.stop_by_kill()
+        await town.advance(LEASE - 1)
+        assert len(owned(first)) == 2
+        await town.advance(3.5)
         assert owned(first) == ALL
 
 
