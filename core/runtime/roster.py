@@ -203,6 +203,18 @@ class Roster:
         found = [here for here in self.workers.values() if index in here.owns.get(group, ())]
         return max(found, key=lambda here: self.heard[here.me], default=None)
 
+    def standbys(self, group: str, index: int) -> list[Here]:
+        """Who says that it stands by for the task."""
+        return [here for here in self.workers.values() if index in here.standbys.get(group, ())]
+
+    def running(self, group: str, index: int) -> set[str]:
+        """The `me` of the task's owner, if there is one."""
+        owner = self.owner(group, index)
+        return set() if owner is None else {owner.me}
+
+    def running_or_standing_by(self, group: str, index: int) -> set[str]:
+        return self.running(group, index).union(here.me for here in self.standbys(group, index))
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:

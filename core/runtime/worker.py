@@ -352,6 +352,11 @@ class Worker:
             return None
         return task
 
+    def copy_of(self, group: str, index: int) -> Store | None:
+        """What this worker has of a task's state: as a standby, or as an owner that may not serve it (yet)."""
+        task = self.tasks.get((group, index))
+        return self.standbys.store(group, index) if task is None else task.store
+
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination may be part of the commit itself; else they go through an outbox."""
         return self.writer.atomic_outputs and destination[1] >= 0
