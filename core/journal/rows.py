@@ -8,7 +8,7 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
-| an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
+| events under suspicion | `s` agent | the one about to run, those in which a process died: input, position, deaths |
 | crashes of owners in a row | `k` | their number |
 | the state is being reset or restored, and not whole | `b` | what is done to it |
 | the last tick of a crontab on the leader | `c` name | seconds since the epoch |
@@ -32,6 +32,7 @@ __all__ = [
     "Parked",
     "Reached",
     "Suspect",
+    "Suspects",
     "ahead_key",
     "below",
     "decode",
@@ -80,11 +81,18 @@ class Parked(msgspec.Struct, array_like=True):
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):
-    """This event of an agent is about to run, after the process has died in it `deaths - 1` times."""
+    """An event that the process has died in so often, or may be about to."""
 
     input: str
     position: Position
     deaths: int
+
+
+class Suspects(msgspec.Struct, array_like=True, frozen=True):
+    """Of an agent. noted: it is about to run. before: processes died in these, and they have not come up since."""
+
+    noted: Suspect | None
+    before: list[Suspect]
 
 
 def prefix(table: str) -> bytes:

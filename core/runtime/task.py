@@ -27,7 +27,7 @@ from thalweg.errors import (
 )
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Entry, Fold, Release, Rows, checksum, messages
-from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.rows import CRASHES, Parked, Reached, Suspects, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
@@ -232,8 +232,10 @@ class Task:
             self.verdicts.forget(name, input_.committed.position, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None and agent.plan.name not in self.noted:
-                agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
+            if raw is not None:
+                suspects = journal_rows.decode(raw, type=Suspects)
+                died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
+                agent.restore_suspects([*died, *suspects.before])
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
@@ -609,6 +611,7 @@ class Task:
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
+            agent.ended()
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
             for lane in agent.lanes:

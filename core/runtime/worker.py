@@ -108,6 +108,8 @@ class Worker:
         self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
+        self.under_suspicion = asyncio.Lock()
+        """Held while an event runs that may kill the process (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear = roster, hear
