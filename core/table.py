@@ -146,7 +146,7 @@ class Table(Generic[K, V]):
     async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[False] = False) -> V | None: ...
     @overload
     async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[True]) -> Reading[V]: ...
-    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | None | Reading[V]:
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | Reading[V] | None:
         """The row, from whichever worker has it, as committed; if missing, the table's default, else None.
 
         timeout: seconds; TimeoutError says who was last known to have it. Inside an event it is no part of that.

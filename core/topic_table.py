@@ -142,7 +142,7 @@ class Replica(Table[K, V]):
     async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[False] = False) -> V | None: ...
     @overload
     async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[True]) -> Reading[V]: ...
-    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | None | Reading[V]:
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | Reading[V] | None:
         value = self._rows.get(key)
         return Reading(value, True) if stale_ok else value
 
