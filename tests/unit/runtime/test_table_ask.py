@@ -200,7 +200,7 @@ async def test_a_standby_answers_for_an_owner_that_died_and_says_that_it_may_be_
     await rig.even(one, two)
     await add_all(rig, client, 5)
     assert await rig.until(client.sums.ask(KEYS[0], stale_ok=True)) == Reading(5, stale=False)
-    while not one.owned == {index for _, index in two.worker.standbys.keys}:
+    while one.owned != {index for _, index in two.worker.standbys.keys}:
         await rig.advance(0.5)
     mine = next(key for key in KEYS if one.sums._plan.partition_of(key.encode(), PARTITIONS) in one.owned)
     await rig.kill(one)
