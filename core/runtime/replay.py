@@ -16,6 +16,7 @@ from thalweg.message import Batch, Position
 from thalweg.store import Checkpoint, Store
 
 from .mirroring import Standing
+from .recovery import Progress
 
 __all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "numbered", "standing_of"]
 
@@ -59,13 +60,14 @@ def _rows_of(entry: Entry) -> Mapping[bytes, bytes | None] | None:
 class Replay:
     """Feeds a journal to a store, from the store's checkpoint on.
 
-    after: how far it was read; None: from the first record kept.
+    after: how far it was read; None: from the first record kept. keys, records: how many of both were read.
     """
 
     def __init__(self, journal: Log, partition: int, store: Store) -> None:
         self.store = store
         self.after: Position | None = None
         self.fold = Fold()
+        self.keys = self.records = 0
         self._growth = Growth()
         self._journal, self._partition = journal, partition
         self._pending: dict[bytes, bytes | None] = {}
@@ -76,12 +78,13 @@ class Replay:
             self.fold, self._growth = Fold(local.marker, local.number), local.growth
             self.after = checkpoint.position
 
-    async def to_end(self) -> None:
+    async def to_end(self, progress: Progress | None = None) -> None:
         """Read what lies there now."""
         if not await self.fits():
             self.start_over()
         while await self._step(0):
-            pass
+            if progress is not None and self.after is not None:
+                await progress.read(self._journal, self._partition, self.after, self.keys)
         self.flush()
 
     async def to(self, last: Position | None) -> None:
@@ -137,6 +140,7 @@ class Replay:
 
     def feed(self, batch: Batch, until: bytes | None = None) -> None:
         """Take what follows; no farther than the marker with the token `until`: a newer owner's may follow it."""
+        self.records += len(batch.records)
         for position, record in zip(batch.positions, batch.records, strict=True):
             entry = self.fold.feed(record.value)
             self.after = position
@@ -150,6 +154,7 @@ class Replay:
                 break
             rows = _rows_of(entry)
             if rows is not None:
+                self.keys += len(rows)
                 self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None

@@ -387,6 +387,11 @@ class Task:
             self._landing.set_result(None)
             self._landing = None
 
+    @property
+    def store(self) -> Store | None:
+        """To look into; None while it is closed."""
+        return self._store
+
     def read_row(self, key: bytes) -> bytes | None:
         """A row of the task's own, as committed."""
         return None if self._store is None else self._store.get(key)
