@@ -1,4 +1,4 @@
-"""The bank runs by itself in memory, and again and again on a file; not a cent more or less. Its trial is chaos.trial."""
+"""The bank runs by itself in memory, and again and again on a file. Its trial under stress is in tests/chaos."""
 
 from __future__ import annotations
 
