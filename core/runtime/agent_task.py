@@ -157,9 +157,14 @@ class AgentTask:
             self._wake(lane)
 
     @property
+    def waits(self) -> bool:
+        """Every lane does, for input."""
+        return len(self._waiting) == len(self.lanes)
+
+    @property
     def resting(self) -> bool:
         """Every lane waits for input, and there is none that could be had at once."""
-        return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
+        return self.waits and all(i.caught_up and not i.buffer for i in self.inputs)
 
     def arrived(self, input_: TopicInput, batch: Batch) -> None:
         try:
@@ -344,6 +349,14 @@ class AgentTask:
             and not isinstance(ticket.segment, _ParkedSegment)
             and input_.was_finished(ticket.position)
         ):
+            self._done(lane, ticket)
+            return False
+        if (
+            ticket.record.headers
+            and not isinstance(ticket.segment, _ParkedSegment)
+            and input_.is_copy(ticket.record, ticket.position)
+        ):
+            log.debug("agent %s: %s/%d is a copy, by its id", self.plan.name, input_.name, ticket.position)
             self._done(lane, ticket)
             return False
         where = (input_.name, ticket.position)

@@ -43,6 +43,7 @@ from thalweg.store import Checkpoint, Store
 
 from .agent_task import AgentTask, Verdict
 from .changes import Changes
+from .delayed import Delayed
 from .deliveries import Deliveries
 from .expiry import Expiry
 from .failures import dead_letter
@@ -143,6 +144,8 @@ class Task:
         most = self.worker.commit_messages
         self._hold_at = None if most is None or most < 4 else most // 2  # so that what open events still send fits in
         self.deliveries: Deliveries | None = None
+        self.delayed: Delayed | None = None
+        """In the tasks whose agents include the one that reads the topic of delays."""
         self.feeds: list[Feed] = []
         self._stopping = False
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
@@ -207,6 +210,7 @@ class Task:
         )
         self.deliveries.restore(store)
         await self._restore(store)
+        self.delayed = next((Delayed(self, a, store) for a in self.agents if a.plan is self.worker.delays_agent), None)
         careful = self._count_crash(store, fold.unclean > 0)
         self._opened = True
         self.deliveries.start()
@@ -214,12 +218,14 @@ class Task:
         self._await_expiry()
         for agent in self.agents:
             agent.careful = careful
-            for input_ in agent.inputs:
+            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
+        if self.delayed is not None and self.worker.delays_there:
+            self.delayed.begin()
 
     def _check_room(self, marker: Marker) -> None:
         """A marker cannot go in pieces, and neither can the beginning of a snapshot, which repeats it."""
@@ -262,6 +268,8 @@ class Task:
             if raw is not None:
                 input_.restore(journal_rows.decode(raw, type=Reached), store)
                 await self._check_history(agent, input_)
+            elif agent.plan is self.worker.delays_agent:
+                input_.restore(Reached(None, 0), store)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
                 input_.restore(Reached(await self.worker.start_position(input_), 0), store)
@@ -410,6 +418,8 @@ class Task:
 
     def idle(self, agent: AgentTask) -> None:
         """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.delayed is not None:
+            self.delayed.moved()
         if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
@@ -490,6 +500,8 @@ class Task:
                 self._collect_apart(table, rows, open_lanes)
             elif table.dirty:
                 table.collect(rows, open_lanes)
+        if self.delayed is not None:
+            self.delayed.collect(rows, self.outputs)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -527,7 +539,9 @@ class Task:
             self.outputs[(table.plan.changes, self.index)] += messages
 
     def _await_expiry(self) -> None:
-        """See to it that a commit is made when the next row is due. While no commit is in flight."""
+        """See to it that a commit is made when the next row, or delayed message, is due. While none is in flight."""
+        if self.delayed is not None and not self._stopping:
+            self.delayed.look()
         for expiry in self.expiries.values():
             expiry.look()
         due = min((expiry.next for expiry in self.expiries.values() if expiry.next is not None), default=None)
@@ -679,6 +693,8 @@ class Task:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        if self.delayed is not None:
+            await self.delayed.stop()
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
