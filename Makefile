@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate brokers bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers certificates bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,15 @@ BROKERS := redis nats rabbitmq kafka postgres
 brokers: env ## Start those brokers of the tests that do not run yet (scripts/brokers); says loudly what cannot be had
 	@scripts/brokers up $(BROKERS) || echo "!!! Tests of missing brokers are skipped, or fail where required." >&2
 	@scripts/brokers install $(BROKERS) >/dev/null || echo "!!! Tests that stop a broker need one of their own." >&2
+
+CERTIFIED := $(addprefix tests/conformance/test_,memory.py::memory sqlite.py kafka.py rabbitmq.py redis.py nats.py stores.py)
+
+certificates: env brokers ## Run the conformance suite on all transports and stores; writes docs/certificates.md
+	REQUIRE_BROKERS=all $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal $(CERTIFIED) --thalweg-profile=all \
+		--thalweg-certificate=build/certificates.json $(ARGS)
+	{ sed '/^<!-- certificates -->$$/q' docs/certificates.md; echo; \
+		$(RUN) python -m thalweg.contrib.conformance build/certificates.json; } > build/certificates.md
+	mv build/certificates.md docs/certificates.md
 
 bench: env ## Run the benchmarks
 	$(RUN) python benchmarks/run.py $(ARGS)

@@ -101,6 +101,10 @@ class Field:
     def claims(self, since: float) -> int:
         return sum(c.at > since for claims in self.history.owners.values() for c in claims)
 
+    def claims_by_second(self, since: float) -> dict[str, int]:
+        moments = Counter(int(c.at - since) for claims in self.history.owners.values() for c in claims if c.at > since)
+        return {str(second): moments[second] for second in sorted(moments)}
+
     async def settled(self, workers: Sequence[Worker]) -> float:
         """Until these and no others own everything, evenly, and nothing has changed for a while. When that began."""
         pids = {worker.pid for worker in workers}
@@ -319,8 +323,10 @@ async def burst(field: Field) -> tuple[dict[str, Any], list[str]]:
     started = [field.workers.start(field.options) for _ in range(30)]
     launched = field.history.now() - began
     settled = await field.settled(started)
+    busy = [worker.busy() for worker in started]
     ready = sum(worker.ready for worker in started)
-    return {"began": began, "launched": launched, "settled": settled - began, "ready": ready}, []
+    noted = {"began": began, "launched": launched, "settled": settled - began, "ready": ready, "busy": sum(busy)}
+    return noted, []
 
 
 def judge_burst(
@@ -331,7 +337,9 @@ def judge_burst(
         "all launched after": noted["launched"],
         "tasks": field.partitions,
         "tasks claimed": field.claims(0.0),
+        "claimed in each second": field.claims_by_second(noted["began"]),
         "ready workers": noted["ready"],
+        "seconds of processor, all workers": noted["busy"],
     }
     missed = [] if noted["settled"] <= 15 else [f"settled after {noted['settled']:.1f} s, target 15 s"]
     return found, missed

@@ -19,6 +19,7 @@ from .errors import MissingCapability
 from .message import Batch, Delivery, Message, Position
 
 __all__ = [
+    "FOLLOWING",
     "Bounds",
     "Claim",
     "Commit",
@@ -28,6 +29,7 @@ __all__ = [
     "Locks",
     "Log",
     "Logs",
+    "Part",
     "Passing",
     "Peers",
     "Role",
@@ -87,6 +89,10 @@ class Log(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+FOLLOWING = 20.0
+"""Seconds that whoever follows a log, or takes from a channel, lets one call wait: what comes ends it before."""
 
 
 @runtime_checkable
@@ -172,6 +178,15 @@ class Role(msgspec.Struct, frozen=True):
     standbys: int = 0
 
 
+class Part(msgspec.Struct, frozen=True):
+    """What the members of a group have agreed that one of them is to own, once others have given it up, and what it
+    stands by for.
+    """
+
+    owned: frozenset[int]
+    standbys: frozenset[int] = frozenset()
+
+
 @runtime_checkable
 class Grouped(Protocol):
     """Capability.GROUPED: instead of Locks and Peers, where the members of a group share tasks out (Kafka)."""
@@ -192,8 +207,8 @@ class Grouped(Protocol):
         """
         ...
 
-    def standbys_of(self, group: str, me: str) -> frozenset[int]:
-        """Tasks that others own and this member stands by for. Where it changes, `tasks` yields, be it the same set."""
+    def part(self, group: str, me: str) -> Part | None:
+        """This member's; None as long as it has none. Where it changes, `tasks` yields, be it the same set."""
         ...
 
     def holds(self, group: str, me: str) -> bool:

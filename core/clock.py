@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
 
-__all__ = ["Clock", "RealClock", "Timer", "VirtualClock", "boot_clock"]
+__all__ = ["Clock", "RealClock", "Timer", "VirtualClock", "boot_clock", "in_time"]
 
 _BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS: CLOCK_MONOTONIC counts sleep as well
 
@@ -42,6 +42,16 @@ class Clock(Protocol):
     def timeout(self, seconds: float | None, /) -> AbstractAsyncContextManager[object]:
         """As `asyncio.timeout`: cancels the body after `seconds` and raises `TimeoutError`; None: never."""
         ...
+
+
+async def in_time(clock: Clock, seconds: float | None, waiting: Awaitable[object]) -> bool:
+    """Whether it came to its end within so many seconds (None: however many); else it is cancelled."""
+    try:
+        async with clock.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
 
 
 LOOK_EVERY = 60.0

@@ -6,6 +6,7 @@ __all__ = [
     "AgentError",
     "AmbiguousCommit",
     "AskDeadlock",
+    "BackupError",
     "BrokerError",
     "ConcurrentTableError",
     "ConfigurationError",
@@ -196,3 +197,7 @@ class StoreError(ThalwegError):
 
 class MirrorError(ThalwegError):
     """A mirror refused, failed or cannot be reached. Tables and commits do not depend on it."""
+
+
+class BackupError(ThalwegError):
+    """A backup cannot be written, is torn or damaged, or is not of what it would be restored into."""

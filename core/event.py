@@ -10,13 +10,15 @@ from . import headers as names
 from .message import Headers, Position, Record
 from .plan import TopicPlan
 
-__all__ = ["Event"]
+__all__ = ["Answering", "Event"]
 
 V = TypeVar("V", default=Any, covariant=True)
 K = TypeVar("K", default=Any, covariant=True)
 
 
 class Answering(Protocol):
+    """Who passes an answer on."""
+
     def answer(self, record: Record, value: Any) -> None: ...
 
 

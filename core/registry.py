@@ -6,7 +6,7 @@ import inspect
 import traceback
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, NamedTuple
 
 from stevedore.driver import DriverManager
@@ -85,8 +85,12 @@ def installed_stores() -> list[str]:
 class _Drivers(DriverManager[Any]):
     """Stevedore's, which lists entry points from a cache on disk that rounds file times to two minutes: not this."""
 
+    def __init__(self, group: str, name: str, claims: EntryPoints) -> None:
+        self._claims = claims
+        super().__init__(group, name)
+
     def list_entry_points(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.namespace))
+        return list(self._claims)
 
 
 def _load(where: Any, kind: _Kind) -> Any:
@@ -120,7 +124,7 @@ def _installed(url: Url, kind: _Kind) -> Any:
             f"or name the driver: {' or '.join(repr(f'{claim.value}://') for claim in claims)}"
         )
     try:
-        return _Drivers(kind.group, url.scheme).driver
+        return _Drivers(kind.group, url.scheme, claims).driver
     except Exception as error:
         extra = kind.extras.get(url.scheme) if owners == ["thalweg"] else None
         remedy = f'pip install "thalweg[{extra}]"' if extra else f"install what {owners[0]} needs, or report it there"

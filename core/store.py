@@ -84,6 +84,10 @@ class Stores(Protocol):
         """
         ...
 
+    def remove(self, name: str) -> bool:
+        """Delete the store `name`, if there is one; whether there was. Raises `StoreError` if it is open somewhere."""
+        ...
+
     def close(self) -> None:
         """Close every store still open. Twice is harmless."""
         ...

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .capabilities import Log
+from .capabilities import FOLLOWING, Log
 from .codec import checker_for
 from .errors import BrokerError, Gap, OutsideEvent
 from .event import Event
@@ -30,8 +30,6 @@ __all__ = ["Replica", "add_topic_table"]
 K = TypeVar("K")
 V = TypeVar("V")
 log = logging.getLogger("thalweg")
-
-WAIT = 5.0
 
 
 def add_topic_table(app: App, topic: Topic[K, V], name: str, replicated: bool) -> Table[K, V]:
@@ -88,7 +86,7 @@ class Replica(Table[K, V]):
                     self._rows = rows
                     if not ready.done():
                         ready.set_result(None)
-                batches = await reader.read(after, 2000, 16 << 20, WAIT)
+                batches = await reader.read(after, 2000, 16 << 20, FOLLOWING)
             except Gap:
                 raise
             except BrokerError as error:

@@ -13,7 +13,7 @@ from thalweg.errors import ConfigurationError, StoreError
 from thalweg.store import check_name
 from thalweg.url import Url
 
-__all__ = ["Place", "folder_of", "log"]
+__all__ = ["Place", "folder_of", "log", "remove"]
 
 log = logging.getLogger("thalweg.stores")
 
@@ -86,6 +86,22 @@ class Place:
         except FileNotFoundError:
             return (0, 0)
         return (status.st_dev, status.st_ino)
+
+
+def remove(folder: Path, name: str, suffix: str) -> bool:
+    """Delete the store, if there is one; whether there was. Raises `StoreError` if somebody has it open."""
+    path = folder / f"{check_name(name)}{suffix}"
+    if not any(os.path.lexists(f"{path}{companion}") for companion in _COMPANIONS):
+        return False
+    place = Place(folder, name, suffix)
+    try:
+        for companion in _COMPANIONS:
+            _remove(Path(f"{path}{companion}"))
+    except OSError as error:
+        raise StoreError(f"store {path} cannot be removed: {error}") from error
+    finally:
+        place.release()
+    return True
 
 
 def _lock(path: Path) -> BinaryIO:

@@ -41,6 +41,11 @@ class MemoryStores:
         store = self._open[name] = MemoryStore(name, closed=lambda: self._open.pop(name))
         return store
 
+    def remove(self, name: str) -> bool:
+        if check_name(name) in self._open:
+            raise StoreError(f"memory store {name!r} is open; close it first")
+        return False
+
     def close(self) -> None:
         for store in list(self._open.values()):
             store.close()

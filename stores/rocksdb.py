@@ -23,7 +23,7 @@ from thalweg.errors import StoreError
 from thalweg.store import Checkpoint
 from thalweg.url import Url
 
-from .disk import Place, folder_of, log
+from .disk import Place, folder_of, log, remove
 from .paging import in_pages
 
 try:
@@ -87,6 +87,9 @@ class RocksdbStores:
             raise
         self._open.add(store)
         return store
+
+    def remove(self, name: str) -> bool:
+        return remove(self._folder, name, ".rocksdb")
 
     def close(self) -> None:
         for store in list(self._open):

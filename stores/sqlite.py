@@ -22,7 +22,7 @@ from thalweg.errors import StoreError
 from thalweg.store import Checkpoint
 from thalweg.url import Url
 
-from .disk import Place, folder_of
+from .disk import Place, folder_of, remove
 from .paging import in_pages
 
 __all__ = ["SqliteOptions", "SqliteStore", "SqliteStores"]
@@ -99,6 +99,9 @@ class SqliteStores:
             raise
         self._open.add(store)
         return store
+
+    def remove(self, name: str) -> bool:
+        return remove(self._folder, name, ".db")
 
     def close(self) -> None:
         for store in list(self._open):

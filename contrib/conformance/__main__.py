@@ -1,9 +1,14 @@
-"""`python -m thalweg.contrib.conformance` lists all properties by profile, as Markdown."""
+"""`python -m thalweg.contrib.conformance` lists all properties by profile, as Markdown; with FILE, certificates."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
+
+from .page import page
 from .properties import Mode, Profile
 from .suite import PROPERTIES
 
@@ -27,4 +32,5 @@ def listing() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(listing()).rstrip())
+    lines = page(msgspec.json.decode(Path(sys.argv[1]).read_bytes())) if len(sys.argv) > 1 else listing()
+    print("\n".join(lines).rstrip())

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import count
 from typing import Any, ClassVar
 
-from thalweg.capabilities import Bounds, Claim, Commit
+from thalweg.capabilities import Bounds, Claim, Commit, Part
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError
 from thalweg.message import Batch, Delivery, Message, Position
@@ -191,7 +191,7 @@ class Puppet:
         async for owned in self._iterate(await self.call(0, "tasks", group, n, me, lease)):
             yield owned
 
-    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+    def part(self, group: str, me: str) -> Part | None:
         raise NotImplementedError("an answer needs a moment to come from another process")
 
     def holds(self, group: str, me: str) -> bool:

@@ -38,7 +38,7 @@ class Settings:
         self.modes = frozenset(Mode(name) for name in config.getoption("thalweg_mode").split(","))
         self.seed: int = config.getoption("thalweg_seed")
         chosen = config.getoption("thalweg_profile")
-        self.profiles = frozenset(Profile(name) for name in chosen.split(",")) if chosen else frozenset(Profile)
+        self.profiles = frozenset(map(Profile, Profile if chosen == "all" else chosen.split(","))) if chosen else None
         self.patience: float | None = config.getoption("thalweg_patience")
         waivers = [text.partition(":") for text in config.getoption("thalweg_waive")]
         self.waivers: Mapping[str, str] = {name.strip(): reason.strip() for name, _, reason in waivers}
@@ -81,7 +81,7 @@ def transport(
     """A variable of a test module with this value becomes the suite of transports: one test for each property.
 
     waive: as `--thalweg-waive`: reasons by `property` or `property[case]`. profiles: only these, for one that differs
-    from another in some things; by default all.
+    from another in some things (unless --thalweg-profile names others); by default all.
     """
     return Target(name, rig, TRANSPORT, waive, profiles)
 
@@ -101,7 +101,7 @@ class Suite(pytest.Collector):
     def collect(self) -> Iterator[Case]:
         settings = Settings(self.config)
         for prop in self.target.properties.values():
-            if prop.profile in settings.profiles & self.target.profiles and prop.modes & settings.modes:
+            if prop.profile in (settings.profiles or self.target.profiles) and prop.modes & settings.modes:
                 for case in prop.cases:
                     yield Case.from_parent(
                         self,

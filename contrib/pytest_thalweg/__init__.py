@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--thalweg-store", action="append", default=[], metavar="URL", help="certify this store")
     add("--thalweg-mode", default="quick", metavar="MODE", help="quick (default), full, stress, chaos; or several: a,b")
     add("--thalweg-seed", type=int, metavar="N", help="seed of all that is random; by default a new one")
-    add("--thalweg-profile", metavar="NAMES", help="only these profiles: Core,Durable,Ordered,Fenced,Replay,…")
+    add("--thalweg-profile", metavar="NAMES", help="only these profiles: Core,Durable,…; all")
     add("--thalweg-patience", type=float, metavar="S", help="seconds to wait for what must happen (default: the rig's)")
     add("--thalweg-restart", metavar="COMMAND", help="kills the broker and starts it again on its data")
     add("--thalweg-stop", metavar="COMMAND", help="kills the broker; with --thalweg-start")

@@ -27,6 +27,7 @@ from .send import send
 from .session import Session
 from .table import table
 from .topics import topics
+from .upkeep import backup, reset, restore
 from .worker import worker
 from .workers import workers
 
@@ -90,6 +91,9 @@ program.command()(send)
 program.command()(table)
 program.command()(lag)
 program.add_typer(dead_letters, name="dead-letters")
+program.command()(reset)
+program.command()(backup)
+program.command()(restore)
 program.command()(doctor)
 program.command()(init)
 

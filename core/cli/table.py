@@ -28,12 +28,16 @@ def table(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A table that the program declares")],
     key: Annotated[str | None, typer.Argument(help="Of one row: JSON of the declared type, bare text for str")] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Only rows whose key, as text, begins so (dates, numbers: as JSON)"),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(min=0, help="How many rows at most; 0: all (default: all when piped, 1000 on a terminal)"),
     ] = None,
 ) -> None:
-    """Print a row's value as JSON, or all rows (JSON lines when piped).
+    """Print a row's value as JSON, or all rows, or those of a prefix (JSON lines when piped).
 
     Rows are read from the journal on the broker, as the last commit left them. No worker is disturbed, and none needs
     to run. Exit code 1 if there is no such row.
@@ -50,15 +54,21 @@ def table(
         output.line(to_json(rows[0]["value"]))
         return
     rows = session.run(source.read(None))
+    if prefix is not None:
+        rows = [row for row in rows if _text(row["key"]).startswith(prefix)]
     most = SCREEN if limit is None and output.terminal else limit or None
     shown = rows[:most]
     if output.terminal:
-        output.paged(("key", "value"), shown, none=f"table {name!r} has no rows")
+        output.paged(("key", "value"), shown, none=f"table {name!r} has no {'rows' if prefix is None else 'such rows'}")
     else:
         for row in shown:
             output.line(to_json(row))
     if len(shown) < len(rows):
         output.note(f"{len(shown):,} of {len(rows):,} rows; --limit 0 shows all")
+
+
+def _text(key: object) -> str:
+    return key if isinstance(key, str) else to_json(key).strip('"')
 
 
 class _Rows:

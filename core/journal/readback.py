@@ -11,15 +11,16 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
-from thalweg.capabilities import Commit, Log
+from thalweg.capabilities import Commit, Fencing, Log
+from thalweg.channel import Capability, Transport
 from thalweg.clock import Clock
 from thalweg.errors import AmbiguousCommit, BrokerError, Fenced, Gap
 from thalweg.message import Batch, Message, Position
 
 from .records import Fold, Marker, decode_entry
-from .writer import JournalKey, Outcome, Written
+from .writer import FencedWriter, JournalKey, JournalWriter, Outcome, Written
 
-__all__ = ["ReadBackWriter"]
+__all__ = ["ReadBackWriter", "writer_for"]
 
 PATIENCE = 30.0
 """Seconds until an append that was not read back is ambiguous."""
@@ -30,6 +31,13 @@ LONGEST_BACKOFF = 2.0
 READ_RECORDS, READ_BYTES = 1000, 1 << 24
 
 OpenLog = Callable[[str], Awaitable[Log]]
+
+
+def writer_for(transport: Transport, open_log: OpenLog, clock: Clock) -> JournalWriter:
+    """The cheapest that the broker allows."""
+    if Capability.FENCING in transport.capabilities and isinstance(transport, Fencing):
+        return FencedWriter(transport, transport.limits.commit_messages)
+    return ReadBackWriter(open_log, clock)
 
 
 class ReadBackWriter:

@@ -55,10 +55,13 @@ class Rows(_Entry, tag="rows", frozen=True):
 class Begin(_Entry, tag="begin", frozen=True):
     """A snapshot begins: from here on, parts and commits together give the whole state.
 
-    `marker` repeats the owner's, which the truncation that follows will remove.
+    `marker` repeats the owner's, which the truncation that follows will remove. `anew`, if not empty: whatever came
+    before counts for nothing any more, the journal goes by the marker's name from here on, and the state is not whole
+    before the row `UNFINISHED`, whose value `anew` is, has been deleted. It says what is done: a reset, say.
     """
 
     marker: Marker
+    anew: str = ""
 
 
 class Part(_Entry, tag="part", frozen=True):
@@ -122,7 +125,8 @@ class Fold:
     A journal that was truncated begins with a snapshot, whose `Begin` repeats the marker. If more was kept than had to
     be, an earlier `Begin` may come first, of an owner that had been fenced. So, until a marker is seen, the `Begin` of
     the newest epoch counts, and with it the state begins anew (`fresh`). Epochs only grow from owner to owner, for one
-    whose marker turns out to come after a newer epoch (`beaten`) writes nothing under it.
+    whose marker turns out to come after a newer epoch (`beaten`) writes nothing under it. A `Begin` that says `anew` is
+    `fresh` for whoever reads from before it, too.
 
     `unclean`: markers since the last progress that followed no release: deaths of owners that got nothing done.
     """
@@ -159,6 +163,8 @@ class Fold:
         if self.marker is None or entry.token != self.marker.token or entry.number != self.number + 1:
             return None
         self.number = entry.number
+        if isinstance(entry, Begin) and entry.anew:
+            self.marker, self.fresh = entry.marker, True
         if isinstance(entry, Chunk):
             self._chunks.append(entry.data)
             if not entry.last:

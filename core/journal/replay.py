@@ -19,10 +19,11 @@ TRIES = 10
 """How often a journal may be truncated while it is being read."""
 
 
-async def records_until_now(log: Log, partition: int) -> AsyncIterator[tuple[Position, Record]]:
-    """What lies in a partition now, from the first record kept. Raises Gap if what is ahead is dropped meanwhile."""
+async def records_until_now(
+    log: Log, partition: int, after: Position | None = None
+) -> AsyncIterator[tuple[Position, Record]]:
+    """What lies in a partition now, behind `after` or from the first kept. Raises Gap if what is ahead is dropped."""
     last = (await log.bounds(partition)).last
-    after: Position | None = None
     while last is not None and (after is None or after < last):
         batch = (await log.read({partition: after}, 2000, 16 << 20, WAIT)).get(partition)
         if batch is None:

@@ -8,8 +8,9 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
-| an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
+| events under suspicion | `s` agent | the one about to run, those in which a process died: input, position, deaths |
 | crashes of owners in a row | `k` | their number |
+| the state is being reset or restored, and not whole | `b` | what is done to it |
 | the last tick of a crontab on the leader | `c` name | seconds since the epoch |
 | the last tick of a timer on the leader | `i` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
@@ -27,12 +28,16 @@ import msgspec
 from thalweg.message import Headers, Message, Position, QueueMessage, Record
 
 CRASHES = b"k"
+UNFINISHED = b"b"
 
 __all__ = [
+    "CRASHES",
+    "UNFINISHED",
     "Parked",
     "Reached",
     "Remembered",
     "Suspect",
+    "Suspects",
     "Waiting",
     "ahead_key",
     "below",
@@ -86,7 +91,7 @@ class Parked(msgspec.Struct, array_like=True):
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):
-    """This event of an agent is about to run, after the process has died in it `deaths - 1` times."""
+    """An event that the process has died in so often, or may be about to."""
 
     input: str
     position: Position
@@ -107,6 +112,13 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True):
     topic: str
     partition: int
     message: Message | QueueMessage
+
+
+class Suspects(msgspec.Struct, array_like=True, frozen=True):
+    """Of an agent. noted: it is about to run. before: processes died in these, and they have not come up since."""
+
+    noted: Suspect | None
+    before: list[Suspect]
 
 
 def prefix(table: str) -> bytes:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from thalweg.assignment import Assignment, Member, checked, load_assignor
 from thalweg.capabilities import Held, Locks
-from thalweg.clock import Clock
+from thalweg.clock import Clock, in_time
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
@@ -103,21 +104,14 @@ class Coordinator:
         return plan is None or plan.me == self._me or plan.me not in self.live
 
     async def _until(self, due: float, holds: Callable[[], bool]) -> None:
-        """Wait until the time, or until some news makes it so; for a beat at most."""
-        over = False
+        """Wait until the time, or until some news makes it so; for a time that is to come, a beat at most."""
 
-        def end() -> None:
-            nonlocal over
-            over = True
-            self._news.set()
-
-        timer = self._clock.call_later(min(max(0.0, due - self._time()), BEAT), end)
-        try:
-            while not over and not holds():
+        async def news() -> None:
+            while not holds():
                 self._news.clear()
                 await self._news.wait()
-        finally:
-            timer.cancel()
+
+        await in_time(self._clock, None if due == math.inf else min(max(0.0, due - self._time()), BEAT), news())
 
     # --- being it ----------------------------------------------------------------------------------------------
 
@@ -127,6 +121,7 @@ class Coordinator:
         before = self._roster.plan
         number = held.number if before is None else max(held.number, before.number + 1)
         said, repeat = before, self._time()
+        told: frozenset[str] = frozenset()
         watching = asyncio.get_running_loop().create_task(self._watch(held), name="thalweg coordinator's lock")
         try:
             while not held.lost.is_set() and not self._outdone(number):
@@ -136,13 +131,17 @@ class Coordinator:
                 due = self._due(members, said, now)
                 if due <= now and members:
                     plan = self._plan(members, said, number)
-                    if said is None or (plan.members, plan.owners, plan.standbys) != _what(said):
+                    if said is None or _what(plan) != _what(said):
                         said, repeat = plan, now
+                    elif not self._known.keys() <= told:  # back under its worker_id: it has heard nothing yet
+                        repeat = now
                 if said is not None and now >= repeat:
                     if (said.me, said.number) != (self._me, number):  # a predecessor's, which holds: now in our name
                         said = Plan(self._me, number, 1, said.owners, said.standbys, said.members)
                     await self._send(self._roster.topic, {0: as_messages(said, self._clock, self._roster.limit)})
-                    repeat = self._time() + BEAT
+                    told, repeat = frozenset(self._known), self._time() + BEAT
+                if self.live <= {self._me}:
+                    repeat = math.inf  # nobody else follows it
                 looks = [ends, *([] if said is None else [repeat]), *([due] if due > now else [])]
                 await self._until(min(looks), self._news.is_set)
         finally:
@@ -182,7 +181,7 @@ class Coordinator:
             if end > now:
                 here_ = self._roster.named(name)
                 found[name] = Member(name, "" if here_ is None else here_.zone)
-        return found, min((end for end in self._kept.values() if end > now), default=now + BEAT)
+        return found, min((end for end in self._kept.values() if end > now), default=math.inf)
 
     def _due(self, members: Mapping[str, Member], said: Plan | None, now: float) -> float:
         """When to plan: at once where somebody is gone or nobody has anything; else when no more newcomers come."""

@@ -72,7 +72,7 @@ class Delayed:
         self._next: int | None = None  # the first due time
         self._stale = True  # `_next` has to be found anew
         self._taken = 0  # records since the last truncation
-        self._begun = False
+        self._begun = self._stopped = False
         self._alarm: Timer | None = None
         self._moved = asyncio.Event()
         self._reading_on: asyncio.Task[None] | None = None
@@ -87,6 +87,7 @@ class Delayed:
             self._task.worker.fetch(self.agent, self._input)
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._alarm is not None:
             self._alarm.cancel()
         work = [task for task in (self._reading_on, self._truncating) if task is not None]
@@ -180,7 +181,7 @@ class Delayed:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if self._next is not None and self._reading_on is None:
+        if self._next is not None and self._reading_on is None and not self._stopped:
             delay = self._next / 1000 - self._clock.now()
             if delay > 0:
                 self._alarm = self._clock.call_later(min(delay, LOOK_EVERY), self._ring)
@@ -231,7 +232,7 @@ class Delayed:
         if last is None:
             return True
         fetched = self._input.fetched
-        return fetched is not None and fetched >= last and not self._input.buffer and self.agent.waits
+        return fetched is not None and fetched >= last and not self._input.buffer and self.agent.lanes.all_wait
 
     def moved(self) -> None:
         """The agent has read on."""

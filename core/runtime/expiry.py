@@ -6,20 +6,24 @@ times are rounded up to a sixteenth of the time to live, so that a row which is 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any
 
+from thalweg.clock import Clock, Timer
 from thalweg.journal.rows import below, due_key, life_key
 from thalweg.store import Store
 
 from .tables import MISSING, TableState
 
-__all__ = ["Expiry"]
+__all__ = ["Expiries", "Expiry"]
 
 STEPS = 16
 MOST = 1000
 """How many rows end in one commit: what is left goes with the next."""
+
+OPEN_EVENT = 0.01
+"""Seconds, at least, until a row is looked at again that was due and could not end: an open event had it in hand."""
 
 Rows = dict[bytes, "bytes | None"]
 
@@ -92,3 +96,29 @@ class Expiry:
                 rows[life] = packed
                 rows[due_key(name, due, raw_key)] = b""
                 self.next = due if self.next is None else min(self.next, due)
+
+
+class Expiries(dict[str, Expiry]):
+    """Those of a task, by table. commit: asks for one; called when the next row is due."""
+
+    def __init__(self, clock: Clock, commit: Callable[[], None]) -> None:
+        super().__init__()
+        self._clock, self._commit = clock, commit
+        self._alarm: Timer | None = None
+        self._stopped = False
+
+    def wait(self) -> None:
+        """For the next row that is due. Only while no commit is in flight."""
+        for expiry in self.values():
+            expiry.look()
+        due = min((expiry.next for expiry in self.values() if expiry.next is not None), default=None)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if due is not None and not self._stopped:
+            self._alarm = self._clock.call_later(max(OPEN_EVENT, due / 1000 - self._clock.now()), self._commit)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._alarm is not None:
+            self._alarm.cancel()

@@ -10,7 +10,8 @@ from thalweg.event import Event
 from thalweg.message import Headers, Message
 from thalweg.policy import Action, Decision
 
-from .lane import Lane, Ticket
+from .lane import Lane
+from .tickets import Ticket
 
 __all__ = ["dead_letter", "log_failure", "short_traceback"]
 

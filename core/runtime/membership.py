@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from thalweg.assignment import load_assignor
-from thalweg.capabilities import Grouped, Role
+from thalweg.capabilities import Grouped, Part, Role
 from thalweg.errors import BrokerError, Superseded
 
-from .ownership import RETRY, Closings
+from .coordinator import Size
+from .holding import Holding, StandBy, together
+from .ownership import RETRY
 from .presence import Presence
 from .settings import Settings
 from .task import TaskKey
@@ -34,55 +35,45 @@ class Membership:
         transport: Grouped,
         app_id: str,
         me: str,
-        tasks: Sequence[TaskKey],
+        sizes: Mapping[str, Size],
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
+        stand_by: StandBy,
         presence: Presence | None,
     ) -> None:
-        self._presence = presence
         self._transport, self._app_id, self._me, self._settings = transport, app_id, me, settings
-        self._open, self._close = open_task, close_task
-        self._sizes = Counter(group for group, _ in tasks)
+        self._sizes, self._stand_by, self._presence = sizes, stand_by, presence
+        self._holding = Holding(open_task, close_task, presence, self._stand_by_as_planned)
+        self._parts = dict.fromkeys(sizes, Part(frozenset()))  # the last known of each group, while out of it too
         self._sets: dict[str, AsyncGenerator[frozenset[int], None]] = {}
         self._next: dict[str, asyncio.Task[frozenset[int]]] = {}
-        self._held: dict[TaskKey, asyncio.Task[None]] = {}  # with what opens it
-        self._closings = Closings()
-        self._unsettled = set(self._sizes)
-        self._standbys: Mapping[str, int] = {}
-        self._stand_by: Callable[[Collection[TaskKey]], None] | None = None
+        self._group: asyncio.TaskGroup
+        self._unsettled = {group for group, (n, _) in sizes.items() if n}
         self.settled = asyncio.Event()
-        """Set when every task that this worker owns at first has been opened once."""
-
-    def keep_standbys(self, counts: Mapping[str, int], stand_by: Callable[[Collection[TaskKey]], None]) -> None:
-        """Each task of a group is to have so many standbys; those of this worker are told to `stand_by`."""
-        self._standbys, self._stand_by = counts, stand_by
+        """Set when every task that is this worker's, as first agreed in each group, has been opened once."""
 
     async def run(self) -> None:
         """Raises Superseded."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for group, n in self._sizes.items():
-                    tasks.create_task(self._follow(group, n, tasks))
-        except ExceptionGroup as failed:
-            superseded = failed.subgroup(Superseded)
-            raise failed if superseded is None else superseded.exceptions[0] from None
+        async with together() as self._group:
+            for group, (n, standbys) in self._sizes.items():
+                if n:
+                    self._group.create_task(self._follow(group, n, standbys))
 
-    async def _follow(self, group: str, n: int, tasks: asyncio.TaskGroup) -> None:
+    async def _follow(self, group: str, n: int, standbys: int) -> None:
         settings = self._settings
-        assignor = load_assignor(settings.assignor)
-        role = Role(settings.worker_id, settings.zone, assignor, self._standbys.get(group, 0))
+        role = Role(settings.worker_id, settings.zone, load_assignor(settings.assignor), standbys)
         while True:
             try:
                 self._sets[group] = self._transport.tasks(self._name(group), n, self._me, settings.lease, role)
                 while True:
-                    await self._become(group, await self._next_set(group), tasks)
+                    await self._become(group, await self._next_set(group))
             except Superseded:
-                await asyncio.gather(*(self._lose(key) for key in self._held_of(group)))
+                await self._lose(group)
                 raise
             except BrokerError as error:
                 log.warning("group %s: membership lost, joining again in %.1f s: %s", group, RETRY, error)
-            await asyncio.gather(*(self._lose(key) for key in self._held_of(group)))
+            await self._lose(group)
             if group in self._sets:
                 await self._sets[group].aclose()
             await self._settings.clock.sleep(RETRY)
@@ -93,71 +84,59 @@ class Membership:
         self._next[group] = waiting
         return await asyncio.shield(waiting)
 
-    async def _become(self, group: str, owned: frozenset[int], tasks: asyncio.TaskGroup) -> None:
-        await asyncio.gather(*(self._give_up(key) for key in self._held_of(group) if key[1] not in owned))
+    async def _become(self, group: str, owned: frozenset[int]) -> None:
+        await asyncio.gather(*(self._holding.give_up(key) for key in self._held_of(group) if key[1] not in owned))
         for key in ((group, index) for index in sorted(owned)):
-            if key not in self._held:
-                if self._presence is not None:
-                    self._presence.opened(key)
-                self._held[key] = tasks.create_task(self._take(key), name=f"opening {key[0]}/{key[1]}")
-        self._tell_standbys()
-        if group in self._unsettled:
-            await asyncio.gather(*(self._held[key] for key in self._held_of(group)))
+            if key not in self._holding:
+                self._group.create_task(self._holding.take(key))
+        self._group.create_task(self._settle(group, owned))
+        self._stand_by_as_planned()
+
+    async def _settle(self, group: str, owned: frozenset[int]) -> None:
+        part = self._transport.part(self._name(group), self._me)
+        if group in self._unsettled and part is not None and part.owned <= owned:
+            opening = [self._holding.opening[key] for key in self._held_of(group)]
+            if opening:
+                await asyncio.wait(opening)
             self._unsettled.discard(group)
             if not self._unsettled:
                 self.settled.set()
 
-    def _tell_standbys(self) -> None:
-        """What is being opened counts as stood by for, until its standby's store has been taken."""
-        if self._stand_by is not None:
-            groups = {group: self._transport.standbys_of(self._name(group), self._me) for group in self._sizes}
-            opening = [key for key, task in self._held.items() if not task.done()]
-            self._stand_by([*((group, task) for group, tasks in groups.items() for task in tasks), *opening])
+    def _stand_by_as_planned(self) -> None:
+        keys: list[TaskKey] = []
+        coming: list[TaskKey] = []
+        for group in self._sizes:
+            part = self._parts[group] = self._transport.part(self._name(group), self._me) or self._parts[group]
+            keys.extend((group, index) for index in part.standbys)
+            coming.extend((group, index) for index in part.owned)
+        self._stand_by(keys, coming)
 
-    async def _take(self, key: TaskKey) -> None:
-        await self._open(key)
-        asyncio.get_running_loop().call_soon(self._taken, key)
-
-    def _taken(self, key: TaskKey) -> None:
-        if key in self._held:
-            self._tell_standbys()
-
-    async def _give_up(self, key: TaskKey) -> None:
-        await self._closings.to_its_end(self._stop(key, self._held.pop(key), hand_over=True))
-
-    async def _lose(self, key: TaskKey) -> None:
-        log.warning("task %s/%d: another worker may have it", *key)
-        await self._closings.to_its_end(self._stop(key, self._held.pop(key), hand_over=False))
-
-    async def _stop(self, key: TaskKey, opening: asyncio.Task[None], hand_over: bool) -> None:
-        opening.cancel()
-        await asyncio.wait([opening])
-        await self._close(key, hand_over)
-        if self._presence is not None and key not in self._held:
-            self._presence.closed(key)
+    async def _lose(self, group: str) -> None:
+        for key in self._held_of(group):
+            log.warning("task %s/%d: another worker may have it", *key)
+        await asyncio.gather(*(self._holding.give_up(key, in_good_order=False) for key in self._held_of(group)))
 
     def _held_of(self, group: str) -> list[TaskKey]:
-        return [key for key in self._held if key[0] == group]
+        return [key for key in self._holding.opening if key[0] == group]
 
     def _name(self, group: str) -> str:
         return f"{self._app_id}-{group}"
 
     def holds(self, key: TaskKey) -> bool:
         """Whether the task is certainly this worker's, by this machine's own clock (design rule 9)."""
-        return key in self._held and self._transport.holds(self._name(key[0]), self._me)
+        return key in self._holding and self._transport.holds(self._name(key[0]), self._me)
 
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once, and only then leave the groups."""
-        await asyncio.gather(*(self._give_up(key) for key in list(self._held)), self._closings.wait())
+        await asyncio.gather(*map(self._holding.give_up, list(self._holding.opening)), self._holding.close())
         await self.abandon()
 
     async def abandon(self) -> None:
         """Hold nothing any more, and leave the groups."""
-        left = [*self._held.values(), *self._next.values()]
-        self._held.clear()
+        left = list(self._next.values())
         for one in left:
             one.cancel()
-        await asyncio.gather(*left, self._closings.cancel(), return_exceptions=True)
+        await asyncio.gather(*left, self._holding.abandon(), return_exceptions=True)
         await asyncio.gather(*(sets.aclose() for sets in self._sets.values()), return_exceptions=True)
 
 

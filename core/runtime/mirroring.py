@@ -169,6 +169,9 @@ class Feed:
 
     def _lose(self) -> None:
         self._lost = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._pending = {}
         self._keep(-self._size)
 
@@ -191,6 +194,7 @@ class Feed:
                     raise
             if self._there is None or self._there.position < self._now.position:
                 await self._give()
+        self._forget()  # it may have taken what it did not confirm
         self._changed.clear()
         self._rests.set()
 
@@ -246,6 +250,8 @@ class Feed:
             for position, record in zip(batch.positions, batch.records, strict=True):
                 entry = fold.feed(record.value)
                 after = position
+                if fold.fresh:  # the state was reset, or a backup restored
+                    return False
                 if isinstance(entry, Rows):
                     changes.update((k[cut:], value) for k, value in entry.rows.items() if k.startswith(self._prefix))
                 if position >= until.position:

@@ -21,12 +21,13 @@ from thalweg.message import Message
 
 from .complaints import Complaints
 from .coordinator import Coordinator, Size
+from .holding import Holding, StandBy, together
 from .presence import Presence
 from .roster import Plan, Roster
 from .settings import Settings
 from .task import TaskKey
 
-__all__ = ["RETRY", "Closings", "Ownership"]
+__all__ = ["RETRY", "Ownership"]
 
 log = logging.getLogger("thalweg")
 
@@ -34,30 +35,10 @@ RETRY = 0.5
 """Seconds until a lock that another worker still holds is tried again, and a broker that did not answer, at first."""
 PATIENCE = 2.0
 """Seconds until the lock of a task is tried again whose owner says that it still runs it."""
+MISSED = 2.0
+"""Seconds, at most, until it is seen that a worker is away whose place is kept."""
 LONGEST_BACKOFF = 5.0
 """Seconds, at most, until a broker that does not answer is tried again."""
-
-
-class Closings:
-    """Whoever waits may be cancelled; a task that is half closed must not be left so."""
-
-    def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def to_its_end(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(closing, name="thalweg closing")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        await asyncio.shield(task)
-
-    async def wait(self) -> None:
-        await asyncio.gather(*self._running)
-
-    async def cancel(self) -> None:
-        running = list(self._running)
-        for one in running:
-            one.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 class Ownership:
@@ -75,26 +56,23 @@ class Ownership:
         settings: Settings,
         open_task: Callable[[TaskKey], Awaitable[None]],
         close_task: Callable[[TaskKey, bool], Coroutine[Any, Any, None]],
-        stand_by: Callable[[Collection[TaskKey]], None],
+        stand_by: StandBy,
         presence: Presence | None,
         roster: Roster,
         send: Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]],
     ) -> None:
         self._transport, self._app_id, self._me = transport, app_id, me
         self._settings, self._complaints = settings, Complaints(settings.clock)
-        self._open, self._close, self._stand_by = open_task, close_task, stand_by
-        self._presence, self._roster = presence, roster
+        self._stand_by, self._presence, self._roster = stand_by, presence, roster
         self._tasks = [(group, index) for group, (n, _) in sizes.items() for index in range(n)]
-        self._held: dict[TaskKey, Held | None] = {}
+        self._changed = asyncio.Event()
+        self._holding = Holding(open_task, close_task, presence, self._changed.set)
+        self._locks: dict[TaskKey, Held] = {}
         self._locking: set[TaskKey] = set()
-        self._opening: dict[TaskKey, asyncio.Task[None]] = {}
-        self._closing: set[TaskKey] = set()
         self._group: asyncio.TaskGroup
         self._refused: dict[TaskKey, tuple[str | None, Timer]] = {}
         # tasks whose lock could not be had: who said that it runs it, and what ends the pause until the next try
         self._backoff = RETRY
-        self._closings = Closings()
-        self._changed = asyncio.Event()
         self._coordinator: Coordinator | None = None
         if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
             self._coordinator = Coordinator(transport, app_id, me, sizes, roster, settings, send)
@@ -104,16 +82,11 @@ class Ownership:
 
     async def run(self) -> None:
         """Raises Superseded."""
-        try:
-            async with asyncio.TaskGroup() as self._group:
-                group = self._group
-                group.create_task(self._reconcile())
-                if self._coordinator is not None and isinstance(self._transport, Peers):
-                    group.create_task(self._follow_roster(self._coordinator))
-                    group.create_task(self._follow_members(self._coordinator, self._transport))
-        except ExceptionGroup as failed:
-            superseded = failed.subgroup(Superseded)
-            raise failed if superseded is None else superseded.exceptions[0] from None
+        async with together() as self._group:
+            self._group.create_task(self._reconcile())
+            if self._coordinator is not None and isinstance(self._transport, Peers):
+                self._group.create_task(self._follow_roster(self._coordinator))
+                self._group.create_task(self._follow_members(self._coordinator, self._transport))
 
     # --- what is to be run -----------------------------------------------------------------------------------------
 
@@ -140,7 +113,10 @@ class Ownership:
                 await asyncio.gather(planning, return_exceptions=True)
 
     def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
-        return peers.peers(f"{self._app_id}-workers", self._me, self._settings.lease)
+        """One with a worker id is missed soon: its place is kept for a lease from then."""
+        settings = self._settings
+        lease = settings.lease if settings.worker_id is None else min(settings.lease, MISSED)
+        return peers.peers(f"{self._app_id}-workers", self._me, lease)
 
     async def _follow_roster(self, coordinator: Coordinator) -> None:
         await self._roster.start()
@@ -176,7 +152,7 @@ class Ownership:
             for group, index in self._tasks
             if plan is not None and name in dict(enumerate(plan.standbys.get(group, ()))).get(index, ())
         ]
-        self._stand_by(keys)
+        self._stand_by(keys, (self._wanted() or set()) - self._holding.opening.keys())
         self._presence.standing_by(keys)
 
     def _wanted(self) -> set[TaskKey] | None:
@@ -204,13 +180,14 @@ class Ownership:
                 wanted = self._wanted()
                 if wanted is None:
                     continue
-                for key in sorted(self._held.keys() - wanted):
+                had = self._holding.opening.keys()
+                for key in sorted(had - wanted):
                     self._group.create_task(self._give_up(key))
-                for key in sorted(wanted - self._held.keys() - self._closing - self._locking):
+                for key in sorted(wanted - had - self._holding.closing.keys() - self._locking):
                     if not self._is_paused(key):
                         self._locking.add(key)
                         self._group.create_task(self._take(key))
-                if wanted <= self._held.keys() - self._opening.keys() and self._is_planned_for():
+                if wanted <= had - self._holding.unopened and self._is_planned_for():
                     self.settled.set()
         finally:
             for _, timer in self._refused.values():
@@ -254,20 +231,11 @@ class Ownership:
             log.debug("task %s/%d: another worker still holds its lock", *key)
             self._pause(key, runs)
             return
-        self._held[key] = held
-        if self._presence is not None:
-            self._presence.opened(key)
-        opening = self._opening[key] = asyncio.get_running_loop().create_task(self._open_to_the_end(key))
         if held is not None:
+            self._locks[key] = held
             self._group.create_task(self._watch(key, held))
-        await asyncio.wait([opening])
-        self._opening.pop(key, None)
         self._changed.set()
-        if not opening.cancelled():
-            opening.result()
-
-    async def _open_to_the_end(self, key: TaskKey) -> None:
-        await self._open(key)
+        await self._holding.take(key)
 
     def _pause(self, key: TaskKey, runs: str | None) -> None:
         """runs: who said before the lock was tried that it runs the task; if that has changed, there is no pause."""
@@ -283,51 +251,35 @@ class Ownership:
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()
-        if self._held.get(key) is held:
+        if self._locks.get(key) is held:
             log.warning("task %s/%d: its lock is lost; another worker may have it", *key)
-            del self._held[key]
-            self._closing.add(key)
-            await self._closings.to_its_end(self._let_go(key, None, False))
+            del self._locks[key]
+            await self._holding.give_up(key, in_good_order=False)
 
     async def _give_up(self, key: TaskKey) -> None:
-        if key in self._held and key not in self._closing:
-            self._closing.add(key)
-            await self._closings.to_its_end(self._let_go(key, self._held.pop(key), True))
+        held = self._locks.pop(key, None)
 
-    async def _let_go(self, key: TaskKey, held: Held | None, in_good_order: bool) -> None:
-        try:
-            opening = self._opening.get(key)
-            if opening is not None:
-                opening.cancel()
-                await asyncio.wait([opening])
-            await self._close(key, in_good_order)
+        async def release() -> None:
             if held is not None:
                 try:
                     await held.release()
                 except BrokerError as error:
                     log.warning("task %s/%d: its lock was not released and ends with its lease: %s", *key, error)
-        finally:
-            self._closing.discard(key)
-            if self._presence is not None and key not in self._held:
-                self._presence.closed(key)
-            self._changed.set()
+
+        await self._holding.give_up(key, release=release)
 
     def holds(self, key: TaskKey) -> bool:
         """Whether the task's lock is held now, by this machine's own clock (design rule 9)."""
-        if key not in self._held:
+        if key not in self._holding:
             return False
-        held = self._held[key]
+        held = self._locks.get(key)
         return held is None or not held.lost.is_set()
 
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once. `run` has ended."""
-        await asyncio.gather(*(self._give_up(key) for key in list(self._held)), self._closings.wait())
-        await self.abandon()
+        await asyncio.gather(*(self._give_up(key) for key in list(self._holding.opening)), self._holding.close())
 
     async def abandon(self) -> None:
         """Hold nothing any more, and tell nobody: locks end with their leases."""
-        self._held.clear()
-        left = list(self._opening.values())
-        for one in left:
-            one.cancel()
-        await asyncio.gather(*left, self._closings.cancel(), return_exceptions=True)
+        self._locks.clear()
+        await self._holding.abandon()

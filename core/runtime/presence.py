@@ -1,4 +1,4 @@
-"""What a worker says of itself in the roster: at the start, at each change, every ten seconds, and at the end."""
+"""What a worker says of itself in the roster: at the start, at each change, every twenty seconds, and at the end."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from thalweg import headers as names
-from thalweg.capabilities import WorkQueue
+from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
@@ -19,9 +19,11 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import dead_letter, log_failure, short_traceback
-from .lane import Lane, Part, Ticket, asked
+from .lane import Lane
+from .lanes import Lanes
 from .tables import TablePlan, TableState
 from .task import Answer, Failure
+from .tickets import Part, Ticket, asked
 from .turns import FOR_EVER
 from .watermark import Segment
 from .worker import Worker
@@ -30,7 +32,6 @@ __all__ = ["QueueRunner"]
 
 log = logging.getLogger("thalweg")
 
-WAIT = 5.0
 LONGEST_BACKOFF = 10.0
 LEASE = 30.0
 """Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
@@ -73,18 +74,15 @@ class QueueRunner:
         self._worker = worker
         self._input = _QueueInput(source, f"{plan.name}/{source.topic.name}")
         self._channel: Channel | None = None
-        self._lanes = [Lane(self, number) for number in range(plan.concurrency)]
-        self._waiting: dict[Lane, asyncio.Future[None]] = {}
-        self._ready: deque[Delivery] = deque()
+        self._lanes = Lanes(self, plan.concurrency)
+        self._ready: deque[tuple[Delivery, int]] = deque()  # with the number of attempts before this one
         self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
         self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
-        self._busy: dict[bytes, tuple[Lane, int]] = {}
         self._done: list[_Done] = []
         self._settle = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = False
         self._room = asyncio.Event()
-        self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._random = random.Random(plan.name)
         # Stands for the position of messages that have no id of ours (of foreign programs): never the same twice.
@@ -136,9 +134,7 @@ class QueueRunner:
             lane.look_up()
         try:
             async with self.clock.timeout(self.settings.drain_timeout):
-                while len(self._waiting) < len(self._lanes):
-                    self._at_rest = asyncio.get_running_loop().create_future()
-                    await self._at_rest
+                await self._lanes.rested()
                 while self._done:
                     self._settle.set()
                     self._settled.clear()
@@ -171,7 +167,7 @@ class QueueRunner:
                 await self._room.wait()
                 continue
             try:
-                deliveries = await channel.get(self._wanted, WAIT)
+                deliveries = await channel.get(self._wanted, FOLLOWING)
                 backoff = 0.1
             except BrokerError as error:
                 self._worker.complaints.warn(
@@ -182,8 +178,8 @@ class QueueRunner:
                 continue
             for delivery in deliveries:
                 self._held[id(delivery)] = delivery
-                self._ready.append(delivery)
-            self._wake(len(deliveries))
+                self._ready.append((delivery, delivery.attempts - 1))
+            self._lanes.wake(len(deliveries))
 
     async def _renew(self, channel: WorkQueue) -> None:
         """Slow work keeps its lease."""
@@ -215,29 +211,8 @@ class QueueRunner:
                     return part
             if until is not None and self.clock.now() >= until:
                 return None
-            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
-            if self._at_rest is not None and not self._at_rest.done():
-                self._at_rest.set_result(None)
-            timer = (
-                None
-                if until is None
-                else self.clock.call_later(until - self.clock.now(), lambda: self._wake_lane(lane))
-            )
-            try:
-                await woken
-            finally:
-                self._waiting.pop(lane, None)
-                if timer is not None:
-                    timer.cancel()
-
-    def _wake_lane(self, lane: Lane) -> None:
-        woken = self._waiting.pop(lane, None)
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    def _wake(self, count: int) -> None:
-        for lane in list(self._waiting)[:count]:
-            self._wake_lane(lane)
+            self._lanes.lie_down(lane)
+            await self._lanes.woken(lane, until)
 
     def _take(self, lane: Lane) -> Part | None:
         if lane.queue:
@@ -246,29 +221,26 @@ class QueueRunner:
             self._room.set()
             return Part(self._input, tickets[0].segment, False, tickets)
         while self._ready:
-            delivery = self._ready.popleft()
+            delivery, attempts = self._ready.popleft()
             self._room.set()
-            ticket = self._ticket(delivery)
-            key = delivery.record.key
-            if key is not None and len(self._lanes) > 1:
-                owner, count = self._busy.get(key, (lane, 0))
-                self._busy[key] = (owner, count + 1)
-                if owner is not lane:
-                    owner.queue.append(ticket)
-                    self._wake_lane(owner)
-                    continue
+            ticket = self._ticket(delivery, attempts)
+            if not self._lanes.hand(lane, ticket):
+                continue
             return Part(self._input, ticket.segment, False, [ticket])
         return None
 
-    def _ticket(self, delivery: Delivery) -> Ticket:
+    def _ticket(self, delivery: Delivery, attempts: int) -> Ticket:
         self._count += 1
         segment = Segment([delivery.record], [self._count])
         ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
-        ticket.attempts = delivery.attempts - 1
+        ticket.attempts = attempts
         self._tickets[id(segment)] = delivery
         return ticket
 
     # --- one event ---------------------------------------------------------------------------------------------
+
+    def judged(self, ticket: Ticket) -> bool:
+        return False
 
     def admit(self, lane: Lane, ticket: Ticket) -> bool:
         only = names.find(ticket.record.headers, names.ONLY) if ticket.record.headers else None
@@ -280,13 +252,15 @@ class QueueRunner:
     def room(self, destination: Destination) -> int | None:
         return self._worker.message_bytes
 
-    async def enter(self, lane: Lane, timestamp: int) -> int:
+    async def enter(self, timestamp: int) -> int:
         return FOR_EVER
 
-    def adopt(self, lane: Lane) -> None:
+    def waits(self) -> None: ...
+
+    def adopt(self) -> None:
         return
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self) -> None:
         return
 
     async def let_commit(self) -> None:
@@ -309,15 +283,8 @@ class QueueRunner:
 
     def _release(self, lane: Lane, ticket: Ticket) -> Delivery:
         """The lane is through with this ticket."""
-        delivery = self._tickets.pop(id(ticket.segment))
-        key = ticket.record.key
-        if key is not None and key in self._busy:
-            owner, count = self._busy[key]
-            if count > 1:
-                self._busy[key] = (owner, count - 1)
-            else:
-                del self._busy[key]
-        return delivery
+        self._lanes.through(lane, ticket)
+        return self._tickets.pop(id(ticket.segment))
 
     async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
         lane.discard()
@@ -358,7 +325,7 @@ class QueueRunner:
             decision = self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
         log_failure(self.plan.name, ticket, lane, attempts, decision, error)
         if decision.action is Action.RETRY:
-            self._later(delivery, decision.delay)
+            self._later(delivery, attempts, decision.delay)
             return
         if decision.action is Action.HALT:
             self._halt(decision.reason)
@@ -379,13 +346,13 @@ class QueueRunner:
         self.draining = True
         log.critical("agent %s: halted: %s. Its messages wait", self.plan.name, reason)
 
-    def _later(self, delivery: Delivery, delay: float) -> None:
+    def _later(self, delivery: Delivery, attempts: int, delay: float) -> None:
         """Deliver it again: by the broker where it can wait, else here."""
-        task = asyncio.get_running_loop().create_task(self._retry(delivery, delay))
+        task = asyncio.get_running_loop().create_task(self._retry(delivery, attempts, delay))
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
 
-    async def _retry(self, delivery: Delivery, delay: float) -> None:
+    async def _retry(self, delivery: Delivery, attempts: int, delay: float) -> None:
         channel = self._work_queue
         if channel is not None:
             try:
@@ -398,9 +365,8 @@ class QueueRunner:
             except BrokerError as error:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
-        delivery.attempts += 1
-        self._ready.appendleft(delivery)
-        self._wake(1)
+        self._ready.appendleft((delivery, attempts))
+        self._lanes.wake(1)
 
     # --- settling ----------------------------------------------------------------------------------------------
 

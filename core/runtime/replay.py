@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import msgspec
 from thalweg.capabilities import Log
-from thalweg.errors import Gap
+from thalweg.errors import BrokerError, Gap
 from thalweg.journal import rows as journal_rows
-from thalweg.journal.records import Fold, Marker, Part, Rows, checksum
+from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Rows, checksum
 from thalweg.journal.rows import encode
 from thalweg.journal.snapshot import LOCAL_MARKER
 from thalweg.message import Batch, Position
@@ -22,6 +23,8 @@ log = logging.getLogger("thalweg")
 
 REPLAY_ROWS = 10_000
 READ_RECORDS, READ_BYTES = 2000, 16 << 20
+WAIT = 10.0
+"""Seconds that a log may take to give a record that it has."""
 
 
 class Numbered(msgspec.Struct, array_like=True):
@@ -38,6 +41,14 @@ def standing_of(store: Store) -> Standing | None:
         return None
     local = journal_rows.decode(raw, type=Numbered)
     return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
+
+
+def _rows_of(entry: Entry) -> Mapping[bytes, bytes | None] | None:
+    if isinstance(entry, Rows | Part):
+        return entry.rows
+    if isinstance(entry, Begin) and entry.anew:
+        return {journal_rows.UNFINISHED: entry.anew.encode()}
+    return None
 
 
 class Replay:
@@ -65,6 +76,15 @@ class Replay:
             self.start_over()
         while await self._step(0):
             pass
+        self.flush()
+
+    async def to(self, last: Position | None) -> None:
+        """Read on to this position, and no less. Raises Gap if it is truncated meanwhile: then `start_over`."""
+        while last is not None and (self.after is None or self.after < last):
+            if not await self._step(WAIT):
+                raise BrokerError(
+                    f"partition {self._partition}: the log gave no record within {WAIT:g} s, though it has some"
+                )
         self.flush()
 
     async def to_marker(self, token: bytes) -> None:
@@ -120,8 +140,9 @@ class Replay:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
                 break
-            if isinstance(entry, Rows | Part):
-                self._pending.update(entry.rows)
+            rows = _rows_of(entry)
+            if rows is not None:
+                self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None
                 self._there = Numbered(self.fold.marker, self.fold.number)

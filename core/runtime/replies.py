@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from thalweg import headers as names
-from thalweg.capabilities import Log
+from thalweg.capabilities import FOLLOWING, Log
 from thalweg.clock import Clock
 from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
@@ -30,7 +30,6 @@ __all__ = ["REPLY_TO", "Replies"]
 log = logging.getLogger("thalweg")
 
 SUFFIX = "-replies"
-WAIT = 5.0
 
 
 class Replies:
@@ -159,7 +158,7 @@ class Replies:
                 try:
                     if lost:
                         position, lost = (await reader.bounds(self._partition)).last, False
-                    batches = await reader.read({self._partition: position}, 1000, 1 << 22, WAIT)
+                    batches = await reader.read({self._partition: position}, 1000, 1 << 22, FOLLOWING)
                 except Gap as gap:  # it was away for longer than answers are kept
                     log.warning("answers were lost: %s", gap)
                     lost = True

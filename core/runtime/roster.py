@@ -1,6 +1,6 @@
 """The roster: one small log in which the workers of an app say that they are there, and what each runs or is to run.
 
-All that anybody needs to know of it was written within the last minute, for each writer repeats its word every ten
+All that anybody needs to know of it was written within the last minute, for each writer repeats its word every twenty
 seconds. So a reader begins a minute back and follows from there; nothing in it is ever needed to be safe, for safety is
 the journal's.
 """
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
-from thalweg.capabilities import Log
+from thalweg.capabilities import FOLLOWING, Log
 from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Message, Position, Record
@@ -29,12 +29,11 @@ log = logging.getLogger("thalweg")
 SUFFIX = "-workers"
 """What follows the app's id in the name of the topic."""
 
-BEAT = 10.0
+BEAT = 20.0
 """Seconds after which each writer repeats its word."""
-BACK = 6
+BACK = 3
 """Beats: how far back a reader begins, and after how many without a word of it a worker counts as gone."""
 
-WAIT = 2 * BEAT
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 
 
@@ -221,7 +220,7 @@ class Roster:
                     if lost:
                         position, lost = await self._past(reader), False
                         self.ready.set()
-                    position = await self._read(reader, position, WAIT)
+                    position = await self._read(reader, position, FOLLOWING)
                     backoff = FIRST_BACKOFF
                 except Gap:  # we were away for longer than the log goes back
                     lost = True

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from thalweg.capabilities import Log, Passing
+from thalweg.capabilities import FOLLOWING, Log, Passing
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Batch, Position
 
@@ -18,8 +18,6 @@ __all__ = ["Source"]
 
 log = logging.getLogger("thalweg")
 
-WAIT = 5.0
-"""Seconds that one read waits for something new."""
 LONGEST_BACKOFF = 10.0
 
 
@@ -32,6 +30,7 @@ class Source:
         self._topic, self._open_log, self._settings = topic, open_log, settings
         self._complaints = complaints
         self._log: Log | None = None
+        self._passing: Passing | None = None
         self._inputs: dict[int, TopicInput] = {}
         self._reading: asyncio.Task[Mapping[int, Batch]] | None = None
         self._reading_partitions: frozenset[int] = frozenset()
@@ -61,6 +60,7 @@ class Source:
                 try:
                     if self._log is None:
                         self._log = await self._open_log(self._topic)
+                        self._passing = self._log if isinstance(self._log, Passing) else None
                     await self._fetch(self._log)
                     backoff = 0.1
                 except Gap as error:
@@ -87,11 +87,12 @@ class Source:
         max_bytes = max(64 * 1024, self._settings.fetch_bytes // (2 * len(self._inputs)))
         batches = await reader.read(after, limit, max_bytes, 0)
         if not batches:
+            passing = self._passing
             for partition, input_ in wanted.items():
                 input_.caught_up = True
                 position = after[partition]
-                if isinstance(reader, Passing) and position is not None and input_.fetched == position:
-                    input_.pass_to(reader.passed(partition, position))
+                if passing is not None and position is not None and input_.fetched == position:
+                    input_.pass_to(passing.passed(partition, position))
                 input_.agent.task.idle(input_.agent)
             if self._changes != changes:
                 return  # while we looked, another partition came to be wanted: do not sleep without it
@@ -125,4 +126,4 @@ class Source:
 
 
 async def _read(reader: Log, after: Mapping[int, Position | None], limit: int, max_bytes: int) -> Mapping[int, Batch]:
-    return await reader.read(after, limit, max_bytes, WAIT)
+    return await reader.read(after, limit, max_bytes, FOLLOWING)

@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
 
-from thalweg.capabilities import Log
+from thalweg.capabilities import FOLLOWING, Log
 from thalweg.errors import BrokerError, ConfigurationError, Gap, StoreError
 from thalweg.store import Store
 
 from .complaints import Complaints
 from .replay import READ_BYTES, READ_RECORDS, Replay
 from .settings import Settings
-from .source import WAIT
 from .task import TaskKey
 
 __all__ = ["Standbys"]
@@ -133,7 +132,7 @@ class _Follower:
                     replay.start_over()
         after = {index: replay.after for index, replay in replays.items()}
         loop = asyncio.get_running_loop()
-        reading = loop.create_task(journal.read(after, READ_RECORDS, READ_BYTES, WAIT))
+        reading = loop.create_task(journal.read(after, READ_RECORDS, READ_BYTES, FOLLOWING))
         changed = loop.create_task(self._changed.wait())
         try:
             await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from thalweg import headers as names
-from thalweg.clock import Clock
+from thalweg.clock import Clock, in_time
 from thalweg.codec import codec_for
 from thalweg.errors import BrokerError
 from thalweg.message import Record
@@ -109,7 +109,7 @@ class TableQuestions:
                     if not row.refused:
                         return row.value
                     search.refused = row.refused
-            await self._change(pause)
+            await in_time(self._clock, pause, self._roster.change())
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _ask(self, owner: Here, question: Question) -> Row | None:
@@ -133,13 +133,6 @@ class TableQuestions:
             return None
         finally:
             answer.cancel()
-
-    async def _change(self, most: float) -> None:
-        try:
-            async with self._clock.timeout(most):
-                await self._roster.change()
-        except TimeoutError:
-            pass
 
     def _answer(self, record: Record) -> None:
         """Raises nothing: who asked in a way that is not understood gets no answer."""

@@ -17,7 +17,7 @@ from thalweg.store import Store
 from thalweg.text import shortened
 
 if TYPE_CHECKING:
-    from .lane import Lane
+    from .open_event import OpenEvent
 
 __all__ = ["MISSING", "TablePlan", "TableState", "TableView"]
 
@@ -128,7 +128,7 @@ class TableState:
         if self._prefix + self.plan.encode_key(key) in self.flying:
             self.hot[key] = self.stored(key)  # a scan of the store would not find it
 
-    def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[Lane]) -> None:
+    def collect(self, rows: dict[bytes, bytes | None], open_lanes: Sequence[OpenEvent]) -> None:
         """Add to `rows` what finished events changed; what open events changed stays dirty, at its older value.
 
         Raises EncodeError naming the table and key.
@@ -158,10 +158,10 @@ class TableState:
         self.dirty.clear()
         self.dirty.update(kept)
 
-    def _lent(self, open_lanes: Sequence[Lane]) -> set[Any]:
+    def _lent(self, open_lanes: Sequence[OpenEvent]) -> set[Any]:
         return {key for lane in open_lanes for state, key in lane.lent if state is self}
 
-    def in_hand(self, open_lanes: Sequence[Lane]) -> set[Any]:
+    def in_hand(self, open_lanes: Sequence[OpenEvent]) -> set[Any]:
         """Rows that open events have written, or could be changing in place."""
         return self._lent(open_lanes).union(*(lane.before(self) for lane in open_lanes))
 
@@ -180,12 +180,12 @@ class TableState:
             for key in [key for _, key in zip(range(surplus + HOT_ROWS // 10), clean, strict=False)]:
                 del self.hot[key]
 
-    def look(self, key: Any, open_lanes: Sequence[Lane]) -> Any:
+    def look(self, key: Any, open_lanes: Sequence[OpenEvent]) -> Any:
         """The value as finished events left it, or MISSING."""
         before = self._before(open_lanes)
         return before[key] if key in before else self._apart(self.fetch(key))
 
-    def _before(self, open_lanes: Sequence[Lane]) -> dict[Any, Any]:
+    def _before(self, open_lanes: Sequence[OpenEvent]) -> dict[Any, Any]:
         """What open events have changed, or could be changing in place, as it was.
 
         Where an event has a value in its hands that finished events have changed since the last commit, nobody knows
@@ -202,7 +202,7 @@ class TableState:
         plan = self.plan
         return plan.decode(plan.encode(value)) if plan.mutable and value is not MISSING else value
 
-    def items(self, open_lanes: Sequence[Lane] = ()) -> Iterator[tuple[Any, Any]]:
+    def items(self, open_lanes: Sequence[OpenEvent] = ()) -> Iterator[tuple[Any, Any]]:
         """Rows as finished events left them, in no given order."""
         before = self._before(open_lanes)
         changed = {key: before[key] if key in before else self._apart(value) for key, value in self.hot.items()}
@@ -221,7 +221,7 @@ class TableView:
 
     __slots__ = ("dirty", "hot", "lane", "mutable", "state", "strict", "touched")
 
-    def __init__(self, state: TableState, lane: Lane, strict: bool) -> None:
+    def __init__(self, state: TableState, lane: OpenEvent, strict: bool) -> None:
         self.state = state
         self.lane = lane
         self.hot = state.hot

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -18,41 +15,41 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg.capabilities import Commit
-from thalweg.clock import Timer
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
     AmbiguousCommit,
     BrokerError,
-    ConfigurationError,
     EncodeError,
     Fenced,
-    Gap,
     HistoryChanged,
     StoreError,
     TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
-from thalweg.journal.leftovers import orphaned
-from thalweg.journal.records import Begin, Entry, Fold, Marker, Release, Rows, checksum, messages
-from thalweg.journal.rows import CRASHES, Parked, Reached, Suspect, encode, reached_key
+from thalweg.journal.records import Entry, Fold, Release, Rows, checksum, messages
+from thalweg.journal.rows import CRASHES, Parked, Reached, Suspects, encode, reached_key
 from thalweg.journal.snapshot import LOCAL_MARKER, Snapshotter
 from thalweg.journal.writer import JournalKey, Written
 from thalweg.message import Message, Position, Record
 from thalweg.plan import AgentPlan, Destination
 from thalweg.store import Checkpoint, Store
 
-from .agent_task import AgentTask, Verdict
+from .agent_task import AgentTask
 from .changes import Changes
+from .claim import claim
 from .delayed import Delayed
 from .deliveries import Deliveries
-from .expiry import Expiry
+from .expiry import Expiries, Expiry
 from .failures import dead_letter
-from .lane import Lane, Rerun, Ticket, asked
+from .lane import Lane
 from .mirroring import Feed, Standing
-from .replay import Numbered, Replay, standing_of
+from .open_event import Rerun
+from .replay import Numbered, standing_of
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
-from .topic_input import TopicInput
+from .tickets import Ticket, asked
+from .topic_input import TopicInput, history_changed
+from .verdicts import Verdicts, Where
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -67,8 +64,6 @@ Answer = tuple[AgentPlan, Record, "bytes | Failure"]
 TaskKey = tuple[str, int]
 """Group and index."""
 
-OPEN_EVENT = 0.01
-"""Seconds, at least, until a row is looked at again that was due and could not end: an open event had it in hand."""
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
 MOST_CAREFUL = 64
@@ -105,16 +100,13 @@ class Task:
         self.group, self.index, self.partitions = group, index, partitions
         self.key: TaskKey = (group, index)
         self.journal: JournalKey = (worker.journal_topic(group), index)
-        self.verdicts: dict[tuple[str, Position], Verdict] = {}
-        self.carried_out: dict[tuple[str, Position], Verdict] = {}  # and in no commit yet: a rollback undoes that
-        self._committing: dict[tuple[str, Position], Verdict] = {}
+        self.verdicts = Verdicts()
         self.checking = False  # rows are encoded as each event finishes, to find the one that cannot be
         self._agent_plans, self._table_plans = agents, tables
         self._store: Store | None = None
         self._closing = False
         self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
-        self._expiring: Timer | None = None
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self._opened = False  # it runs here already: what ends it from now on is no death of its owner
         self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
@@ -123,12 +115,11 @@ class Task:
         self._reset()
 
     def _reset(self) -> None:
-        self.verdicts = {**self._committing, **self.carried_out, **self.verdicts}
-        self.carried_out, self._committing = {}, {}
+        self.verdicts.roll_back()
         self.agents: list[AgentTask] = []
         self.tables: dict[str, TableState] = {}
         self.changes: dict[str, Changes] = {}
-        self.expiries: dict[str, Expiry] = {}
+        self.expiries = Expiries(self.settings.clock, self.busy)
         self.attended: AbstractSet[str] = frozenset()
         """Tables with changes that are followed, or rows that end."""
         self.rows: dict[bytes, bytes | None] = {}
@@ -156,33 +147,10 @@ class Task:
 
     async def open(self) -> None:
         self._reset()
-        writer = self.worker.writer
         store = self._open_store()
-        journal = await self.worker.log(self.journal[0])
-        replay = Replay(journal, self.index, store)
-        await replay.to_end()
-        moved = self.worker.kept_elsewhere(self.group, store)
-        if moved:
-            raise orphaned(moved, self.journal[0], self.partitions)
-        fold = replay.fold
-        was = fold.marker
-        marker = Marker(
-            token=secrets.token_bytes(8),
-            number=0,
-            epoch=max(fold.epoch + 1, self._now_ms()),
-            journal=was.journal if was else secrets.token_bytes(16),
-            owner=f"{socket.gethostname()}/{os.getpid()}",
-            partitions=self.partitions,
-            partitioner=self.worker.partitioner,
-        )
-        fold.check(marker)
-        self._check_room(marker)
-        await writer.claim(self.journal, Message(encode(marker), timestamp=self._now_ms()))
-        await replay.to_marker(marker.token)
-        if fold.beaten:
-            raise Fenced(f"task {self.group}/{self.index}: another worker has claimed it at the same time")
-        assert fold.marker is not None
+        fold = await claim(self.worker, self.group, self.journal, self.partitions, store)
         marker = fold.marker  # by the name that the journal has had from the beginning
+        assert marker is not None
         self._fold = fold
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.changes = {
@@ -190,11 +158,9 @@ class Task:
             for plan in self._table_plans
             if plan.changes is not None
         }
-        self.expiries = {
-            plan.name: Expiry(self.tables[plan.name], store, plan.ttl)
-            for plan in self._table_plans
-            if plan.ttl is not None
-        }
+        for plan in self._table_plans:
+            if plan.ttl is not None:
+                self.expiries[plan.name] = Expiry(self.tables[plan.name], store, plan.ttl)
         self.attended = self.changes.keys() | self.expiries.keys()
         self.agents = [AgentTask(self, plan) for plan in self._agent_plans]
         for agent in self.agents:
@@ -215,7 +181,7 @@ class Task:
         self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
-        self._await_expiry()
+        self._await_moments()
         for agent in self.agents:
             agent.careful = careful
             for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
@@ -226,15 +192,6 @@ class Task:
                 lane.task.add_done_callback(self._lane_done)
         if self.delayed is not None and self.worker.delays_there:
             self.delayed.begin()
-
-    def _check_room(self, marker: Marker) -> None:
-        """A marker cannot go in pieces, and neither can the beginning of a snapshot, which repeats it."""
-        needed, limit = len(encode(Begin(marker.token, 1 << 32, marker))), self.worker.message_bytes
-        if limit is not None and needed > limit:
-            raise ConfigurationError(
-                f"{self.worker.transport.description} takes messages of at most {limit} bytes, and a journal needs "
-                f"{needed}: raise the broker's limit (or `message_bytes=` in its URL)"
-            )
 
     def _feed_mirrors(self, store: Store, epoch: int) -> None:
         for plan in self._table_plans:
@@ -262,7 +219,7 @@ class Task:
     async def _restore(self, store: Store) -> None:
         """Positions, parked retries and suspects from their rows."""
         inputs = {input_.name: (agent, input_) for agent in self.agents for input_ in agent.inputs}
-        parked: dict[tuple[str, Position], Parked] = {}
+        parked: dict[Where, Parked] = {}
         for name, (agent, input_) in inputs.items():
             raw = store.get(reached_key(name))
             if raw is not None:
@@ -279,22 +236,14 @@ class Task:
             for key, value in store.scan(start_key, journal_rows.below(start_key)):
                 position = int.from_bytes(key[-8:], "big")
                 parked[(name, position)] = journal_rows.decode(value, type=Parked)
-                agent.restore(input_, position, parked[(name, position)])
-            self._forget_verdicts(input_, parked)
+                agent.parking.restore(input_, position, parked[(name, position)])
+            self.verdicts.forget(name, input_.committed.position, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None and agent.plan.name not in self.noted:
-                agent.restore_suspect(journal_rows.decode(raw, type=Suspect))
-
-    def _forget_verdicts(self, input_: TopicInput, parked: Mapping[tuple[str, Position], Parked]) -> None:
-        """Those that turn out to be committed."""
-        reached = input_.committed.position
-        for where, verdict in list(self.verdicts.items()):
-            if where in parked:
-                if parked[where].attempts >= verdict.attempts > 0:
-                    del self.verdicts[where]
-            elif where[0] == input_.name and reached is not None and where[1] <= reached:
-                del self.verdicts[where]
+            if raw is not None:
+                suspects = journal_rows.decode(raw, type=Suspects)
+                died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
+                agent.restore_suspects([*died, *suspects.before])
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
@@ -308,28 +257,12 @@ class Task:
         return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
 
     async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
-        """The record at the stored position must still be the one that was read there (design rule 3).
-
-        It may be gone (retention, compaction): whether anything after it is gone too, reading on will tell.
-        """
-        reached = input_.committed
-        if reached.position is None:
-            return
         topic = await self.worker.log(input_.topic.name)
-        last = (await topic.bounds(self.index)).last
-        lost = last is not None and last < reached.position
-        if not lost and reached.checksum:
-            try:
-                batch = (await topic.read({self.index: reached.position - 1}, 1, 1, 0)).get(self.index)
-            except Gap:
-                return
-            there = batch.records[0] if batch is not None and batch.positions[0] == reached.position else None
-            lost = there is not None and checksum(there.value) != reached.checksum
-        if lost:
+        if await history_changed(topic, self.index, input_.committed):
             error = HistoryChanged(
-                f"topic {input_.topic.name!r} partition {self.index}: what lies at position {reached.position} is not "
-                f"the record that agent {agent.plan.name!r} read there: the broker lost or replaced a part of its log. "
-                "Restore it, or reset the agent's position if going on is right"
+                f"topic {input_.topic.name!r} partition {self.index}: what lies at position "
+                f"{input_.committed.position} is not the record that agent {agent.plan.name!r} read there: the broker "
+                "lost or replaced a part of its log. Restore it, or reset the agent's position if going on is right"
             )
             agent.halt(str(error))
 
@@ -410,6 +343,10 @@ class Task:
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):
             self.answers.append((plan, record, Failure(reason, trace)))
+
+    def write_next(self, key: bytes, value: bytes | None) -> None:
+        """A row of the task's own goes with the next commit."""
+        self.rows[key] = value
 
     def busy(self) -> None:
         """Events are handled or finished: a commit is due in `commit_interval` at the latest."""
@@ -511,9 +448,9 @@ class Task:
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
-            self._await_expiry()
+            self._await_moments()
             return None
-        self._committing, self.carried_out = self.carried_out, {}
+        self.verdicts.cut()
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
         joining = self._joining(outputs, self.deliveries)
         others = {to: messages for to, messages in outputs.items() if to not in joining}
@@ -538,19 +475,11 @@ class Task:
             assert table.plan.changes is not None
             self.outputs[(table.plan.changes, self.index)] += messages
 
-    def _await_expiry(self) -> None:
-        """See to it that a commit is made when the next row, or delayed message, is due. While none is in flight."""
-        if self.delayed is not None and not self._stopping:
+    def _await_moments(self) -> None:
+        """See to what is due next, rows that end and messages that leave. Only while no commit is in flight."""
+        self.expiries.wait()
+        if self.delayed is not None:
             self.delayed.look()
-        for expiry in self.expiries.values():
-            expiry.look()
-        due = min((expiry.next for expiry in self.expiries.values() if expiry.next is not None), default=None)
-        if self._expiring is not None:
-            self._expiring.cancel()
-            self._expiring = None
-        if due is not None and not self._stopping:
-            delay = max(OPEN_EVENT, due / 1000 - self.settings.clock.now())
-            self._expiring = self.settings.clock.call_later(delay, self.busy)
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
@@ -613,8 +542,8 @@ class Task:
         for table in self.tables.values():
             table.flying = {}
             table.trim()
-        self._await_expiry()
-        self._committing = {}
+        self._await_moments()
+        self.verdicts.committed()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
             self.worker.answer(cut.answers)
@@ -680,8 +609,7 @@ class Task:
     async def stop_lanes(self) -> None:
         """Cancel the agents where they are; what they had open is undone."""
         self._stopping = True
-        if self._expiring is not None:
-            self._expiring.cancel()
+        self.expiries.stop()
         for agent in self.agents:
             agent.stop()
             agent.turns.close()
@@ -698,6 +626,7 @@ class Task:
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
+            agent.ended()
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
             for lane in agent.lanes:

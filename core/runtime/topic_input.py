@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from thalweg import headers as names
+from thalweg.capabilities import Log
+from thalweg.errors import Gap
 from thalweg.event import order_time
 from thalweg.journal.inbox import Accepted, Inbox
 from thalweg.journal.origin import HEADER
+from thalweg.journal.records import checksum
 from thalweg.journal.rows import Reached, ahead_key, below, decode, encode, reached_key, watermark_key
 from thalweg.message import Batch, Position, Record
 from thalweg.plan import SourcePlan, TopicPlan
@@ -24,7 +27,7 @@ from .watermark import Range, Segment, Watermark
 if TYPE_CHECKING:
     from .agent_task import AgentTask
 
-__all__ = ["Fetched", "TopicInput"]
+__all__ = ["Fetched", "TopicInput", "history_changed"]
 
 
 class Fetched(msgspec.Struct, gc=False):
@@ -179,3 +182,24 @@ def _merged(ranges: list[Range]) -> list[Range]:
         else:
             merged.append((first, last))
     return merged
+
+
+async def history_changed(topic: Log, partition: int, reached: Reached) -> bool:
+    """Whether the record at the stored position is not the one that was read there (design rule 3).
+
+    It may be gone (retention, compaction): whether anything after it is gone too, reading on will tell.
+    """
+    if reached.position is None:
+        return False
+    last = (await topic.bounds(partition)).last
+    if last is not None and last < reached.position:
+        return True
+    if not reached.checksum:
+        return False
+    try:
+        batch = (await topic.read({partition: reached.position - 1}, 1, 1, 0)).get(partition)
+    except Gap:
+        return False
+    if batch is None or batch.positions[0] != reached.position:
+        return False
+    return checksum(batch.records[0].value) != reached.checksum

@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
-from thalweg.capabilities import Fencing, Grouped, Log, Logs
+from thalweg.capabilities import Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
 from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
 from thalweg.journal.origin import HEADER_BYTES
-from thalweg.journal.readback import ReadBackWriter
+from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
-from thalweg.journal.writer import FencedWriter, JournalWriter
+from thalweg.journal.writer import JournalWriter
 from thalweg.message import Message, Position
 from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
@@ -108,6 +108,8 @@ class Worker:
         self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
+        self.under_suspicion = asyncio.Lock()
+        """Held while an event runs that may kill the process (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear, self._delays = roster, hear, delays
@@ -119,11 +121,9 @@ class Worker:
         self._presence = self._make_presence()
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
-        self.writer = self._make_writer()
+        self.writer: JournalWriter = writer_for(transport, self.new_log, settings.clock)
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
-        if isinstance(self.ownership, Membership):
-            self.ownership.keep_standbys({group.name: group.standbys for group in groups.values()}, self.stand_by)
 
     def _make_presence(self) -> Presence | None:
         if Capability.LOG not in self.transport.capabilities:
@@ -133,28 +133,12 @@ class Worker:
         return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
-        transport, tasks = self.transport, (self._open_task, self._close_task)
-        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
-            keys = [(group.name, index) for group in self._groups.values() for index in range(group.partitions)]
-            return Membership(transport, self.app_id, self.me, keys, self.settings, *tasks, self._presence)
+        transport, settings, presence = self.transport, self.settings, self._presence
         sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
-        return Ownership(
-            transport,
-            self.app_id,
-            self.me,
-            sizes,
-            self.settings,
-            *tasks,
-            self.stand_by,
-            self._presence,
-            self.roster,
-            self.send_now,
-        )
-
-    def _make_writer(self) -> JournalWriter:
-        if Capability.FENCING in self.transport.capabilities and isinstance(self.transport, Fencing):
-            return FencedWriter(self.transport, self.commit_messages)
-        return ReadBackWriter(self.new_log, self.settings.clock)
+        means = self._open_task, self._close_task, self.stand_by, presence
+        if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
+            return Membership(transport, self.app_id, self.me, sizes, settings, *means)
+        return Ownership(transport, self.app_id, self.me, sizes, settings, *means, self.roster, self.send_now)
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -430,10 +414,11 @@ class Worker:
     def _open_store(self, group: str, index: int) -> Store:
         return self._stores.open(f"{self.app_id}-{group}-{index}")
 
-    def stand_by(self, keys: Collection[TaskKey]) -> None:
-        """Follow the journals of these tasks, to take them over at once. One that runs here, when it has ceased to."""
+    def stand_by(self, keys: Collection[TaskKey], coming: Collection[TaskKey] = ()) -> None:
+        """See `StandBy`. A task that runs here is followed when it has ceased to."""
         self._standing_by = frozenset(keys)
-        self.standbys.follow(self._standing_by - self.tasks.keys())
+        coming = self.standbys.keys.intersection(coming)
+        self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
 
     async def start_position(self, input_: TopicInput) -> Position | None:
         start = input_.topic.start

@@ -136,6 +136,7 @@ def test_a_program_runs_on_it_and_one_with_a_table_is_refused(installed: Path, u
     (tmp_path / "post.py").write_text(PROGRAM.replace('App("post")', f'App("post", broker={url!r})'))
     result = run(installed, tmp_path, "post.py")
     assert result.stdout.strip() == "at_least_once ['DEAR ADA', 'Dear Ada'] [(b'Hey', 2)]", result.stderr
+    assert "will be again" not in result.stderr  # a lease that has not ended keeps what failed from coming again
     program = f'from thalweg import App\napp = App("bank", broker={url!r})\ntotals = app.table("totals", value=int)\n'
     (tmp_path / "bank.py").write_text(program)
     result = run(installed, tmp_path, "-c", "from thalweg.cli import main; main()", "-A", "bank:app", "worker")

@@ -26,6 +26,7 @@ class AcmeStores:
         return cls(url)
 
     def open(self, name): ...
+    def remove(self, name): ...
     def close(self): ...
 """
 
@@ -256,7 +257,7 @@ def test_what_an_object_lacks_is_said() -> None:
 
         def open(self, name: str) -> Store: ...
 
-    with pytest.raises(ConfigurationError, match="Half is not a Stores: it lacks close"):
+    with pytest.raises(ConfigurationError, match="Half is not a Stores: it lacks close, remove"):
         load_stores(Half())  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from thalweg.capabilities import Role
+from thalweg.capabilities import Part, Role
 
 from .member import Member, Quarters
 
@@ -47,15 +47,15 @@ class TaskGroups:
         self._members[group, me] = member
         member.start()
         told: frozenset[int] | None = None
-        stands_by: frozenset[int] = frozenset()
+        part: Part | None = None
         try:
             while True:
                 await changed.wait()
                 changed.clear()
                 if member.lost is not None:
                     raise member.lost
-                if member.share is not None and (member.share != told or self._standbys(member) != stands_by):
-                    stands_by = self._standbys(member)
+                if member.share is not None and (member.share != told or member.part != part):
+                    part = member.part
                     told = member.take()
                     yield told
                     member.keep(told)
@@ -65,13 +65,9 @@ class TaskGroups:
                 del self._members[group, me]
             await member.close()
 
-    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+    def part(self, group: str, me: str) -> Part | None:
         member = self._members.get((group, me))
-        return frozenset() if member is None else self._standbys(member)
-
-    @staticmethod
-    def _standbys(member: Member) -> frozenset[int]:
-        return member.plan.standbys_of(member.name)
+        return None if member is None else member.part
 
     def holds(self, group: str, me: str) -> bool:
         member = self._members.get((group, me))

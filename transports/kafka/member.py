@@ -21,7 +21,7 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from thalweg.aside import Aside
-from thalweg.capabilities import Role
+from thalweg.capabilities import Part, Role
 from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, Superseded
 from thalweg.pulse import Pulse
@@ -161,6 +161,11 @@ class Member:
             self.lost = error
         self._aside.do(self._stop)
         self._aside.tell_main(self._changed)
+
+    @property
+    def part(self) -> Part | None:
+        """What the plan gives it."""
+        return self.plan.part_of(self.name)
 
     @property
     def is_certain(self) -> bool:

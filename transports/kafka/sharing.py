@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from thalweg.assignment import Assignment, Assignor, Member, checked, shares, sticky
+from thalweg.capabilities import Part
 
 __all__ = ["Door", "Plan", "Verdict", "Word", "newcomers", "share_out"]
 
@@ -39,10 +40,14 @@ class Plan(msgspec.Struct, array_like=True, frozen=True):
         owners = [names[index] if index >= 0 else None for index in self.owners]
         return Assignment(owners, [[names[index] for index in some] for some in self.standbys])
 
-    def standbys_of(self, name: str) -> frozenset[int]:
-        """The tasks that it stands by for."""
-        place = self.names.index(name) if name in self.names else -1
-        return frozenset(task for task, some in enumerate(self.standbys) if place in some)
+    def part_of(self, name: str) -> Part | None:
+        if name not in self.names:
+            return None
+        place = self.names.index(name)
+        return Part(
+            frozenset(task for task, owner in enumerate(self.owners) if owner == place),
+            frozenset(task for task, some in enumerate(self.standbys) if place in some),
+        )
 
 
 class Word(msgspec.Struct, array_like=True, frozen=True):

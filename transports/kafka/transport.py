@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from aiokafka import codec
-from thalweg.capabilities import Claim, Commit, Log, Role
+from thalweg.capabilities import Claim, Commit, Log, Part, Role
 from thalweg.channel import Capability, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.message import Message, Position
@@ -46,7 +46,8 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     linger: seconds that a write waits for others to go with it.
     compression: none, gzip, snappy, lz4 or zstd.
     fencing: false takes no transactions: journals are read back instead, outputs go through an outbox.
-    lease: seconds after which a member of a group that hangs loses what it has (Kafka's session time-out).
+    lease: of a queue: seconds after which a delivery comes back, unless extended. A member of its group that hangs or
+    died loses its partitions after as long, and after ten seconds at most.
     stuck: seconds after which a member whose event loop gives no sign of life leaves; a shorter block costs nothing.
     sasl: how user and password are shown to the broker: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
     client_id: what the broker's logs and quotas know this program by.
@@ -69,6 +70,10 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     tls_key: str | None = None
     tls_verify: bool = True
 
+
+_SESSION = 10.0
+"""Seconds, at most, until a member of a channel's group that hangs or died is missed. Not what its deliveries take: it
+is heard of by a thread beside them."""
 
 _OFFERED = frozenset({Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY})
 
@@ -239,7 +244,7 @@ class KafkaTransport:
         self._use()
         found = await self._topics.get(topic)
         lease = self._options.lease
-        session = max(lease, self._shortest_session)
+        session = max(min(lease, _SESSION), self._shortest_session)
         how = self._cluster, self._quarters, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
         if not found.queue:
             channel = KafkaChannel(*how)
@@ -256,8 +261,8 @@ class KafkaTransport:
         self._use()
         return self._task_groups.tasks(group, n, me, lease, role or Role())
 
-    def standbys_of(self, group: str, me: str) -> frozenset[int]:
-        return self._task_groups.standbys_of(group, me) if self._opened else frozenset()
+    def part(self, group: str, me: str) -> Part | None:
+        return self._task_groups.part(group, me) if self._opened else None
 
     def holds(self, group: str, me: str) -> bool:
         return self._opened and self._task_groups.holds(group, me)

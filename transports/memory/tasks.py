@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from math import inf
 
 from thalweg.assignment import Assignment, Member, checked, shares
-from thalweg.capabilities import Role
+from thalweg.capabilities import Part, Role
 from thalweg.errors import BrokerError, Superseded
 
 from .session import Session, Waiters, wake
@@ -24,7 +24,7 @@ class TaskMember:
         self.held: frozenset[int] = frozenset()
         """What it may be working on: what it was told last, and what it has not given up yet."""
         self.share: frozenset[int] = frozenset()
-        self.standbys: frozenset[int] = frozenset()
+        self.part: Part | None = None
 
     @property
     def lease(self) -> float:
@@ -73,9 +73,9 @@ class TaskGroup:
         mine = [member for member in members if (member.session, member.name) == (session, name) and not member.away]
         return any(member in self for member in mine)
 
-    def standbys_of(self, session: Session, name: str) -> frozenset[int]:
+    def part(self, session: Session, name: str) -> Part | None:
         mine = [one for one in self._members.values() if (one.session, one.name) == (session, name)]
-        return mine[-1].standbys if mine else frozenset()
+        return mine[-1].part if mine else None
 
     def share_out(self) -> None:
         held = {key: member.held for key, member in self._members.items()}
@@ -86,8 +86,9 @@ class TaskGroup:
         self.plan = checked(role.assignor, self.name, self.n, members, self.plan, role.standbys)
         for key, share in shares(self.plan, held).items():
             self._members[key].share = share
-            self._members[key].standbys = frozenset(
-                task for task in range(self.n) if key in self.plan.standbys_of(task)
+            self._members[key].part = Part(
+                frozenset(task for task, owner in enumerate(self.plan.owners) if owner == key),
+                frozenset(task for task in range(self.n) if key in self.plan.standbys_of(task)),
             )
         wake(self.waiters)
 
@@ -98,7 +99,7 @@ async def sets_of(
     member = TaskMember(group, session, me, lease, role)
     group.join(member)
     told: frozenset[int] | None = None
-    stands_by: frozenset[int] = frozenset()
+    part: Part | None = None
     try:
         while True:
             session.check()
@@ -106,8 +107,8 @@ async def sets_of(
                 raise Superseded(f"a newer worker runs under the worker id {role.worker_id!r} in group {group.name!r}")
             if member not in group:
                 raise BrokerError(f"member {me!r} of group {group.name!r} was not heard of for {lease:g} s")
-            if member.share != told or member.standbys != stands_by:
-                told, stands_by = member.share, member.standbys
+            if member.share != told or member.part != part:
+                told, part = member.share, member.part
                 member.held |= told
                 yield told
                 member.held = told

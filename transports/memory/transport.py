@@ -7,7 +7,7 @@ from math import inf
 from typing import Annotated
 
 import msgspec
-from thalweg.capabilities import Claim, Commit, Held, Log, Role
+from thalweg.capabilities import Claim, Commit, Held, Log, Part, Role
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.clock import Clock
 from thalweg.errors import BrokerError, Fenced, MissingCapability
@@ -232,9 +232,9 @@ class MemoryTransport:
     ) -> AsyncGenerator[frozenset[int], None]:
         return sets_of(self._up(Capability.GROUPED), self.broker.task_group(group, n), me, lease, role or Role())
 
-    def standbys_of(self, group: str, me: str) -> frozenset[int]:
+    def part(self, group: str, me: str) -> Part | None:
         found = self.broker.task_groups.get(group)
-        return frozenset() if self.session is None or found is None else found.standbys_of(self.session, me)
+        return None if self.session is None or found is None else found.part(self.session, me)
 
     def holds(self, group: str, me: str) -> bool:
         found = self.broker.task_groups.get(group)

@@ -45,6 +45,7 @@ class Leases:
         self._keeper = Keeper("nats keeper", Renewal(connection.endpoint, self._stream), stuck)
         self._held: dict[Lease, None] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def try_lock(self, name: str, seconds: float) -> Lease | None:
         return await finish(self._try_lock(name, seconds), self._background, self.let_go)
@@ -166,15 +167,18 @@ class Leases:
                 await self.release(lease)
 
     async def close(self) -> None:
-        await asyncio.gather(*(self.let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
-        if self._background:
+        self._closed = True
+        while self._background:  # what is just being taken
             await asyncio.wait(self._background)
+        await asyncio.gather(*(self.let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
         await self._keeper.close()
 
     # --- the server ------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
         """Of each subject its stream keeps the newest message; sequences, hence the numbers of locks, only rise."""
+        if self._closed:  # a member that watches others would come back, once it has been given back
+            raise BrokerError("this transport is closed; open another")
         if not self._made:
             config: dict[str, object] = {
                 "name": self._stream,

@@ -73,6 +73,7 @@ class Leases:
         self._names = names
         self._held: dict[Lease, None] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def try_lock(self, name: str, seconds: float) -> Lease | None:
         return await finish(self._try_lock(name, seconds), self._background, self._let_go)
@@ -106,6 +107,8 @@ class Leases:
                 await self._let_go(place)
 
     async def _enter(self, key: bytes, bell: bytes, token: bytes, seconds: float) -> Lease | None:
+        if self._closed:  # a member that watches others would come back, once it has been given back
+            raise BrokerError("this transport is closed; open another")
         asked = boot_clock()
         await self._connection.write(scripts.ENTER, [key, bell], token, _milliseconds(seconds))
         return self.hold(key, token, seconds, asked, bell=bell)
@@ -132,14 +135,11 @@ class Leases:
         self._keeper.drop(lease)
 
     async def close(self) -> None:
-        await asyncio.gather(*(self._let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
-        if self._background:
+        self._closed = True
+        while self._background:  # what is just being taken
             await asyncio.wait(self._background)
+        await asyncio.gather(*(self._let_go(lease) for lease in list(self._held)))  # what cannot be released runs out
         await self._keeper.close()
-
-    def end_all(self) -> None:
-        for lease in list(self._held):
-            lease.end()
 
     async def _give_back(self, lease: Lease) -> None:
         if lease.bell is None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 
 from thalweg.clock import boot_clock
+from thalweg.errors import BrokerError
 from thalweg.finishing import ignore_failure
 from thalweg.lease import Lease as TimedLease
 from thalweg.pulse import Pulse
@@ -52,6 +53,7 @@ class Leases:
         self._pulse = Pulse(stuck)
         self._again = 0.0
         self._held: dict[int, Lease] = {}
+        self._closed = False
 
     def open(self, database: Database) -> None:
         self._database = database
@@ -97,6 +99,8 @@ class Leases:
 
     async def _take(self, work: Callable[[Transaction], tuple[int, float] | None], seconds: float) -> Lease | None:
         """A lease taken by a job. Cancelled, it is given back as soon as it is known."""
+        if self._closed:  # a member that watches others would come back, once it has been given back
+            raise BrokerError("this transport is closed; open another")
         taking = self._database.write(work)
         try:
             taken = await asyncio.shield(taking)
@@ -131,6 +135,8 @@ class Leases:
             self._bell.ring_here((LEASES,))
 
     def end_all(self) -> None:
+        """And take none any more."""
+        self._closed = True
         for lease in list(self._held.values()):
             lease.end()
 

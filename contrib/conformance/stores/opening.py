@@ -48,6 +48,20 @@ def closing_twice_is_harmless(trial: StoreTrial) -> None:
 
 
 @prop(Profile.STORE)
+def what_is_removed_is_gone_and_what_is_open_is_not_removed(trial: StoreTrial) -> None:
+    assert not trial.stores.remove(trial.name)
+    store = trial.open()
+    store.apply({b"k": b"v"}, Checkpoint(1, 0))
+    with pytest.raises(StoreError, match=trial.name):
+        trial.stores.remove(trial.name)
+    assert store.get(b"k") == b"v"
+    store.close()
+    trial.stores.remove(trial.name)
+    again = trial.open()
+    assert (rows_of(again), again.checkpoint()) == ({}, None)
+
+
+@prop(Profile.STORE)
 def closing_the_stores_closes_each(trial: StoreTrial) -> None:
     one, other = trial.open(), trial.stores.open(f"{trial.name}-other")
     trial.stores.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from thalweg.channel import Capability, Transport
 from thalweg.contrib.conformance.properties import Profile, prop
@@ -98,6 +99,28 @@ async def a_member_that_leaves_is_gone_long_before_its_lease_would_have_ended(tr
             await until(trial, leaving, {"a", "b"})
             await until(trial, seen, {"a", "b"})
         await until(trial, seen, {"a"})
+
+
+@prop(Profile.PEERS, Capability.PEERS)
+async def a_member_whose_transport_closes_while_it_watches_leaves_and_does_not_come_back(trial: Trial) -> None:
+    a, b, c = await trial.open(), await trial.open(), await trial.open()
+    async with aclosing(join(trial, a, "a")) as seen:
+        leaving = [peers(b).peers(trial.name("g"), f"b{n}", LONG_LEASE) for n in range(5)]
+        watching = [trial.start(watch(one)) for one in leaving]
+        await until(trial, seen, {"a", *(f"b{n}" for n in range(5))})
+        await trial.soon(b.close(), "close to return")
+        await trial.soon(asyncio.wait(watching), "members to hear of it")
+        async with aclosing(join(trial, c, "c")) as last:
+            await until(trial, last, {"a", "c"})
+            await until(trial, seen, {"a", "c"})
+
+
+async def watch(members: AsyncGenerator[frozenset[str], None]) -> None:
+    """To the end, which a closed transport may tell by an error."""
+    with suppress(BrokerError):
+        async with aclosing(members):
+            async for _ in members:
+                pass
 
 
 @prop(Profile.PEERS, Capability.PEERS, cases=BLOCKED)

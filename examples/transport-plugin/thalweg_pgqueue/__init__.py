@@ -59,17 +59,17 @@ class PgChannel:
                 rows = await self.ask("SELECT * FROM take($1, $2, $3)", self.member, limit, list(self.held))
                 self.held.update(row["id"] for row in rows)
             if rows or time.monotonic() >= deadline:
-                return [Delivery(Message(v, k, unpack(h), t), n, (self, id)) for id, n, v, k, h, t in rows]
+                return [Delivery(Message(v, k, unpack(h), t), n, (self, id, n)) for id, n, v, k, h, t in rows]
             await asyncio.sleep(min(0.05, deadline - time.monotonic()))
 
     async def commit(self, deliveries: Sequence[Delivery]) -> None:
-        ids = [d.handle[1] for d in deliveries if isinstance(d.handle, tuple) and d.handle[0] is self]
-        if len(ids) < len(deliveries):
+        lent = [d.handle[1:] for d in deliveries if isinstance(d.handle, tuple) and d.handle[0] is self]
+        if len(lent) < len(deliveries):
             raise BrokerError(f"a delivery of another channel cannot be committed by this one of {self.topic!r}")
-        [(stale,)] = await self.ask("SELECT done($1, $2, $3)", self.member, ids, [d.attempts for d in deliveries])
-        self.held.difference_update(ids)
+        [(stale,)] = await self.ask("SELECT done($1, $2, $3)", self.member, *([d[i] for d in lent] for i in (0, 1)))
+        self.held.difference_update(id for id, _ in lent)
         if stale:
-            raise StaleDelivery(f"{stale} of {len(ids)} deliveries of {self.topic!r} had gone to others by their lease")
+            raise StaleDelivery(f"{stale} of {len(lent)} of {self.topic!r} had gone to others by their lease")
 
     async def close(self) -> None:
         self.closed = True

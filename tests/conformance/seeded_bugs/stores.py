@@ -294,6 +294,12 @@ class RowsAreAheadOfTheirCheckpoint(SeededStores):
             super().apply({}, checkpoint)
 
 
+@caught_by("what_is_removed_is_gone_and_what_is_open_is_not_removed")
+class RemovesNothing(SeededStores):
+    def remove(self, name: str) -> bool:
+        return False
+
+
 @caught_by("a_flipped_bit_anywhere_is_detected_or_harmless")
 class TrustsTheDisk(SeededStores):
     """No checksums."""

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from thalweg.runtime.holding import Holding
 from thalweg.runtime.membership import Membership
 from thalweg.runtime.task import TaskKey
 
 
 @contextmanager
 def planted() -> Iterator[None]:
-    async def ignore(self: Membership, key: TaskKey) -> None:
-        """As if nothing had been said."""
-
     leave = Membership.leave
-    give_up = Membership._give_up
+    give_up = Holding.give_up
+
+    async def ignores(
+        self: Holding, key: TaskKey, in_good_order: bool = True, release: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """As if nothing had been said."""
+        if not in_good_order or release is not None:
+            await give_up(self, key, in_good_order, release)
 
     async def leaves(self: Membership) -> None:
-        with patch.object(Membership, "_give_up", give_up):
+        with patch.object(Holding, "give_up", give_up):
             await leave(self)
 
-    with patch.object(Membership, "_give_up", ignore), patch.object(Membership, "leave", leaves):
+    with patch.object(Holding, "give_up", ignores), patch.object(Membership, "leave", leaves):
         yield

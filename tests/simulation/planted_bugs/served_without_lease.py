@@ -12,5 +12,5 @@ from thalweg.runtime.ownership import Ownership
 def planted() -> AbstractContextManager[object]:
     patches = ExitStack()
     for owner in (Ownership, Membership):
-        patches.enter_context(patch.object(owner, "holds", lambda self, key: key in self._held))
+        patches.enter_context(patch.object(owner, "holds", lambda self, key: key in self._holding))
     return patches

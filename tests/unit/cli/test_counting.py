@@ -11,7 +11,6 @@ from thalweg.cli import counting
 from thalweg.cli.counting import records_after
 from thalweg.message import Batch, Message, Position
 from thalweg.transports.memory import MemoryTransport
-from thalweg.url import Url
 
 STEP = 1 << 20
 
@@ -44,7 +43,7 @@ async def wide_log(transport: MemoryTransport, records: Mapping[int, int]) -> Wi
 
 
 async def test_records_are_counted_whatever_lies_between_their_positions() -> None:
-    transport = MemoryTransport.from_url(Url("memory://"))
+    transport = MemoryTransport()
     await transport.open()
     log = await wide_log(transport, {0: 150, 1: 1, 2: 0})
     assert await records_after(log, dict.fromkeys(range(3))) == {0: 150, 1: 1, 2: 0}  # type: ignore[arg-type]
@@ -56,7 +55,7 @@ async def test_records_are_counted_whatever_lies_between_their_positions() -> No
 
 async def test_many_are_estimated_from_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "COUNTED", 100)
-    transport = MemoryTransport.from_url(Url("memory://"))
+    transport = MemoryTransport()
     await transport.open()
     log = await wide_log(transport, {0: 5000, 1: 30})
     assert await records_after(log, {0: None, 1: None}) == {0: pytest.approx(5000, rel=0.02), 1: 30}  # type: ignore[arg-type]

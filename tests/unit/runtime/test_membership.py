@@ -119,11 +119,18 @@ async def test_a_task_that_moves_is_nobodys_until_its_owner_has_finished_and_rel
         for number in range(PARTITIONS):
             await first.source.send(1, partition=number, key=f"k{number}")
         await until(lambda: len(first.handled) == PARTITIONS)
-        async with Member(broker).running() as second:
-            assert not second.owned
-            first.gate.set()
-            await until(lambda: even(first, second))
-            assert not second.handled
+        second = Member(broker)
+        running = second.running()
+        starting = asyncio.ensure_future(running.__aenter__())
+        group = broker.task_groups[f"bank-{PARTITIONS}"]
+        await until(lambda: len(set(group.plan.owners)) == 2)
+        await asyncio.wait([starting], timeout=0)
+        assert not starting.done(), "it is ready when it has its share"
+        first.gate.set()
+        await starting
+        assert even(first, second)
+        assert not second.handled
+        await running.__aexit__(None, None, None)
     for partition in range(PARTITIONS):
         entries = [
             decode_entry(record.value)
@@ -214,13 +221,15 @@ async def test_without_groups_locks_and_peers_decide() -> None:
         assert member.owned == set(range(PARTITIONS))
 
 
-async def test_a_standby_follows_what_another_runs_and_takes_over_from_where_it_is() -> None:
+@pytest.mark.parametrize("options", [OPTIONS, MemoryOptions()], ids=["groups", "locks and peers"])
+async def test_a_standby_follows_what_another_runs_and_takes_over_with_its_store(options: MemoryOptions) -> None:
     broker = MemoryBroker()
 
     def stands_by(member: Member) -> set[int]:
         return {index for group, index in member.worker.standbys.keys if group == str(PARTITIONS)}
 
     first, second = Member(broker, standbys=1), Member(broker, standbys=1)
+    first.transport, second.transport = MemoryTransport(broker, options), MemoryTransport(broker, options)
     async with first.running():
         async with second.running():
             await until(lambda: even(first, second))
@@ -228,5 +237,8 @@ async def test_a_standby_follows_what_another_runs_and_takes_over_from_where_it_
             for number in range(20):
                 await first.source.send(1, key=f"k{number}")
             await until(lambda: total(first) + total(second) == 20)
+            replays = first.worker.standbys._followers[str(PARTITIONS)].replays
+            warm = {index: replays[index].store for index in second.owned}
         await until(lambda: even(first) and not stands_by(first))
+        assert {index: first.worker.tasks[str(PARTITIONS), index]._store for index in warm} == warm
         assert total(first) == 20

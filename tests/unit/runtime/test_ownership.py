@@ -10,7 +10,7 @@ import pytest
 from thalweg.clock import VirtualClock
 from thalweg.errors import Superseded
 from thalweg.runtime.ownership import RETRY
-from thalweg.runtime.roster import Plan, as_messages
+from thalweg.runtime.roster import BEAT, Plan, as_messages
 from thalweg.runtime.worker import Worker
 from thalweg.transports.memory import MemoryTransport
 from town import Town, quiet
@@ -40,15 +40,18 @@ async def town() -> AsyncIterator[Town]:
     await town.reader.close()
 
 
-async def plans(town: Town) -> list[Plan]:
-    """All that were said, each once."""
-    found: dict[tuple[int, int], Plan] = {}
+def said(town: Town) -> list[Plan]:
+    """All plans in the order in which they were said, repeated ones too."""
     from thalweg.runtime.roster import _decoder
 
-    for _, _, record in MemoryTransport(town.broker).records("bank-workers"):
-        word = _decoder.decode(record.value or b"")
-        if isinstance(word, Plan):
-            found[word.age] = word
+    records = MemoryTransport(town.broker).records("bank-workers")
+    words = [_decoder.decode(record.value or b"") for _, _, record in records]
+    return [word for word in words if isinstance(word, Plan)]
+
+
+async def plans(town: Town) -> list[Plan]:
+    """All that were said, each once."""
+    found = {plan.age: plan for plan in said(town)}
     return [found[age] for age in sorted(found)]
 
 
@@ -57,6 +60,25 @@ async def test_the_first_worker_has_all_at_once_and_no_time_passes(town: Town) -
     async with town.worker() as first:
         assert town.clock.now() == began
         assert owned(first) == ALL
+
+
+async def test_a_worker_that_is_alone_says_its_plan_once_and_others_are_told_again(town: Town) -> None:
+    async with town.worker() as first:
+        await town.advance(600)
+        assert len(said(town)) == 1
+        async with town.worker(worker_id="w2") as second:
+            await town.advance(5)
+            assert len(said(town)) == 2
+            await town.advance(2 * BEAT)
+            assert len(said(town)) > 2
+            told = len(said(town))
+            tasks = owned(second)
+        async with town.worker(worker_id="w2") as second:
+            await town.advance(1)
+            assert len(said(town)) > told, "it reads from the moment it comes, and nothing is planned anew for it"
+            assert owned(second) == tasks
+            assert owned(first) == ALL - tasks
+        assert said(town)[-1].version == 2
 
 
 async def test_tasks_that_stay_are_not_stopped_and_what_moves_moves_once(town: Town) -> None:
@@ -135,11 +157,18 @@ async def test_a_worker_that_comes_back_under_its_id_finds_its_tasks_kept(town: 
             assert (await plans(town))[-1].owners == before.owners
 
 
-async def test_a_worker_with_an_id_that_does_not_come_back_is_replaced_after_a_lease(town: Town) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_worker_with_an_id_that_does_not_come_back_is_replaced_after_a_lease(town: Town, killed: bool) -> None:
     async with town.worker(worker_id="a") as first:
-        async with town.worker(worker_id="b"):
+        transport = MemoryTransport(town.broker)
+        async with town.worker(transport, worker_id="b") as second:
             await town.advance(5)
-        await town.advance(LEASE + 2)
+            if killed:
+                transport.kill()
+                await second.stop_by_kill()
+        await town.advance(LEASE - 1)
+        assert len(owned(first)) == 2
+        await town.advance(3.5)
         assert owned(first) == ALL
 
 

@@ -113,7 +113,10 @@ def test_standbys_lie_in_other_zones_and_take_over_from_an_owner_that_is_gone() 
     for owner, (standby,) in zip(owners, standbys, strict=True):
         assert owner is not None
         assert zones[owner] != zones[standby]
-    assert {task for name in zones for task in verdict.plan.standbys_of(name)} == set(range(N))
+    parts = {name: verdict.plan.part_of(name) for name in zones}
+    assert {task for part in parts.values() if part is not None for task in part.standbys} == set(range(N))
+    assert {name: part and part.owned for name, part in parts.items()} == shares
+    assert verdict.plan.part_of("e") is None
     words = {
         name: Word(N, shares[name], name=name, zone=zone, plan=verdict.plan)
         for name, zone in zones.items()
