@@ -218,6 +218,14 @@ class AgentTask:
         ):
             self._done(lane, ticket)
             return False
+        if (
+            ticket.record.headers
+            and not isinstance(ticket.segment, ParkedSegment)
+            and input_.is_copy(ticket.record, ticket.position)
+        ):
+            log.debug("agent %s: %s/%d is a copy, by its id", self.plan.name, input_.name, ticket.position)
+            self._done(lane, ticket)
+            return False
         where = (input_.name, ticket.position)
         verdict = self.task.verdicts.carry_out(where)
         if verdict is not None:

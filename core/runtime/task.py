@@ -37,6 +37,7 @@ from thalweg.store import Checkpoint, Store
 from .agent_task import AgentTask
 from .changes import Changes
 from .claim import claim
+from .delayed import Delayed
 from .deliveries import Deliveries
 from .expiry import Expiries, Expiry
 from .failures import dead_letter
@@ -134,6 +135,8 @@ class Task:
         most = self.worker.commit_messages
         self._hold_at = None if most is None or most < 4 else most // 2  # so that what open events still send fits in
         self.deliveries: Deliveries | None = None
+        self.delayed: Delayed | None = None
+        """In the tasks whose agents include the one that reads the topic of delays."""
         self.feeds: list[Feed] = []
         self._stopping = False
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
@@ -175,19 +178,22 @@ class Task:
         )
         self.deliveries.restore(store)
         await self._restore(store)
+        self.delayed = next((Delayed(self, a, store) for a in self.agents if a.plan is self.worker.delays_agent), None)
         careful = self._count_crash(store, fold.unclean > 0)
         self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
-        self.expiries.wait()
+        self._await_moments()
         for agent in self.agents:
             agent.suspicion.careful = careful
-            for input_ in agent.inputs:
+            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
+        if self.delayed is not None and self.worker.delays_there:
+            self.delayed.begin()
 
     def _feed_mirrors(self, store: Store, epoch: int) -> None:
         for plan in self._table_plans:
@@ -221,6 +227,8 @@ class Task:
             if raw is not None:
                 input_.restore(journal_rows.decode(raw, type=Reached), store)
                 await self._check_history(agent, input_)
+            elif agent.plan is self.worker.delays_agent:
+                input_.restore(Reached(None, 0), store)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
                 input_.restore(Reached(await self.worker.start_position(input_), 0), store)
@@ -349,6 +357,8 @@ class Task:
 
     def idle(self, agent: AgentTask) -> None:
         """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.delayed is not None:
+            self.delayed.moved()
         if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
@@ -434,6 +444,8 @@ class Task:
                 self._collect_apart(table, rows, open_lanes)
             elif table.dirty:
                 table.collect(rows, open_lanes)
+        if self.delayed is not None:
+            self.delayed.collect(rows, self.outputs)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -443,7 +455,7 @@ class Task:
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
-            self.expiries.wait()
+            self._await_moments()
             return None
         self.verdicts.cut()
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
@@ -469,6 +481,12 @@ class Task:
         if changes is not None and (messages := changes.of(written, now)):
             assert table.plan.changes is not None
             self.outputs[(table.plan.changes, self.index)] += messages
+
+    def _await_moments(self) -> None:
+        """See to what is due next, rows that end and messages that leave. Only while no commit is in flight."""
+        self.expiries.wait()
+        if self.delayed is not None:
+            self.delayed.look()
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
@@ -532,7 +550,7 @@ class Task:
         for table in self.tables.values():
             table.flying = {}
             table.trim()
-        self.expiries.wait()
+        self._await_moments()
         self.verdicts.committed()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
@@ -609,6 +627,8 @@ class Task:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        if self.delayed is not None:
+            await self.delayed.stop()
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
