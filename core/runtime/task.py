@@ -185,7 +185,7 @@ class Task:
         self._feed_mirrors(store, marker.epoch)
         self._await_moments()
         for agent in self.agents:
-            agent.careful = careful
+            agent.suspicion.careful = careful
             for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
@@ -245,7 +245,7 @@ class Task:
             if raw is not None:
                 suspects = journal_rows.decode(raw, type=Suspects)
                 died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
-                agent.restore_suspects([*died, *suspects.before])
+                agent.suspicion.restore([*died, *suspects.before])
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
@@ -632,7 +632,7 @@ class Task:
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
-            agent.ended()
+            agent.suspicion.end()
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
             for lane in agent.lanes:
