@@ -153,7 +153,6 @@ class Ownership:
             if plan is not None and name in dict(enumerate(plan.standbys.get(group, ()))).get(index, ())
         ]
         self._stand_by(keys, (self._wanted() or set()) - self._holding.opening.keys())
-        self._presence.standing_by(keys)
 
     def _wanted(self) -> set[TaskKey] | None:
         """None: nobody has said yet."""

@@ -430,6 +430,8 @@ class Worker:
     def stand_by(self, keys: Collection[TaskKey], coming: Collection[TaskKey] = ()) -> None:
         """See `StandBy`. A task that runs here is followed when it has ceased to."""
         self._standing_by = frozenset(keys)
+        if self._presence is not None:
+            self._presence.standing_by(self._standing_by)
         coming = self.standbys.keys.intersection(coming)
         self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
 
