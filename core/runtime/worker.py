@@ -27,6 +27,7 @@ from .agent_task import AgentTask
 from .committer import Committer
 from .complaints import Complaints
 from .delays import Delays
+from .growth import watch_growth
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -160,6 +161,8 @@ class Worker:
             return
         if self._delays is not None:
             self._run(self._await_delays(self._delays), "delays")
+        sources = [source.topic for group in self._groups.values() for agent in group.agents for source in agent.sources]
+        self._run(watch_growth(self.transport, sources, self.settings.clock), "growth")
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
