@@ -161,7 +161,9 @@ class Worker:
             return
         if self._delays is not None:
             self._run(self._await_delays(self._delays), "delays")
-        sources = [source.topic for group in self._groups.values() for agent in group.agents for source in agent.sources]
+        sources = [
+            source.topic for group in self._groups.values() for agent in group.agents for source in agent.sources
+        ]
         self._run(watch_growth(self.transport, sources, self.settings.clock), "growth")
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
