@@ -8,20 +8,24 @@
 | how far an input was read | `p` input | position, CRC-32 of the record there |
 | what finished beyond that | `f` input | ranges of positions, first and last, in order |
 | a parked retry | `r` input `\\0` position (8 bytes, big-endian) | the message, attempts, due time, reason |
-| an event about to run with suspicion | `s` agent | its input and position, how often a process died in it |
+| events under suspicion | `s` agent | the one about to run, those in which a process died: input, position, deaths |
 | crashes of owners in a row | `k` | their number |
 | the state is being reset or restored, and not whole | `b` | what is done to it |
 | the last tick of a crontab on the leader | `c` name | seconds since the epoch |
 | the last tick of a timer on the leader | `i` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
 | an outbox | `v` topic `\\0` partition | the newest id given, the newest confirmed |
+| an id that was sent once | `d` input `\\0` id | position of the record that had it, until when it is remembered (ms) |
+| the same, in the order of time | `q` input `\\0` until (8 bytes, big-endian) id | nothing |
+| a message that waits for its time | `y` topic `\\0` id | the message, where it goes, when (ms) |
+| the same, in the order of time | `x` when (8 bytes, big-endian) topic `\\0` id | nothing |
 | an unconfirmed output | `u` topic `\\0` partition `\\0` epoch, seq | the message, its id and the one before |
 """
 
 from __future__ import annotations
 
 import msgspec
-from thalweg.message import Headers, Position, Record
+from thalweg.message import Headers, Message, Position, QueueMessage, Record
 
 CRASHES = b"k"
 UNFINISHED = b"b"
@@ -31,12 +35,17 @@ __all__ = [
     "UNFINISHED",
     "Parked",
     "Reached",
+    "Remembered",
     "Suspect",
+    "Suspects",
+    "Waiting",
     "ahead_key",
     "below",
     "decode",
     "due_key",
     "encode",
+    "id_key",
+    "id_until_key",
     "life_key",
     "outbox_key",
     "output_key",
@@ -44,6 +53,8 @@ __all__ = [
     "prefix",
     "reached_key",
     "suspect_key",
+    "waiting_key",
+    "waiting_until_key",
     "watermark_key",
 ]
 
@@ -80,11 +91,34 @@ class Parked(msgspec.Struct, array_like=True):
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):
-    """This event of an agent is about to run, after the process has died in it `deaths - 1` times."""
+    """An event that the process has died in so often, or may be about to."""
 
     input: str
     position: Position
     deaths: int
+
+
+class Remembered(msgspec.Struct, array_like=True, frozen=True):
+    """The record that had an id first, and until when (ms) others that have it are copies."""
+
+    position: Position
+    until: int
+
+
+class Waiting(msgspec.Struct, array_like=True, frozen=True):
+    """A message that leaves for a partition of a topic (-1: a queue) when it is due: milliseconds since the epoch."""
+
+    due: int
+    topic: str
+    partition: int
+    message: Message | QueueMessage
+
+
+class Suspects(msgspec.Struct, array_like=True, frozen=True):
+    """Of an agent. noted: it is about to run. before: processes died in these, and they have not come up since."""
+
+    noted: Suspect | None
+    before: list[Suspect]
 
 
 def prefix(table: str) -> bytes:
@@ -131,3 +165,19 @@ def watermark_key(input_name: str, journal: bytes) -> bytes:
 
 def parked_key(input_name: str, position: Position) -> bytes:
     return b"r" + input_name.encode() + b"\0" + position.to_bytes(8, "big")
+
+
+def id_key(input_name: str, id: bytes) -> bytes:
+    return b"d" + input_name.encode() + b"\0" + id
+
+
+def id_until_key(input_name: str, until: int, id: bytes) -> bytes:
+    return b"q" + input_name.encode() + b"\0" + until.to_bytes(8, "big") + id
+
+
+def waiting_key(name: bytes) -> bytes:
+    return b"y" + name
+
+
+def waiting_until_key(due: int, name: bytes) -> bytes:
+    return b"x" + due.to_bytes(8, "big") + name

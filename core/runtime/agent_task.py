@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections import deque
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING
 
 from thalweg import headers as names
 from thalweg.codec import explain
-from thalweg.errors import ConfigurationError, ProcessDied, TableMismatch, TopicMismatch
+from thalweg.errors import ConfigurationError, TableMismatch, TopicMismatch
 from thalweg.event import order_time
-from thalweg.journal.rows import Suspect, encode, parked_key, suspect_key
 from thalweg.message import Batch
 from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import log_failure, short_traceback
 from .lane import Lane
+from .lanes import Lanes
 from .parking import ParkedSegment, Parking
+from .suspicion import Suspicion
 from .tables import TablePlan, TableState
 from .tickets import Part, Ticket
 from .topic_input import TopicInput
@@ -34,16 +34,8 @@ __all__ = ["AgentTask"]
 
 log = logging.getLogger("thalweg")
 
-DEATH_DELAY = 0.1
-"""Seconds, doubled with each death, that an event waits in which the process died."""
-
 MAX_AHEAD = 10_000
 """With concurrency > 1: how many records may be handed out from the first unfinished one on; then the others wait."""
-
-
-def _deadly(part: Part) -> bool:
-    """Whether the process died in this event before."""
-    return isinstance(part.segment, ParkedSegment) and part.segment.deaths > 0
 
 
 class AgentTask:
@@ -56,25 +48,19 @@ class AgentTask:
         self.clock = task.settings.clock
         self.max_event_outputs = task.settings.max_event_outputs
         self.inputs = [TopicInput(self, source, task.index) for source in plan.sources]
-        self.lanes = [Lane(self, number) for number in range(plan.concurrency)]
+        self.lanes = Lanes(self, plan.concurrency)
         self.turns = Turns(self)
         self.tables: set[str] = set()  # those it shares turns for
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
-        self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
-        self.suspect: Suspect | None = None  # what the last owner had noted
-        self._noted = False
         self._held_back = False  # lanes wait because of MAX_AHEAD
-        self._waiting: dict[Lane, asyncio.Future[None]] = {}
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
-        self._busy: dict[bytes, list[object]] = {}  # key -> [lane, number of its tickets there]
-        self.parking = Parking(self.clock, task.write_next, self.wake)
-        self._random = random.Random(f"{plan.name}/{task.index}")
+        self.parking = Parking(self.clock, task.write_next, self.lanes.wake)
+        self.suspicion = Suspicion(self)
+        self.random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
-        self._pausing = 0  # how many lanes do
         self._counted = 0
-        self._at_rest: asyncio.Future[None] | None = None
 
     # --- feeding lanes -------------------------------------------------------------------------------------
 
@@ -90,39 +76,18 @@ class AgentTask:
             if not self.draining:
                 part = self._take(lane)
                 if part is not None:
-                    return await self._note(part) if self.careful or _deadly(part) else part
+                    return await self.suspicion.note(part) if self.suspicion.falls_on(part) else part
             if until is not None and self.clock.now() >= until:
                 return None
-            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
+            self.lanes.lie_down(lane)
             self.task.idle(self)
             self.turns.next()  # what others waited for may have been no event of this agent's after all
-            self._rests()
-            timer = None if until is None else self.clock.call_later(until - self.clock.now(), lambda: self._wake(lane))
-            try:
-                await woken
-            finally:
-                self._waiting.pop(lane, None)
-                if timer is not None:
-                    timer.cancel()
-
-    def _rests(self) -> None:
-        if self._at_rest is not None and not self._at_rest.done():
-            self._at_rest.set_result(None)
-
-    def _wake(self, lane: Lane) -> None:
-        woken = self._waiting.pop(lane, None)
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    def wake(self, count: int = 1) -> None:
-        """There is work for `count` lanes."""
-        for lane in list(self._waiting)[:count]:
-            self._wake(lane)
+            await self.lanes.woken(lane, until)
 
     @property
     def resting(self) -> bool:
         """Every lane waits for input, and there is none that could be had at once."""
-        return len(self._waiting) == len(self.lanes) and all(i.caught_up and not i.buffer for i in self.inputs)
+        return self.lanes.all_wait and all(i.caught_up and not i.buffer for i in self.inputs)
 
     def arrived(self, input_: TopicInput, batch: Batch) -> None:
         try:
@@ -138,11 +103,12 @@ class AgentTask:
             if odd.refused:
                 verdict = Verdict(Decision(Action.DEAD_LETTER, odd.refused), 1)
                 self.task.verdicts.set((input_.name, odd.position), verdict)
-        self.wake(len(batch.records))
+        self.lanes.wake(len(batch.records))
 
     def halt(self, reason: str) -> None:
         """Handle nothing more here: what follows could only do harm. All events are kept."""
         self.halted = reason
+        self.suspicion.end()
         log.critical(
             "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
             *(self.plan.name, self.task.index, reason),
@@ -158,63 +124,10 @@ class AgentTask:
 
     async def stopped(self) -> None:
         """Return when no event is open."""
-        while len(self._waiting) + self._pausing < len(self.lanes):
-            self._at_rest = asyncio.get_running_loop().create_future()
-            await self._at_rest
-
-    async def _note(self, part: Part) -> Part:
-        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12).
-
-        An event in which the process died before is parked first, so that the others need not die with it again.
-        """
-        self._noted = True
-        (ticket,) = part.tickets = list(part.tickets)[:1]
-        ticket.alone = True
-        where = (ticket.input.name, ticket.position)
-        was, self.suspect = self.suspect, None
-        if was is not None and (was.input, was.position) == where:
-            self.task.verdicts.set(where, self._after_death(was.deaths))
-            return part
-        deaths = part.segment.deaths if isinstance(part.segment, ParkedSegment) else 0
-        self.task.rows[suspect_key(self.plan.name)] = encode(Suspect(*where, deaths + 1))
-        self.task.noted.add(self.plan.name)
-        await self.task.flush()
-        return part
-
-    def _after_death(self, deaths: int) -> Verdict:
-        error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
-        decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
-        if decision.action is Action.RETRY:
-            delay = max(decision.delay, DEATH_DELAY * 2**deaths)
-            if self.task.settings.failures is not None:
-                delay = 0.0  # a test has killed it, and does not wait
-            decision = Decision(Action.RETRY, decision.reason, delay)
-        return Verdict(decision, deaths, deaths=deaths)
-
-    def restore_suspect(self, suspect: Suspect) -> None:
-        """What the last owner had noted. If it is parked already, that death counts there."""
-        parked = self.parking.first(suspect.input, suspect.position)
-        if parked is None:
-            self.suspect = suspect
-            return
-        verdict = self._after_death(suspect.deaths)
-        assert verdict.decision is not None
-        if verdict.decision.action is Action.RETRY:
-            parked.deaths = suspect.deaths
-            parked.due = round((self.clock.now() + verdict.decision.delay) * 1000)
-            self.task.rows[parked_key(suspect.input, suspect.position)] = encode(parked)
-        else:
-            self.task.verdicts.set((suspect.input, suspect.position), verdict)
-
-    def _cleared(self) -> None:
-        """The event that was noted did not kill the process."""
-        self._noted = False
-        self.careful = max(0, self.careful - 1)
-        self.task.rows[suspect_key(self.plan.name)] = None
-        self.wake(len(self.lanes))
+        await self.lanes.rested()
 
     def _take(self, lane: Lane) -> Part | None:
-        if self._noted:
+        if self.suspicion.noted is not None:
             return None
         if lane.queue:
             tickets = list(lane.queue)
@@ -242,11 +155,11 @@ class AgentTask:
             count = 1
             while count < len(records) and order_time(chosen.topic, records[count]) <= limit:
                 count += 1
-        fetched, segment = chosen.take(1 if self.careful else count)
+        fetched, segment = chosen.take(1 if self.suspicion.singly else count)
         self.task.fetch_more(chosen)
         plain = not (
             chosen.ops
-            or self.careful
+            or self.suspicion.singly
             or self.parking
             or self.task.verdicts
             or self.task.checking
@@ -263,32 +176,24 @@ class AgentTask:
                 if input_.watermark.span >= MAX_AHEAD:
                     self._held_back = True
                 elif input_.buffer:
-                    _, segment = input_.take(1 if self.careful else None)
+                    _, segment = input_.take(1 if self.suspicion.singly else None)
                     self._shared.extend(Part(input_, segment, False).tickets)
                     self.task.fetch_more(input_)
         while self._shared:
             ticket = self._shared.popleft()
-            key = ticket.record.key
-            if key is not None:
-                owner = self._busy.setdefault(key, [lane, 0])
-                owner[1] += 1  # type: ignore[operator]
-                if owner[0] is not lane:
-                    other = owner[0]
-                    assert isinstance(other, Lane)
-                    other.queue.append(ticket)
-                    self._wake(other)
-                    continue
+            if not self.lanes.hand(lane, ticket):
+                continue
             self.task.busy()
             return Part(ticket.input, ticket.segment, False, [ticket])
         return None
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self._pausing or any(lane.open for lane in self.lanes):
+        if self.draining or self.suspicion.queueing or self.lanes.some_pause or any(lane.open for lane in self.lanes):
             return None
         if not any(lane.reading for lane in self.lanes):
             return None
-        in_hand = [head for lane in self.lanes if lane not in self._waiting and (head := lane.head()) is not None]
+        in_hand = [head for lane in self.lanes if not self.lanes.waits(lane) and (head := lane.head()) is not None]
         if in_hand or self.parking.count >= self.task.settings.max_parked:
             return min(in_hand, default=None)
         return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
@@ -313,6 +218,14 @@ class AgentTask:
         ):
             self._done(lane, ticket)
             return False
+        if (
+            ticket.record.headers
+            and not isinstance(ticket.segment, ParkedSegment)
+            and input_.is_copy(ticket.record, ticket.position)
+        ):
+            log.debug("agent %s: %s/%d is a copy, by its id", self.plan.name, input_.name, ticket.position)
+            self._done(lane, ticket)
+            return False
         where = (input_.name, ticket.position)
         verdict = self.task.verdicts.carry_out(where)
         if verdict is not None:
@@ -332,22 +245,14 @@ class AgentTask:
     def _done(self, lane: Lane, ticket: Ticket) -> None:
         """The ticket needs no lane any more."""
         ticket.segment.finish(ticket.index)
-        if self._noted:
-            self._cleared()
-        self._unbusy(lane, ticket)
+        if self.suspicion.noted is not None:
+            self.suspicion.clear(ticket)
+        if not isinstance(ticket.segment, ParkedSegment):
+            self.lanes.through(lane, ticket)
         if self._held_back:
             self._held_back = False
-            self.wake(len(self.lanes))
+            self.lanes.wake(len(self.lanes))
         self.task.busy()
-
-    def _unbusy(self, lane: Lane, ticket: Ticket) -> None:
-        key = ticket.record.key
-        if key is not None and self.plan.concurrency > 1 and not isinstance(ticket.segment, ParkedSegment):
-            owner = self._busy.get(key)
-            if owner is not None and owner[0] is lane:
-                owner[1] -= 1  # type: ignore[operator]
-                if not owner[1]:
-                    del self._busy[key]
 
     @property
     def takes_turns(self) -> bool:
@@ -362,6 +267,9 @@ class AgentTask:
 
     async def let_commit(self) -> None:
         await self.task.let_commit()
+
+    def waits(self) -> None:
+        self.suspicion.waits()
 
     def adopt(self) -> None:
         self.turns.adopt(self)
@@ -390,8 +298,8 @@ class AgentTask:
         if not tickets:
             await self._failed_outside(error)
             return
-        if self._noted and len(tickets) == 1:
-            self._noted = False  # it raised, so it did not kill
+        for ticket in tickets:
+            self.suspicion.clear(ticket)  # it raised, so it did not kill
         self._count_finished()
         trace = short_traceback(error)
         for ticket in tickets:
@@ -411,7 +319,7 @@ class AgentTask:
             return Decision(Action.SKIP, str(error))
         if isinstance(error, TableMismatch):  # the program is wrong, and no event is to suffer for it
             return Decision(Action.HALT, str(error))
-        return self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
+        return self.plan.policy.decide(error, attempts, self.outcomes, self.random.random)
 
     async def _failed_outside(self, error: Exception) -> None:
         """The agent raised before its first event, so no event can be blamed: nothing is lost, but nothing moves."""
@@ -436,13 +344,9 @@ class AgentTask:
 
     async def _pause(self, delay: float) -> None:
         """The agent is broken: wait, and let the others go first."""
-        self._pausing += 1
-        self.turns.next()
-        self._rests()
-        try:
+        with self.lanes.pausing():
+            self.turns.next()
             await self.clock.sleep(delay)
-        finally:
-            self._pausing -= 1
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None:
         wrapped = explain(ticket.input.topic.value, error, ticket.record.value or b"")
@@ -463,8 +367,7 @@ class AgentTask:
             due = self.clock.now() + decision.delay
             self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths)
             if isinstance(ticket.segment, ParkedSegment):
-                if self._noted:
-                    self._cleared()
+                self.suspicion.clear(ticket)
                 return
         elif decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()

@@ -169,6 +169,9 @@ class Feed:
 
     def _lose(self) -> None:
         self._lost = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._pending = {}
         self._keep(-self._size)
 
@@ -191,6 +194,7 @@ class Feed:
                     raise
             if self._there is None or self._there.position < self._now.position:
                 await self._give()
+        self._forget()  # it may have taken what it did not confirm
         self._changed.clear()
         self._rests.set()
 

@@ -82,6 +82,10 @@ class Host(Protocol):
     def adopt(self) -> None: ...
     def leave(self) -> None: ...
 
+    def waits(self) -> None:
+        """The open event waits for what others do."""
+        ...
+
     def finished(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
         """Outputs and answers of a finished event, and (outside the fast path) its tickets."""
         ...
@@ -166,6 +170,7 @@ class OpenEvent:
 
     async def pause(self) -> None:
         """The open event waits for an answer: others may have the turn, unless it has touched a table."""
+        self.host.waits()
         self._paused = self.entered and not self.touched
         if self._paused:
             self._leave()

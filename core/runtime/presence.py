@@ -13,7 +13,8 @@ from thalweg.clock import Clock
 from thalweg.errors import ThalwegError
 from thalweg.message import Message
 
-from .roster import BEAT, Gone, Here, Roster, Word, as_messages
+from .recovery import Recovering
+from .roster import BEAT, Gone, Here, Roster, Size, Word, as_messages
 from .task import TaskKey
 
 __all__ = ["Presence"]
@@ -22,6 +23,8 @@ log = logging.getLogger("thalweg")
 
 TOGETHER = 0.05
 """Seconds, at least, between two words: what changes in between is said in one."""
+RECOVERING_EVERY = 2.0
+"""Seconds between two words of how a recovery goes."""
 LAST_WORD = 1.0
 """Seconds that a worker which stops waits for its last word to be written."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
@@ -35,11 +38,22 @@ class Presence:
     here: the worker's last word, or what it is about to say.
     """
 
-    def __init__(self, roster: Roster, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock) -> None:
-        self.here = Here(me, worker_id, zone, socket.gethostname(), os.getpid(), since=round(clock.now() * 1000))
+    def __init__(
+        self,
+        roster: Roster,
+        me: str,
+        worker_id: str | None,
+        zone: str,
+        groups: Mapping[str, Size],
+        send: Send,
+        clock: Clock,
+    ) -> None:
+        host, since = socket.gethostname(), round(clock.now() * 1000)
+        self.here = Here(me, worker_id, zone, host, os.getpid(), since=since, groups=groups)
         self._roster, self._send, self._clock = roster, send, clock
         self._complaints = roster.complaints
         self._owned: set[TaskKey] = set()
+        self._recovering_said = clock.now()
         self._due = asyncio.Event()
         self._due.set()
 
@@ -61,6 +75,13 @@ class Presence:
 
     def hears_at(self, address: str) -> None:
         self._say(msgspec.structs.replace(self.here, reply=address))
+
+    def recovering(self, how: Recovering | None) -> None:
+        """Said once in a while: others only look at it."""
+        now = self._clock.now()
+        if how is None or now - self._recovering_said >= RECOVERING_EVERY:
+            self._recovering_said = now
+            self._say(msgspec.structs.replace(self.here, recovering=how))
 
     def leaving(self) -> None:
         self._say(msgspec.structs.replace(self.here, leaving=True))

@@ -20,6 +20,7 @@ from thalweg.policy import Action, Decision, Outcomes
 
 from .failures import dead_letter, log_failure, short_traceback
 from .lane import Lane
+from .lanes import Lanes
 from .tables import TablePlan, TableState
 from .task import Answer, Failure
 from .tickets import Part, Ticket, asked
@@ -73,18 +74,15 @@ class QueueRunner:
         self._worker = worker
         self._input = _QueueInput(source, f"{plan.name}/{source.topic.name}")
         self._channel: Channel | None = None
-        self._lanes = [Lane(self, number) for number in range(plan.concurrency)]
-        self._waiting: dict[Lane, asyncio.Future[None]] = {}
+        self._lanes = Lanes(self, plan.concurrency)
         self._ready: deque[tuple[Delivery, int]] = deque()  # with the number of attempts before this one
         self._held: dict[int, Delivery] = {}  # by id(): lent to this worker and not settled
         self._tickets: dict[int, Delivery] = {}  # id of a ticket's segment -> its delivery
-        self._busy: dict[bytes, tuple[Lane, int]] = {}
         self._done: list[_Done] = []
         self._settle = asyncio.Event()
         self._settled = asyncio.Event()
         self._stopping = False
         self._room = asyncio.Event()
-        self._at_rest: asyncio.Future[None] | None = None
         self._services: list[asyncio.Task[None]] = []
         self._random = random.Random(plan.name)
         # Stands for the position of messages that have no id of ours (of foreign programs): never the same twice.
@@ -136,9 +134,7 @@ class QueueRunner:
             lane.look_up()
         try:
             async with self.clock.timeout(self.settings.drain_timeout):
-                while len(self._waiting) < len(self._lanes):
-                    self._at_rest = asyncio.get_running_loop().create_future()
-                    await self._at_rest
+                await self._lanes.rested()
                 while self._done:
                     self._settle.set()
                     self._settled.clear()
@@ -183,7 +179,7 @@ class QueueRunner:
             for delivery in deliveries:
                 self._held[id(delivery)] = delivery
                 self._ready.append((delivery, delivery.attempts - 1))
-            self._wake(len(deliveries))
+            self._lanes.wake(len(deliveries))
 
     async def _renew(self, channel: WorkQueue) -> None:
         """Slow work keeps its lease."""
@@ -215,29 +211,8 @@ class QueueRunner:
                     return part
             if until is not None and self.clock.now() >= until:
                 return None
-            woken = self._waiting[lane] = asyncio.get_running_loop().create_future()
-            if self._at_rest is not None and not self._at_rest.done():
-                self._at_rest.set_result(None)
-            timer = (
-                None
-                if until is None
-                else self.clock.call_later(until - self.clock.now(), lambda: self._wake_lane(lane))
-            )
-            try:
-                await woken
-            finally:
-                self._waiting.pop(lane, None)
-                if timer is not None:
-                    timer.cancel()
-
-    def _wake_lane(self, lane: Lane) -> None:
-        woken = self._waiting.pop(lane, None)
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    def _wake(self, count: int) -> None:
-        for lane in list(self._waiting)[:count]:
-            self._wake_lane(lane)
+            self._lanes.lie_down(lane)
+            await self._lanes.woken(lane, until)
 
     def _take(self, lane: Lane) -> Part | None:
         if lane.queue:
@@ -249,14 +224,8 @@ class QueueRunner:
             delivery, attempts = self._ready.popleft()
             self._room.set()
             ticket = self._ticket(delivery, attempts)
-            key = delivery.record.key
-            if key is not None and len(self._lanes) > 1:
-                owner, count = self._busy.get(key, (lane, 0))
-                self._busy[key] = (owner, count + 1)
-                if owner is not lane:
-                    owner.queue.append(ticket)
-                    self._wake_lane(owner)
-                    continue
+            if not self._lanes.hand(lane, ticket):
+                continue
             return Part(self._input, ticket.segment, False, [ticket])
         return None
 
@@ -286,6 +255,8 @@ class QueueRunner:
     async def enter(self, timestamp: int) -> int:
         return FOR_EVER
 
+    def waits(self) -> None: ...
+
     def adopt(self) -> None:
         return
 
@@ -312,15 +283,8 @@ class QueueRunner:
 
     def _release(self, lane: Lane, ticket: Ticket) -> Delivery:
         """The lane is through with this ticket."""
-        delivery = self._tickets.pop(id(ticket.segment))
-        key = ticket.record.key
-        if key is not None and key in self._busy:
-            owner, count = self._busy[key]
-            if count > 1:
-                self._busy[key] = (owner, count - 1)
-            else:
-                del self._busy[key]
-        return delivery
+        self._lanes.through(lane, ticket)
+        return self._tickets.pop(id(ticket.segment))
 
     async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
         lane.discard()
@@ -402,7 +366,7 @@ class QueueRunner:
                 log.warning("agent %s: a retry waits in this worker instead of the queue: %s", self.plan.name, error)
         await self.clock.sleep(delay)
         self._ready.appendleft((delivery, attempts))
-        self._wake(1)
+        self._lanes.wake(1)
 
     # --- settling ----------------------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ class RabbitServer:
             time.sleep(0.05)
 
     def settle(self) -> None:
-        """RabbitMQ keeps its list of quorum queues and streams in memory for a while: of a server that is killed, those
-        that are only seconds old would be broken for good. This writes the list down.
+        """RabbitMQ keeps its list of quorum queues and streams in memory for a while (3.10: a second): when the server
+        is killed, those that are younger have no leader ever again, and what they held is lost. This writes it down.
         """
         self.control("stop_app")
         self.control("start_app")

@@ -342,6 +342,27 @@ async def test_an_alarm_of_the_server_stops_writing_with_a_clear_error_but_not_r
         assert b"4" in values(await receive(queue, 1)) + values(await queue.get(1, 0.2))
 
 
+async def test_a_queue_that_takes_nothing_holds_up_nothing_else(server: RabbitServer) -> None:
+    """As one whose leader is gone: the server then stops the connection by which messages for it come."""
+    url = with_prefix(server.url) + "&timeout=60"
+    async with opened_queue(url) as queue, opened(url) as transport:
+        await transport.declare([QUEUE, TopicSpec("t", partitions=1)])
+        stuck = await queue_of(transport)
+        process = f'whereis(binary_to_atom(<<"%2F_{stuck._place.queue}">>))'
+        await asyncio.to_thread(server.control, "eval", f"sys:suspend({process}).")
+        putting = asyncio.create_task(stuck.put(numbered(range(2000))))
+        try:
+            await asyncio.wait([putting], timeout=1)
+            assert await transport.try_lock("of something else", 60) is not None
+            log = await transport.log("t")
+            await log.append({0: numbered(range(1))})
+            assert not putting.done()
+        finally:
+            await asyncio.to_thread(server.control, "eval", f"sys:resume({process}).")
+            await putting
+        await queue.commit(await receive(queue, 2000))
+
+
 async def test_what_is_lent_when_the_connection_breaks_is_stale_and_comes_back(broker: str) -> None:
     async with opened_queue(broker) as queue:
         await queue.put(numbered(range(2)))

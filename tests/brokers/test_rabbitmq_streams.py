@@ -30,6 +30,7 @@ from thalweg.transports.rabbitmq.log import RabbitLog
 from thalweg.transports.rabbitmq.rolling import RollingPartition
 from thalweg.url import Url
 
+from brokers.bank import make_bank
 from brokers.program_runs import becomes, eventually, opened, survives_restarts
 from brokers.rabbit_server import RabbitServer
 from brokers.rolling_race import Race
@@ -119,7 +120,11 @@ async def values(log: Log, after: int | None = None, partition: int = 0) -> list
 async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(
     server: RabbitServer, way: str
 ) -> None:
-    await survives_restarts(server, with_options(server.url, way), copies=True)
+    broker = with_options(server.url, way)
+    async with make_bank(broker).app:
+        pass  # it makes its queue
+    await asyncio.to_thread(server.settle)
+    await survives_restarts(server, broker, copies=True)
 
 
 async def tried(call: Awaitable[object]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from thalweg.clock import RealClock
-from thalweg.errors import BrokerError
+from thalweg.errors import BrokerError, Superseded
 from thalweg.event import Event
 from thalweg.journal.inbox import Inbox
 from thalweg.runtime.worker import Worker
@@ -47,9 +47,12 @@ class ProcessClock(RealClock):
 class Member:
     """One worker from its start to its end."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster, self.name = cluster, name
+    def __init__(self, cluster: Cluster, name: str, worker_id: str | None) -> None:
+        self.cluster, self.name, self.worker_id = cluster, name, worker_id
         self.program = cluster.new_program()
+        if worker_id is not None:
+            self.program.app.worker_id = worker_id
+        self.program.die = self.die  # type: ignore[method-assign]
         self.process = cluster.loop.process(name)
         self.link = cluster.network.link(self.process)
         self.clock = self.program.app.clock = ProcessClock(cluster.loop)
@@ -85,9 +88,11 @@ class Member:
                 leaving.cancel()
                 if worker.failed.done():
                     worker.failed.result()
+        except Superseded:
+            cluster.note(f"{self.name} was replaced by a newer one")
         except BrokerError as error:
             cluster.note(f"{self.name} has ended: {error}")
-            cluster.again()
+            cluster.again(self.worker_id)
         except Exception as error:
             cluster.audit.violated(f"{self.name} ended with {error!r}")
         finally:
@@ -99,6 +104,13 @@ class Member:
     def crash(self) -> None:
         self.cluster.loop.crash(self.process)
         self.link.kill()
+
+    async def die(self, by: Any) -> None:
+        """By what it does itself: another is started in its place."""
+        self.cluster.note(f"{self.name} is killed by event {by.id}")
+        self.cluster.again(self.worker_id)
+        self.cluster.loop.context_of(self.cluster.loop.world).run(self.crash)
+        await asyncio.get_running_loop().create_future()
 
     def pause(self) -> None:
         self._troubles.append("paused")
@@ -139,32 +151,38 @@ class Cluster:
         self.audit = Audit(self)
         self.network.written = self.audit.written
         self.client = self.new_program()
+        self.named = random.Random(f"{seed} names").random() < 0.4
+        """Whether workers have a `worker_id`."""
         self.starts = 0
         """How many workers are wanted that have not been started yet."""
 
     def new_program(self) -> Program:
-        program = Program(random.Random(f"{self._seed} program"), leads=True)
+        program = Program(random.Random(f"{self._seed} program"), clustered=True)
+        program.compute = self.loop.compute  # type: ignore[method-assign]
         program.app.lease = self.lease
         program.app.clock = self.clock
         return program
 
     # --- workers ---------------------------------------------------------------------------------------------
 
-    def start(self) -> Member:
-        member = Member(self, f"worker{len(self.members) + 1}")
+    def start(self, worker_id: str | None = None) -> Member:
+        if self.named and worker_id is None:
+            taken = {member.worker_id for member in self.alive()}
+            worker_id = next(name for n in range(len(taken) + 1) if (name := f"id{n}") not in taken)
+        member = Member(self, f"worker{len(self.members) + 1}", worker_id)
         self.members.append(member)
-        self.note(f"{member.name} starts")
+        self.note(f"{member.name} starts{f' as {worker_id}' if worker_id else ''}")
         return member
 
-    def again(self) -> None:
+    def again(self, worker_id: str | None, seconds: float = PACE) -> None:
         """A supervisor starts another worker after a while."""
         self.starts += 1
 
         def start() -> None:
             self.starts -= 1
-            self.start()
+            self.start(worker_id)
 
-        self.network.later(PACE, start)
+        self.network.later(seconds, start)
 
     def alive(self) -> list[Member]:
         return [member for member in self.members if member.alive]
@@ -197,6 +215,31 @@ class Cluster:
                 return f"task {key} has the owners {owners}"
         outcome = await self.client.outcome([member.program for member in running], self.sent)
         return outcome.differs(self.client.expected())
+
+    async def differs_when_asked(self) -> str:
+        """`table.ask` gives what is committed, from whichever worker has it."""
+        for name, rows in self.client.expected().sums.items():
+            table = next(node.sums for node in self.client.nodes if node.sums.name == name)
+            for key, value in rows.items():
+                if (answer := await table.ask(key)) != value:
+                    return f"{name}.ask({key!r}) gives {answer}, expected {value}"
+        return ""
+
+    async def ask_on_and_on(self, chance: random.Random) -> None:
+        """Sums only grow, whoever answers: a worker that has lost a task must not answer from what it has of it."""
+        seen: dict[tuple[str, str], int] = {}
+        while True:
+            await asyncio.sleep(1.0 + 3.0 * chance.random())
+            node = chance.choice(self.client.nodes)
+            key = node.key_of(chance.choice("abcd"), chance.randrange(4))
+            try:
+                value = await node.sums.ask(key, timeout=3.0) or 0
+            except TimeoutError:
+                continue
+            last = seen.get((node.sums.name, key), 0)
+            if value < last:
+                self.audit.violated(f"{node.sums.name}.ask({key!r}) gave {last}, and later {value}")
+            seen[node.sums.name, key] = value
 
     def look_at_ticks(self, since: float | None) -> None:
         """Each tick of the leader's schedules was committed once; from `since` (by the loop) on, none is missed."""

@@ -25,6 +25,10 @@ LAST_STEPS = 400
 """How many steps are remembered for whoever asks how it came to a failure."""
 
 
+STARVED = 0.1
+"""Seconds that one step may keep its process from doing anything else (design rule 16: about 0.01)."""
+
+
 class TooManySteps(Exception):
     """Something turns in a circle without time passing to speak of."""
 
@@ -60,6 +64,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """What crashed processes were doing: kept, for what is freed would run to clean up behind it."""
         self.world = self.process("world")
         self.steps = 0
+        self.longest = 0.0
+        """Seconds that the longest step took."""
         self.fingerprint = 0
         """Of all steps until now: two runs with the same one took the same course."""
         self.last: deque[tuple[float, str, str]] = deque(maxlen=LAST_STEPS)
@@ -114,6 +120,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
+    def compute(self, seconds: float) -> None:
+        """Whoever runs now does so for this long, and all the others wait."""
+        self._now += seconds
+
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._enqueue(handle)
@@ -166,7 +176,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.fingerprint = hash((self.fingerprint, process.number, self._now))
         if self._keep:
             self.last.append((self._now, process.name, _name_of(handle)))
+        begin = self._now
         handle._run()
+        if self._now - begin > self.longest:
+            self.longest = self._now - begin
         if self.steps > self._most_steps:
             raise TooManySteps(f"{self.steps} steps")
 

@@ -27,6 +27,8 @@ class Nemesis:
         self._mending: list[Callable[[], None]] = []
         deeds = [self._crash, self._crash, self._pause, self._pause, self._cut, self._cut, self._leave, self._join]
         deeds += [self._storm, self._bad_line, self._jump, self._rolling_restart, self._forget_lock]
+        if cluster.named:
+            deeds += [self._restart, self._restart, self._twin]
         self._deeds = deeds
         self.faultless = chance.random() < 0.05
         self._climate = None if chance.random() < 0.6 else chance.choice([0.02, 0.1, 0.2])
@@ -87,6 +89,25 @@ class Nemesis:
             self._note(f"{member.name} leaves")
             self.changes += 1
             member.leave()
+
+    async def _restart(self) -> None:
+        """Under its own worker id, mostly before its place is given away."""
+        if member := self._victim():
+            crashes = self._chance.random() < 0.5
+            self._note(f"{member.name} {'crashes' if crashes else 'is stopped'}, to come back")
+            self.changes += 2
+            if crashes:
+                member.crash()
+            else:
+                member.leave()
+            self._cluster.again(member.worker_id, self._chance.choice([0.1, 0.5, 0.9, 1.5]) * self._lease)
+
+    async def _twin(self) -> None:
+        """A second worker under an id that is taken: the newer one stays."""
+        if (member := self._victim()) and len(self._cluster.alive()) < MOST_WORKERS:
+            self._note(f"a second {member.worker_id}")
+            self.changes += 2
+            self._cluster.start(member.worker_id)
 
     async def _jump(self) -> None:
         if member := self._victim():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
-from thalweg.errors import BrokerError, LockLost, ProcessDied
+from thalweg.errors import BrokerError, LockLost, OutsideEvent, ProcessDied
 from thalweg.exclusion import HeldLock
 from thalweg.runtime.context import current_lane
 from thalweg.runtime.scheduled_run import ScheduledRun
@@ -19,6 +20,10 @@ __all__ = ["SOMETIMES", "Bad", "Flaky", "Node", "Outcome", "Program"]
 
 SOMETIMES = 11.0
 """Seconds between two runs of the leader's timer."""
+SLOW = 0.004
+"""Seconds for which an agent that computes keeps its process from doing anything else, an event."""
+DEATHS = 3
+"""After so many deaths of its process an event is given up."""
 
 
 class Flaky(Exception):
@@ -33,7 +38,7 @@ class Node:
     """One agent of the program, with all that it does and what it ought to have done."""
 
     def __init__(self, program: Program, number: int) -> None:
-        chance = program.chance
+        self.program, chance = program, program.chance
         app = program.app
         self.name = f"agent{number}"
         self.concurrency = chance.choice([1, 1, 2, 3])
@@ -44,16 +49,30 @@ class Node:
         self.pauses = chance.choice([0, 0, 1, 3])
         self.sleeps = chance.random() < 0.2
         self.takes = chance.choice([0, 0, 0, 2]) if self.concurrency == 1 and not self.bad else 0
+        self.deadly = (
+            program.clustered and not self.takes and chance.random() < 0.1 and not any(n.deadly for n in program.nodes)
+        )
+        self.asks = program.clustered and chance.random() < 0.2
+        self.computes = program.clustered and chance.random() < 0.2
+        standbys = chance.choice([0, 0, 0, 1, 2]) if program.clustered else 0
         self.source = chance.choice(program.sources)
         self.target = app.topic(f"target{number}", key=str, value=int)
         shared = program.nodes and self.concurrency == 1 and chance.random() < 0.3
-        self.sums = program.nodes[-1].sums if shared else app.table(f"sums{number}", key=str, value=int, default=int)
+        self.sums = (
+            program.nodes[-1].sums
+            if shared
+            else app.table(f"sums{number}", key=str, value=int, default=int, standbys=standbys)
+        )
         self.lists = app.table(f"lists{number}", key=str, value=list[int], default=list)
         self.failed_once: set[str] = set()
         stream = self.source.stream()
         if self.regroup:
             stream = stream.group_by(lambda number: f"r{number % 4}", name=f"regroup{number}")
-        policy = Retry(None, backoff=0.1, on=(Flaky, ProcessDied)) | (Skip() if self.skips else DeadLetter())
+        given_up = Skip() if self.skips else DeadLetter()
+        passing = (Flaky, TimeoutError, BrokerError) if self.deadly else (Flaky, TimeoutError, BrokerError, ProcessDied)
+        policy = Retry(None, backoff=0.1, on=passing) | given_up
+        if self.deadly:
+            policy = Retry(DEATHS, backoff=0.1, on=(ProcessDied,), then=given_up) | policy
         body = self.take if self.takes else self.body
         self.agent = app.agent(stream, name=self.name, concurrency=self.concurrency, on_error=policy)(body)
 
@@ -65,7 +84,10 @@ class Node:
         return {key: sorted(numbers) if self.regroup else list(numbers) for key, numbers in lists.items()}
 
     def fails(self, number: int) -> bool:
-        return bool(self.bad) and number % self.bad == 1
+        return (bool(self.bad) and number % self.bad == 1) or self.kills(number)
+
+    def kills(self, number: int) -> bool:
+        return self.deadly and number == 7
 
     async def body(self, stream: Stream[int]) -> AsyncIterator[int]:
         async for event in stream.events():
@@ -79,8 +101,16 @@ class Node:
 
     async def handle(self, event: object) -> None:
         key, number = event.key, event.value  # type: ignore[attr-defined]
+        if self.kills(number):
+            await self.program.die(event)
+        if self.asks and number % 3 == 1:
+            assert await self.program.echo.ask(number, key=key, timeout=5.0) == number
+        if self.computes:
+            self.program.compute(SLOW)
         before = self.sums[key]
         await self.target.send(number, key=key)
+        if self.program.queued and self is self.program.nodes[0]:
+            await self.program.jobs.send(number, key=key)
         for _ in range(self.pauses):
             await asyncio.sleep(0)
         if self.sleeps:
@@ -95,12 +125,13 @@ class Node:
 
 
 class Outcome(msgspec.Struct):
-    """What came of it: rows and outputs by agent, sums by table, dead letters by topic."""
+    """What came of it: rows and outputs by agent, sums by table, dead letters by topic, what came through the queue."""
 
     lists: dict[str, dict[str, list[int]]] = {}
     outputs: dict[str, dict[str, list[int]]] = {}
     sums: dict[str, dict[str, int]] = {}
     letters: dict[str, list[tuple[str, int]]] = {}
+    jobs: dict[str, list[int]] = {}
 
     def differs(self, expected: Outcome) -> str:
         """The first thing that is not as expected; empty if all is."""
@@ -115,19 +146,55 @@ class Outcome(msgspec.Struct):
 class Program:
     """What it consists of comes from `chance`: the same state gives the same program.
 
-    leads: it also has timers and crontabs that run on the leader.
+    clustered: it also has what takes several workers: timers and crontabs on the leader, standbys, questions to other
+    agents, a queue, events that kill their process.
     """
 
-    def __init__(self, chance: random.Random, leads: bool = False) -> None:
-        self.chance = chance
+    def __init__(self, chance: random.Random, clustered: bool = False) -> None:
+        self.chance, self.clustered = chance, clustered
         self.app = App("random", partitions=chance.choice([1, 1, 2, 3]), commit_interval=chance.choice([0.0, 0.1, 1.0]))
         self.sources = [self.app.topic(f"source{n}", key=str, value=int) for n in range(chance.choice([1, 2]))]
         self.nodes: list[Node] = []
         for number in range(chance.choice([1, 2, 3])):
             self.nodes.append(Node(self, number))
         self.sent: list[tuple[str, str, int]] = []
-        if leads:
+        if clustered:
             self._lead()
+            self._echo()
+            self._queue()
+
+    # --- what takes several workers --------------------------------------------------------------------------
+
+    async def die(self, by: object) -> None:
+        """The process is killed, by what this event does."""
+        raise NotImplementedError
+
+    def compute(self, seconds: float) -> None:
+        """The process does nothing else meanwhile."""
+        raise NotImplementedError
+
+    def _echo(self) -> None:
+        questions = self.app.topic("questions", key=str, value=int)
+
+        @self.app.agent(questions, name="echo", on_error=Retry(None))
+        async def echo(stream: Stream[int]) -> AsyncIterator[int]:
+            async for number in stream:
+                yield number
+
+        self.echo = echo
+
+    def _queue(self) -> None:
+        """The first agent gives work to a queue, and it is done at least once."""
+        self.queued = self.chance.random() < 0.25
+        if not self.queued:
+            return
+        self.jobs = self.app.queue("jobs", key=str, value=int)
+        self.done = self.app.topic("done", key=str, value=int)
+
+        @self.app.agent(self.jobs, name="worker", on_error=Retry(None))
+        async def work(stream: Stream[int]) -> None:
+            async for event in stream.events():
+                await self.done.send(event.value, key=event.key)
 
     def _lead(self) -> None:
         self.ticks = self.app.topic("ticks", key=str, value=float)
@@ -136,7 +203,17 @@ class Program:
         self.app.timer(SOMETIMES, on_leader=True, name="sometimes")(self.tick("sometimes"))
         if self.chance.random() < 0.3:
             self.app.background(self.be_alone)
+        if self.chance.random() < 0.3:
+            self.app.background(self.write_outside)
 
+    async def write_outside(self) -> None:
+        """Nobody can: it would be part of no commit."""
+        while True:
+            await self.app.sleep(7.0)
+            with contextlib.suppress(OutsideEvent):
+                self.nodes[0].sums["a"] = 1_000_000
+
+    queued = False
     held: HeldLock | None = None
     """The lock under which this worker does something by itself now."""
     entered: Callable[[HeldLock], None] = staticmethod(lambda held: None)
@@ -182,6 +259,10 @@ class Program:
             outcome.lists[node.name] = outcome.outputs[node.name] = node.in_order(lists)
         outcome.sums = {node.sums.name: _without_zeros(sums[node.sums.name]) for node in self.nodes}
         outcome.letters = {name: sorted(found) for name, found in letters.items()}
+        if self.queued:
+            outcome.jobs["jobs"] = sorted(
+                {one for found in outcome.lists[self.nodes[0].name].values() for one in found}
+            )
         return outcome
 
     async def outcome(self, running: Sequence[Program], sent: Callable[[Topic[str, int]], Iterable[Event]]) -> Outcome:
@@ -195,7 +276,7 @@ class Program:
                 outputs[event.key].append(event.value)
             outcome.outputs[node.name] = node.in_order(outputs)
             outcome.sums[node.sums.name] = _without_zeros(_together(twin.sums for twin in twins))
-            if node.bad and not node.skips:
+            if (node.bad or node.deadly) and not node.skips:
                 source = node.agent.plan.sources[0].topic.name
                 outcome.letters[source] = sorted(
                     [
@@ -204,6 +285,8 @@ class Program:
                     ]
                 )
         outcome.letters = {name: letters for name, letters in outcome.letters.items() if letters}
+        if self.queued:
+            outcome.jobs["jobs"] = sorted({event.value for event in sent(self.done)})
         return outcome
 
 

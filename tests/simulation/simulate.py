@@ -22,7 +22,7 @@ from thalweg.transports.memory import MemoryOptions
 from thalweg.url import Url
 
 from .cluster import START, Cluster
-from .loop import SimulatedLoop, TooManySteps
+from .loop import STARVED, SimulatedLoop, TooManySteps
 from .nemesis import Nemesis
 
 __all__ = ["Run", "run"]
@@ -81,6 +81,8 @@ def run(seed: int, keep: bool = False) -> Run:
             loop.run_until_complete(loop.create_task(simulation.run()))
         except TooManySteps as error:
             simulation.cluster.audit.violated(f"never comes to rest: {error}")
+        if loop.longest > STARVED:
+            simulation.cluster.audit.violated(f"a process did one thing for {loop.longest:.3f} s")
         gc.collect()  # exceptions that nobody has asked for are told of when their tasks are freed
     _GRAVEYARD.extend(loop.bury())
     gc.freeze()  # what is left is never looked at again
@@ -132,12 +134,14 @@ class _Simulation:
                     cluster.start()
                     await asyncio.sleep(chance.choice([0.0, 0.0, 0.1, 1.0]))
                 looking = asyncio.ensure_future(self.look())
+                asking = asyncio.ensure_future(cluster.ask_on_and_on(random.Random(chance.random())))
                 sending = asyncio.ensure_future(self.send())
                 await self.nemesis.rage(self.seconds)
                 await sending
                 self.note("no more faults")
                 await self.come_to_rest()
                 looking.cancel()
+                asking.cancel()
                 await self.stop()
 
     async def send(self) -> None:
@@ -156,6 +160,7 @@ class _Simulation:
             self.cluster.audit.look_at_owners()
 
     async def come_to_rest(self) -> None:
+        cluster = self.cluster
         if difference := await self.becomes_right(PATIENCE):
             self.cluster.audit.violated(f"after {PATIENCE:g} s without faults: {difference}")
             return
@@ -165,6 +170,8 @@ class _Simulation:
         # A marker that came late may have deposed an owner, who learns of it when it next commits, and starts over.
         if difference := await self.becomes_right(PATIENCE / 4):
             self.cluster.audit.violated(f"was right, and is no more: {difference}")
+        if difference := await cluster.differs_when_asked():
+            cluster.audit.violated(difference)
         self.cluster.look_at_ticks(None if self.nemesis.jumped else calm)
 
     async def becomes_right(self, patience: float) -> str:

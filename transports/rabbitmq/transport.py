@@ -153,6 +153,9 @@ class RabbitTransport:
         self._connection = Connection(self._endpoint, "writing")
         # Apart, as an alarm of the server stops a connection that writes, and reading is what may end the alarm.
         self._reading = Connection(self._endpoint, "reading")
+        # And apart from both: while a queue has no leader, the server holds up all that goes by the same connection.
+        self._queue_writing = Connection(self._endpoint, "writing queues")
+        self._queue_reading = Connection(self._endpoint, "reading queues")
         self._registry = Registry(self._connection, self._names)
         self._delays = Delays(self._connection, self._names)
         options = self._options
@@ -201,8 +204,8 @@ class RabbitTransport:
         await self._keeper.close()
         await self._registry.close()
         await self._numbers.close()
-        await self._reading.close()
-        await self._connection.close()
+        connections = (self._queue_writing, self._queue_reading, self._reading, self._connection)
+        await asyncio.gather(*(connection.close() for connection in connections))
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[TopicInfo]:
         self._use()
@@ -303,7 +306,7 @@ class RabbitTransport:
         place = await self._place_of(found, group)
         options = self._options
         channel = RabbitQueue(
-            self._connection, self._reading, self._delays, place, options.lease, options.message_bytes
+            self._queue_writing, self._queue_reading, self._delays, place, options.lease, options.message_bytes
         )
         self._open_channels = [known for known in self._open_channels if not known.closed] + [channel]
         return channel

@@ -306,6 +306,27 @@ async def test_urls_are_not_connected_to_in_tests() -> None:
         assert t._worker.mirrors == {}
 
 
+class Answerless(random.Random):
+    def random(self) -> float:
+        return 0.2
+
+
+async def test_what_it_took_without_an_answer_is_kept_no_longer() -> None:
+    database = Database()
+    app, source, sums = make_app(database)
+    async with app.test() as t:
+        await source.send(1, key="a")
+        await t.advance(1)
+        database.chance = Answerless()
+        await source.send(1, key="a")
+        await t.settle()
+        assert t._worker.kept_for_mirrors.size > 0
+        database.chance = None
+        await t.advance(60)
+        assert t._worker.kept_for_mirrors.size == 0
+        assert database.read("sums") == dict(sums.items()) == {"a": 2}
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_after_any_faults_it_holds_the_committed_state(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
