@@ -31,6 +31,8 @@ EVENTS = object()
 
 SUSPEND_EVERY = 0.010
 """Seconds (design rule 16)."""
+FEW, MANY = 16, 128
+"""Events, at first and at most, between two looks at the clock."""
 
 
 def _events_of(values: Iterable[tuple[Any, Ticket, bool]]) -> list[Ticket]:
@@ -46,7 +48,7 @@ class Lane(OpenEvent):
         self.number = number
         self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
         self._tickets: Iterator[Ticket] = iter(())
-        self._steps = 64
+        self._steps = FEW
         self._suspended = perf_counter()
         self._streams: list[AsyncGenerator[Any, None]] = []
         self._how: object = None  # the steps of the stream that is open
@@ -279,14 +281,16 @@ class Lane(OpenEvent):
             self._suspended_now()
 
     async def _breathe(self) -> None:
-        """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond."""
+        """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond, and
+        keeps it small enough that events which suddenly take long are noticed soon.
+        """
         elapsed = perf_counter() - self._suspended
         if elapsed > SUSPEND_EVERY:
             self._steps = max(1, self._steps // 2) if elapsed > 2 * SUSPEND_EVERY else self._steps
             await asyncio.sleep(0)
             self._suspended_now()
         elif elapsed < SUSPEND_EVERY / 8:
-            self._steps = min(1024, self._steps * 2)
+            self._steps = min(MANY, self._steps * 2)
 
     def _suspended_now(self) -> None:
         self._suspended = perf_counter()

@@ -55,6 +55,7 @@ class Member:
         self.program.die = self.die  # type: ignore[method-assign]
         self.process = cluster.loop.process(name)
         self.link = cluster.network.link(self.process)
+        self.link.misbehaved = cluster.audit.violated
         self.clock = self.program.app.clock = ProcessClock(cluster.loop)
         self.program.entered = lambda held: cluster.audit.alone(self, held)
         self.worker: Worker | None = None

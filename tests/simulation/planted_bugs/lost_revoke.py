@@ -1,31 +1,33 @@
-"""What a group takes from its member is not given up."""
+"""What the plan, or the group, takes from a worker is not given up."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from thalweg.runtime.holding import Holding
 from thalweg.runtime.membership import Membership
+from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import TaskKey
 
 
 @contextmanager
 def planted() -> Iterator[None]:
-    leave = Membership.leave
-    give_up = Holding.give_up
-
-    async def ignores(
-        self: Holding, key: TaskKey, in_good_order: bool = True, release: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    async def ignore(self: Ownership | Membership, key: TaskKey) -> None:
         """As if nothing had been said."""
-        if not in_good_order or release is not None:
-            await give_up(self, key, in_good_order, release)
 
-    async def leaves(self: Membership) -> None:
-        with patch.object(Holding, "give_up", give_up):
-            await leave(self)
-
-    with patch.object(Holding, "give_up", ignores), patch.object(Membership, "leave", leaves):
+    with ExitStack() as patches:
+        for owner in (Ownership, Membership):
+            _plant(patches, owner, ignore)
         yield
+
+
+def _plant(patches: ExitStack, owner: type[Ownership] | type[Membership], ignore: object) -> None:
+    leave, give_up = owner.leave, owner._give_up
+
+    async def leaves(self: Ownership | Membership) -> None:
+        with patch.object(owner, "_give_up", give_up):
+            await leave(self)  # type: ignore[arg-type]
+
+    patches.enter_context(patch.object(owner, "_give_up", ignore))
+    patches.enter_context(patch.object(owner, "leave", leaves))
