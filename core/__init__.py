@@ -27,7 +27,7 @@ from .policy import DeadLetter, Reject, Retry, RetryLater, Skip
 from .queue import Queue
 from .runtime.changes import Change
 from .stream import Stream
-from .table import Table
+from .table import Reading, Table
 from .topic import Topic
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "NotRunning",
     "OutsideEvent",
     "Queue",
+    "Reading",
     "Reject",
     "Retry",
     "RetryLater",

@@ -12,6 +12,7 @@ from .starting import worker_running
 
 if TYPE_CHECKING:
     from .app import App
+    from .runtime.recovery import Recovering
     from .runtime.worker import Worker
 
 __all__ = ["serve"]
@@ -21,8 +22,15 @@ log = logging.getLogger("thalweg")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-async def serve(app: App, started: Callable[[Worker], None] | None = None) -> None:
-    """Return after a clean stop; raise what the worker could not go on from. `started` is called once it runs."""
+async def serve(
+    app: App,
+    started: Callable[[Worker], None] | None = None,
+    recovering: Callable[[Recovering | None], None] | None = None,
+) -> None:
+    """Return after a clean stop; raise what the worker could not go on from.
+
+    started: called once it runs. recovering: told how far it is with reading journals, before it runs and later.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
     me = asyncio.current_task()
@@ -49,7 +57,7 @@ async def serve(app: App, started: Callable[[Worker], None] | None = None) -> No
         except (NotImplementedError, RuntimeError, ValueError):
             pass  # not the main thread, or no signals here: whoever embeds the app stops it
     try:
-        async with worker_running(app) as worker:
+        async with worker_running(app, recovering=recovering) as worker:
             starting = False
             if started is not None:
                 started(worker)

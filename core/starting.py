@@ -22,6 +22,7 @@ from .runtime import replies, roster
 from .runtime.clockwork import Clockwork
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
+from .runtime.recovery import Recovering
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Group, Worker
@@ -47,8 +48,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
 LEADER_GROUP = "leader"
-SNAPSHOT_BYTES = 4 * 1024 * 1024
-"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
+SNAPSHOT_BYTES = 512 * 1024
+"""A journal below this gets no snapshot: it replays fast as it is. See `Snapshotter`."""
 
 
 @asynccontextmanager
@@ -107,8 +108,12 @@ async def worker_running(
     stores: Stores | None = None,
     failures: Callable[[str, BaseException], None] | None = None,
     mirror_urls: bool = True,
+    recovering: Callable[[Recovering | None], None] | None = None,
 ) -> AsyncIterator[Worker]:
-    """The whole worker: started in order, stopped in reverse. mirror_urls: False feeds only those given as objects."""
+    """The whole worker: started in order, stopped in reverse. mirror_urls: False feeds only those given as objects.
+
+    recovering: told now and then, from before the worker has started, how far it is with reading journals.
+    """
     if app.is_running:
         raise ConfigurationError(f"app {app.id!r} runs already")
     app.load()
@@ -120,7 +125,7 @@ async def worker_running(
         stack.callback(stores.close)
         stack.callback(app.close_threads)
         mirrors = await _open_mirrors(app, stack, mirror_urls)
-        worker = _make_worker(app, running, stores, mirrors, failures)
+        worker = _make_worker(app, running, stores, mirrors, failures, recovering)
         running.worker = worker
         queues = [
             QueueRunner(worker, agent.plan, source)
@@ -400,6 +405,7 @@ def _make_worker(
     stores: Stores,
     mirrors: Mapping[str, Mirror],
     failures: Callable[[str, BaseException], None] | None,
+    recovering: Callable[[Recovering | None], None] | None,
 ) -> Worker:
     settings = Settings(
         clock=app.clock,
@@ -432,4 +438,5 @@ def _make_worker(
         running.send_any,
         running.roster,
         running.hear_answers,
+        recovering,
     )

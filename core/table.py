@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from .codec import TypeCodec
 from .errors import OutsideEvent, WrongType
@@ -16,11 +16,18 @@ if TYPE_CHECKING:
     from .runtime.changes import Change
     from .stream import Stream
 
-__all__ = ["Table"]
+__all__ = ["Reading", "Table"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+
+
+class Reading(NamedTuple, Generic[V]):
+    """What `table.ask(key, stale_ok=True)` answers. stale: it may be older than what is committed, or missing yet."""
+
+    value: V | None
+    stale: bool
 
 
 class Table(Generic[K, V]):
@@ -135,12 +142,19 @@ class Table(Generic[K, V]):
     def values(self) -> Iterator[V]:
         return (value for _, value in self.items())
 
-    async def ask(self, key: K, *, timeout: float = 10.0) -> V | None:
+    @overload
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[False] = False) -> V | None: ...
+    @overload
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[True]) -> Reading[V]: ...
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | Reading[V] | None:
         """The row, from whichever worker has it, as committed; if missing, the table's default, else None.
 
         timeout: seconds; TimeoutError says who was last known to have it. Inside an event it is no part of that.
+        stale_ok: where the owner cannot answer, as it died or is still reading its journal, a standby or what the owner
+        has read so far will do; the answer is a `Reading`, which says so.
         """
-        return await self._app.running.ask_table(self._plan, key, timeout)  # type: ignore[no-any-return]
+        value, stale = await self._app.running.ask_table(self._plan, key, timeout, stale_ok)
+        return Reading(value, stale) if stale_ok else value
 
     def changes(self) -> Stream[Change[K, V]]:
         """What commits do to the rows, as a stream for agents: exactly once where the table is, in order per key.

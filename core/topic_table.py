@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .capabilities import FOLLOWING, Log
 from .codec import checker_for
@@ -19,7 +19,7 @@ from .message import Position
 from .runtime.complaints import Complaints
 from .runtime.tables import TablePlan
 from .stream import Stream
-from .table import Table
+from .table import Reading, Table
 
 if TYPE_CHECKING:
     from .app import App
@@ -138,8 +138,13 @@ class Replica(Table[K, V]):
     def items(self) -> Iterator[tuple[K, V]]:
         return iter(list(self._rows.items()))
 
-    async def ask(self, key: K, *, timeout: float = 10.0) -> V | None:
-        return self._rows.get(key)
+    @overload
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[False] = False) -> V | None: ...
+    @overload
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: Literal[True]) -> Reading[V]: ...
+    async def ask(self, key: K, *, timeout: float = 10.0, stale_ok: bool = False) -> V | Reading[V] | None:
+        value = self._rows.get(key)
+        return Reading(value, True) if stale_ok else value
 
     def __setitem__(self, key: K, value: V) -> None:
         raise OutsideEvent(

@@ -44,6 +44,8 @@ _SETTINGS = (
     "journal_size_limit=67108864",
     "cache_size=-8192",  # KiB
 )
+SORTED = 100
+"""Above so many rows they are written in the order of the tree: neighbours find their page in the cache."""
 _GET = "SELECT value, crc FROM rows WHERE key = ?"
 _PUT = (
     "INSERT INTO rows VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value, crc = excluded.crc"
@@ -137,6 +139,8 @@ class SqliteStore:
     def apply(self, changes: Mapping[bytes, bytes | None], checkpoint: Checkpoint) -> None:
         self._place.check()
         written = [(key, value, crc32(value, crc32(key))) for key, value in changes.items() if value is not None]
+        if len(written) > SORTED:
+            written.sort()
         deleted = [(key,) for key, value in changes.items() if value is None]
         with self._transaction():
             self._connection.executemany(_PUT, written)

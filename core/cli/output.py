@@ -39,6 +39,11 @@ class Output:
         self._err = _console(sys.stderr)
 
     @property
+    def err(self) -> Console:
+        """Standard error: for logs and what moves there."""
+        return self._err
+
+    @property
     def height(self) -> int:
         return self._out.height
 

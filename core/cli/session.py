@@ -70,7 +70,7 @@ class Session:
         """Send logs to standard error, unless the program has set up logging for itself."""
         root = logging.getLogger()
         if not root.handlers:
-            root.addHandler(_handler())
+            root.addHandler(_handler(self.output.err))
             root.setLevel(self._log_level or default)
         elif self._log_level:
             root.setLevel(self._log_level)
@@ -90,10 +90,10 @@ def session_of(context: typer.Context) -> Session:
     return session
 
 
-def _handler() -> logging.Handler:
+def _handler(console: Console) -> logging.Handler:
     if sys.stderr.isatty():
         return RichHandler(
-            console=Console(stderr=True),
+            console=console,
             show_path=False,
             omit_repeated_times=False,
             log_time_format="[%H:%M:%S]",

@@ -17,6 +17,7 @@ from thalweg.runtime.worker import Worker
 from thalweg.serving import serve
 from thalweg.starting import mirrored
 
+from .bar import Bar
 from .declared import agent_rows, guarantee_name, schedule_rows, table_rows
 from .output import Output, facts, table, to_json
 from .session import session_of
@@ -50,7 +51,8 @@ def worker(
         _announce(app, running, output, time.monotonic() - began)
 
     try:
-        session.run(serve(app, announce))
+        with Bar(output.err) as bar:
+            session.run(serve(app, announce, bar.show if output.err.is_terminal else None))
     except asyncio.CancelledError:
         output.note("stopped at once; what was not committed will be done again")
         raise typer.Exit(130) from None

@@ -66,6 +66,7 @@ def _row(here: Here, heard: float, now: float) -> dict[str, Any]:
         "standbys": here.standbys,
         "leader": 0 in here.owns.get(LEADER_GROUP, ()),
         "leaving": here.leaving,
+        "recovering": here.recovering,
         "silent_seconds": round(silent, 3),
     }
 
@@ -78,6 +79,7 @@ def tasks_text(here: Here) -> str:
         if numbers
     ]
     parts += [f"standby of {group}: {_ranges(numbers)}" for group, numbers in sorted(here.standbys.items()) if numbers]
+    parts += [] if here.recovering is None else [f"recovering {here.recovering}"]
     return "; ".join([*parts, *(["leaving"] if here.leaving else [])]) or "none"
 
 

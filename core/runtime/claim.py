@@ -30,7 +30,11 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     """
     topic, index = journal
     replay = Replay(await worker.log(topic), index, store)
-    await replay.to_end()
+    progress = worker.recoveries.begin()
+    try:
+        await replay.to_end(progress)
+    finally:
+        progress.end()
     moved = worker.kept_elsewhere(group, store)
     if moved:
         raise orphaned(moved, topic, partitions)

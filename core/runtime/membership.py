@@ -110,6 +110,8 @@ class Membership:
             keys.extend((group, index) for index in part.standbys)
             coming.extend((group, index) for index in part.owned)
         self._stand_by(keys, coming)
+        if self._presence is not None:
+            self._presence.standing_by(keys)
 
     async def _lose(self, group: str) -> None:
         for key in self._held_of(group):

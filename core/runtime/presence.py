@@ -13,6 +13,7 @@ from thalweg.clock import Clock
 from thalweg.errors import ThalwegError
 from thalweg.message import Message
 
+from .recovery import Recovering
 from .roster import BEAT, Gone, Here, Roster, Word, as_messages
 from .task import TaskKey
 
@@ -22,6 +23,8 @@ log = logging.getLogger("thalweg")
 
 TOGETHER = 0.05
 """Seconds, at least, between two words: what changes in between is said in one."""
+RECOVERING_EVERY = 2.0
+"""Seconds between two words of how a recovery goes."""
 LAST_WORD = 1.0
 """Seconds that a worker which stops waits for its last word to be written."""
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
@@ -40,6 +43,7 @@ class Presence:
         self._roster, self._send, self._clock = roster, send, clock
         self._complaints = roster.complaints
         self._owned: set[TaskKey] = set()
+        self._recovering_said = clock.now()
         self._due = asyncio.Event()
         self._due.set()
 
@@ -61,6 +65,13 @@ class Presence:
 
     def hears_at(self, address: str) -> None:
         self._say(msgspec.structs.replace(self.here, reply=address))
+
+    def recovering(self, how: Recovering | None) -> None:
+        """Said once in a while: others only look at it."""
+        now = self._clock.now()
+        if how is None or now - self._recovering_said >= RECOVERING_EVERY:
+            self._recovering_said = now
+            self._say(msgspec.structs.replace(self.here, recovering=how))
 
     def leaving(self) -> None:
         self._say(msgspec.structs.replace(self.here, leaving=True))

@@ -21,6 +21,7 @@ from thalweg.errors import BrokerError, Gap
 from thalweg.message import Message, Position, Record
 
 from .complaints import Complaints
+from .recovery import Recovering
 
 __all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
 
@@ -45,6 +46,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     since: when it started, in milliseconds since the epoch.
     reply: the address in the app's reply topic where it hears questions; "" while it hears none.
     owns, standbys: task numbers by group. leaving: it gives up all that it has, and will be gone.
+    recovering: how far it is with reading the journals of tasks that it took.
     """
 
     me: str
@@ -58,6 +60,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     owns: Mapping[str, tuple[int, ...]] = {}
     standbys: Mapping[str, tuple[int, ...]] = {}
     leaving: bool = False
+    recovering: Recovering | None = None
 
     @property
     def name(self) -> str:
@@ -199,6 +202,18 @@ class Roster:
         """Who says that it runs the task; the one who said so last, where there are two."""
         found = [here for here in self.workers.values() if index in here.owns.get(group, ())]
         return max(found, key=lambda here: self.heard[here.me], default=None)
+
+    def standbys(self, group: str, index: int) -> list[Here]:
+        """Who says that it stands by for the task."""
+        return [here for here in self.workers.values() if index in here.standbys.get(group, ())]
+
+    def running(self, group: str, index: int) -> set[str]:
+        """The `me` of the task's owner, if there is one."""
+        owner = self.owner(group, index)
+        return set() if owner is None else {owner.me}
+
+    def running_or_standing_by(self, group: str, index: int) -> set[str]:
+        return self.running(group, index).union(here.me for here in self.standbys(group, index))
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from thalweg import headers as names
 from thalweg.capabilities import Log, Logs, require
 from thalweg.channel import Capability, Channel, Transport
 from thalweg.clock import Clock
-from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, StaleRead
+from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, StaleRead, StoreError
+from thalweg.journal.rows import prefix
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
@@ -266,21 +267,30 @@ class Running:
         where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
         return f"{what} is not {where}; `await table.ask(key)` asks the worker that has it"
 
-    async def ask_table(self, plan: TablePlan, key: Any, timeout: float) -> Any:
-        raw = await self.table_questions.ask(plan, key, timeout)
-        if raw is None:
-            return None if plan.default is None else plan.default()
-        return plan.decoded(key, raw)
+    async def ask_table(self, plan: TablePlan, key: Any, timeout: float, stale_ok: bool) -> tuple[Any, bool]:
+        """The value, and whether it may be stale."""
+        row = await self.table_questions.ask(plan, key, timeout, stale_ok)
+        if row.value is None:
+            return None if plan.default is None else plan.default(), row.stale
+        return plan.decoded(key, row.value), row.stale
 
     def _row(self, question: Question) -> Row:
-        """Of a table of this worker's, as committed."""
+        """Of a table of this worker's, as committed, or as it has come to a copy of it here."""
         task = None if self.worker is None else self.worker.serving(question.group, question.index)
         if task is None:
-            return Row(refused="which does not run it any more")
+            copied = self._copied(question) if question.stale_ok else None
+            return copied or Row(refused="which does not run it any more")
         state = task.tables.get(question.table)
         if state is None:
             return Row(refused="which knows no such table: another version of the program?")
         return Row(state.committed(state.row_of(question.key)))
+
+    def _copied(self, question: Question) -> Row | None:
+        store = None if self.worker is None else self.worker.copy_of(question.group, question.index)
+        try:
+            return None if store is None else Row(store.get(prefix(question.table) + question.key), stale=True)
+        except StoreError:
+            return None
 
 
 def _members(host: AgentTask) -> list[AgentTask]:

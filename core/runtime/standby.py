@@ -56,6 +56,12 @@ class Standbys:
         follower = self._followers.get(key[0])
         return None if follower is None else follower.take(key[1])
 
+    def store(self, group: str, index: int) -> Store | None:
+        """Of a task that is followed, to look into."""
+        follower = self._followers.get(group)
+        replay = None if follower is None else follower.replays.get(index)
+        return None if replay is None else replay.store
+
     async def close(self) -> None:
         await asyncio.gather(*(follower.close() for follower in self._followers.values()))
         self._followers.clear()

@@ -37,19 +37,27 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 
 
 class Question(msgspec.Struct, frozen=True):
-    """For one row. The task is named too, so that a change of partitions is no wrong answer."""
+    """For one row. The task is named too, so that a change of partitions is no wrong answer.
+
+    stale_ok: a copy may answer too: a standby's, or an owner's that has not yet read all of the journal.
+    """
 
     table: str
     group: str
     index: int
     key: bytes
+    stale_ok: bool = False
 
 
 class Row(msgspec.Struct, frozen=True):
-    """value: of the row as committed, None if there is none. refused: why it is not answered here, if it is not."""
+    """value: of the row as committed, None if there is none. refused: why it is not answered here, if it is not.
+
+    stale: what a copy has, which may be older than what is committed.
+    """
 
     value: bytes | None = None
     refused: str = ""
+    stale: bool = False
 
 
 _QUESTION, _ROW = codec_for(Question, "msgpack"), codec_for(Row, "msgpack")
@@ -70,13 +78,13 @@ class TableQuestions:
         self._complaints = Complaints(clock)
         replies.on_question = self._answer
 
-    async def ask(self, plan: TablePlan, key: Any, timeout: float) -> bytes | None:
+    async def ask(self, plan: TablePlan, key: Any, timeout: float, stale_ok: bool = False) -> Row:
         """The row as it lies in the store. Raises TimeoutError that says who was asked."""
         raw_key = plan.raw_key(key)
-        question = Question(plan.name, plan.group, plan.partition_of(raw_key, plan.partitions), raw_key)
-        here = self._serve(question)
+        question = Question(plan.name, plan.group, plan.partition_of(raw_key, plan.partitions), raw_key, stale_ok)
+        here = self._serve(_fresh(question))
         if not here.refused:
-            return here.value
+            return here
         search = _Search(question)
         try:
             async with self._clock.timeout(timeout):
@@ -86,14 +94,14 @@ class TableQuestions:
                 f"table {plan.name!r}, key {key!r}: no answer within timeout={timeout:g} s. {search}"
             ) from None
 
-    async def _search(self, search: _Search) -> bytes | None:
+    async def _search(self, search: _Search) -> Row:
         me = await self._hear()
         await self._roster.start()
         pause = FIRST_PAUSE
         while True:
-            here = self._serve(search.question)  # it may have come here meanwhile
+            here = self._serve(_fresh(search.question))  # it may have come here meanwhile
             if not here.refused:
-                return here.value
+                return here
             owner = self._roster.owner(search.question.group, search.question.index)
             search.owner, search.refused = owner or search.owner, "nobody runs it now" if owner is None else ""
             if owner is not None and owner.reply not in ("", me):
@@ -103,20 +111,37 @@ class TableQuestions:
                     self._complaints.warn("question", "table %s: a question: %s", search.question.table, error)
                     search.refused = str(error)
                 else:
-                    if row is None:
-                        search.refused = "which gave no answer"
+                    if row is not None and not row.refused:
+                        return row
+                    search.refused = "which gave no answer" if row is None else row.refused
+                    if row is None and not search.question.stale_ok:
                         continue
-                    if not row.refused:
-                        return row.value
-                    search.refused = row.refused
+            if search.question.stale_ok and (copied := await self._of_a_copy(search.question, me)) is not None:
+                return copied
             await in_time(self._clock, pause, self._roster.change())
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _ask(self, owner: Here, question: Question) -> Row | None:
-        """None: it gave no answer, or is not the owner any more."""
+    async def _of_a_copy(self, question: Question, me: str) -> Row | None:
+        here = self._serve(question)
+        if not here.refused:
+            return here
+        for other in self._roster.standbys(question.group, question.index):
+            if other.reply not in ("", me):
+                try:
+                    row = await self._ask(other, question)
+                except BrokerError as error:
+                    self._complaints.warn("question", "table %s: a question: %s", question.table, error)
+                else:
+                    if row is not None and not row.refused:
+                        return row
+        return None
+
+    async def _ask(self, asked: Here, question: Question) -> Row | None:
+        """None: it gave no answer, or does not run the task, or stand by for it, any more."""
+        of = self._roster.running_or_standing_by if question.stale_ok else self._roster.running
         answer, headers = self._replies.expect(_ROW)
         try:
-            await self._replies.send_question(owner.reply, _QUESTION.encode(question), headers)
+            await self._replies.send_question(asked.reply, _QUESTION.encode(question), headers)
             async with self._clock.timeout(PATIENCE):
                 while not answer.done():
                     changed = asyncio.ensure_future(self._roster.change())
@@ -124,8 +149,7 @@ class TableQuestions:
                         await asyncio.wait([answer, changed], return_when=asyncio.FIRST_COMPLETED)
                     finally:
                         changed.cancel()
-                    now = self._roster.owner(question.group, question.index)
-                    if not answer.done() and (now is None or now.me != owner.me):
+                    if not answer.done() and asked.me not in of(question.group, question.index):
                         return None
                 row: Row = answer.result()
                 return row
@@ -144,6 +168,10 @@ class TableQuestions:
             self._replies.give(f"table {question.table}", record, _ROW.encode(self._serve(question)))
         except Exception as error:
             self._complaints.warn("row", "a question for a row was dropped: %s", error, exc_info=error)
+
+
+def _fresh(question: Question) -> Question:
+    return msgspec.structs.replace(question, stale_ok=False)
 
 
 class _Search:

@@ -43,7 +43,7 @@ from .failures import dead_letter
 from .lane import Lane
 from .mirroring import Feed, Standing
 from .open_event import Rerun
-from .replay import Numbered, standing_of
+from .replay import Numbered, numbered, standing_of
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .tickets import Ticket, asked
@@ -149,6 +149,8 @@ class Task:
         marker = fold.marker  # by the name that the journal has had from the beginning
         assert marker is not None
         self._fold = fold
+        here = numbered(store)
+        self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
         self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
         self.changes = {
             plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
@@ -385,6 +387,11 @@ class Task:
             self._landing.set_result(None)
             self._landing = None
 
+    @property
+    def store(self) -> Store | None:
+        """To look into; None while it is closed."""
+        return self._store
+
     def read_row(self, key: bytes) -> bytes | None:
         """A row of the task's own, as committed."""
         return None if self._store is None else self._store.get(key)
@@ -446,7 +453,7 @@ class Task:
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         joining = self.deliveries.join(joining, rows)
         assert self._fold.marker is not None
-        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
+        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 
@@ -517,7 +524,8 @@ class Task:
         assert self._store is not None
         assert marker is not None
         assert self.deliveries is not None
-        local = {LOCAL_MARKER: encode(Numbered(marker, cut.number))}
+        before = self._snapshotter.committed(written.first, cut.size)
+        local = {LOCAL_MARKER: encode(Numbered(marker, cut.number, self._snapshotter.growth))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
@@ -529,8 +537,6 @@ class Task:
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
             self.worker.answer(cut.answers)
-        self._snapshotter.grew(cut.size)
-        before = self._snapshotter.committed(written.first)
         if before is not None and self._truncating is None:  # else the next snapshot's will do for both
             self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
         if self.checking:

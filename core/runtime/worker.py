@@ -30,6 +30,7 @@ from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
 from .presence import Presence
+from .recovery import Recoveries, Recovering
 from .roster import Roster
 from .settings import Settings
 from .source import Source
@@ -82,6 +83,7 @@ class Worker:
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
         roster: Roster,
         hear: Callable[[], Coroutine[Any, Any, str]],
+        recovering: Callable[[Recovering | None], None] | None = None,
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
@@ -112,6 +114,11 @@ class Worker:
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear = roster, hear
         self._presence = self._make_presence()
+        self.recoveries = Recoveries(settings.clock)
+        if self._presence is not None:
+            self.recoveries.watch.append(self._presence.recovering)
+        if recovering is not None:
+            self.recoveries.watch.append(recovering)
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
         self.writer: JournalWriter = writer_for(transport, self.new_log, settings.clock)
@@ -346,6 +353,11 @@ class Worker:
         if task is None or task.journal not in self.committer.tasks or not self.ownership.holds(task.key):
             return None
         return task
+
+    def copy_of(self, group: str, index: int) -> Store | None:
+        """What this worker has of a task's state: as a standby, or as an owner that may not serve it (yet)."""
+        task = self.tasks.get((group, index))
+        return self.standbys.store(group, index) if task is None else task.store
 
     def joins_commits(self, destination: Destination) -> bool:
         """Whether outputs to this destination may be part of the commit itself; else they go through an outbox."""

@@ -19,6 +19,7 @@ from thalweg import (
     Event,
     HeldLock,
     Queue,
+    Reading,
     Reject,
     Retry,
     RetryLater,
@@ -206,6 +207,8 @@ async def rows() -> None:
     assert_type(sum(totals.values()), int)
     assert_type(await totals.ask("ada"), int | None)
     assert_type(await latest.ask("ada", timeout=1), Deposit | Transfer | None)
+    assert_type(await totals.ask("ada", stale_ok=True), Reading[int])
+    assert_type((await totals.ask("ada", stale_ok=True)).value, int | None)
 
 
 # --- agents -----------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import pytest
-from thalweg import App, EncodeError, Stream, headers
+from thalweg import App, EncodeError, Reading, Stream, headers
 from thalweg.capabilities import Logs
 from thalweg.clock import VirtualClock
 from thalweg.errors import DecodeError
 from thalweg.message import Message
 from thalweg.registry import load_stores
+from thalweg.runtime.recovery import Progress
+from thalweg.runtime.replay import Replay
 from thalweg.runtime.worker import Worker
 from thalweg.starting import worker_running
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
@@ -33,14 +35,14 @@ KEYS = [f"key-{n}" for n in range(40)]
 class Member:
     """A worker or client of the app "bank", as in a process of its own."""
 
-    def __init__(self, rig: Rig, value: type = int) -> None:
+    def __init__(self, rig: Rig, value: type = int, standbys: int = 0) -> None:
         self.rig = rig
         self.transport = MemoryTransport(rig.broker, rig.options)
         self.app = App("bank", broker=self.transport, partitions=PARTITIONS, lease=LEASE)
         self.app.clock = rig.clock
         self.source = self.app.topic("source", key=str, value=int)
         self.questions = self.app.topic("questions", key=str, value=str)
-        self.sums = self.app.table("sums", key=str, value=value, default=int)
+        self.sums = self.app.table("sums", key=str, value=value, default=int, standbys=standbys)
         self.plain = self.app.table("plain", key=str, value=int)
         self.gate = asyncio.Event()
         self.gate.set()
@@ -77,8 +79,8 @@ class Rig:
         self.options = options
         self._stack = AsyncExitStack()
 
-    async def worker(self, value: type = int) -> Member:
-        member = Member(self, value)
+    async def worker(self, value: type = int, standbys: int = 0) -> Member:
+        member = Member(self, value, standbys)
         running = worker_running(member.app, transport=member.transport, stores=load_stores("memory://"))
         member.worker = await self.until(self._stack.enter_async_context(running))
         return member
@@ -190,6 +192,52 @@ async def test_questions_outlive_the_owner_that_they_were_sent_to(rig: Rig) -> N
     assert {answer for answer in answers if not isinstance(answer, TimeoutError)} == {5}
     assert f"worker {one.worker.me}" in str(lost[0])
     assert "no answer within timeout=5 s" in str(lost[0])
+
+
+async def test_a_standby_answers_for_an_owner_that_died_and_says_that_it_may_be_stale(rig: Rig) -> None:
+    one, two = await rig.worker(standbys=1), await rig.worker(standbys=1)
+    client = await rig.client()
+    await rig.even(one, two)
+    await add_all(rig, client, 5)
+    assert await rig.until(client.sums.ask(KEYS[0], stale_ok=True)) == Reading(5, stale=False)
+    while one.owned != {index for _, index in two.worker.standbys.keys}:
+        await rig.advance(0.5)
+    mine = next(key for key in KEYS if one.sums._plan.partition_of(key.encode(), PARTITIONS) in one.owned)
+    await rig.kill(one)
+    reading = asyncio.ensure_future(client.sums.ask(mine, timeout=LEASE / 2, stale_ok=True))
+    with pytest.raises(TimeoutError):
+        await rig.until(client.sums.ask(mine, timeout=LEASE / 2))
+    assert await rig.until(reading) == Reading(5, stale=True)
+    assert await rig.until(client.sums.ask(mine, timeout=60)) == 5
+
+
+async def test_an_owner_that_reads_its_journal_answers_where_stale_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(OPTIONS["locks"])
+    one = await rig.worker()
+    await add_all(rig, one, 5)
+    await rig.kill(one)
+    whole, reading = asyncio.Event(), asyncio.Event()
+    to_end = Replay.to_end
+
+    async def slow(replay: Replay, progress: Progress | None = None) -> None:
+        await to_end(replay, progress)
+        reading.set()
+        await whole.wait()
+
+    monkeypatch.setattr(Replay, "to_end", slow)
+    member = Member(rig)
+    running = worker_running(member.app, transport=member.transport, stores=load_stores("memory://"))
+    starting = asyncio.ensure_future(rig._stack.enter_async_context(running))
+    client = await rig.client()
+    while not reading.is_set():
+        await rig.advance(1)
+    assert await rig.until(client.sums.ask(KEYS[0], timeout=60, stale_ok=True)) == Reading(5, stale=True)
+    with pytest.raises(TimeoutError):
+        await rig.until(client.sums.ask(KEYS[0], timeout=5))
+    whole.set()
+    await rig.until(starting)
+    assert await rig.until(client.sums.ask(KEYS[0], stale_ok=True)) == Reading(5, stale=False)
+    await rig.close()
 
 
 async def test_where_nobody_runs_it_the_error_says_so(rig: Rig) -> None:
