@@ -31,7 +31,7 @@ EVENTS = object()
 
 SUSPEND_EVERY = 0.010
 """Seconds (design rule 16)."""
-FEW, MANY = 16, 128
+FEW, MANY = 8, 128
 """Events, at first and at most, between two looks at the clock."""
 
 
@@ -216,7 +216,7 @@ class Lane(OpenEvent):
             if self.host.commit_waits and not self.host.draining:
                 self._leave()
                 await self.host.let_commit()
-                self._suspended_now()
+                self.suspended()
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
                 if self.gathering and self.host.judged(ticket):
                     self.give_back([ticket])  # what becomes of it must not come before those that are gathered
@@ -225,7 +225,6 @@ class Lane(OpenEvent):
                     return ticket
             self._leave()
             part = await self.host.next(self, until)
-            self._suspended_now()
             if part is None:
                 return None
             self.part = part
@@ -278,7 +277,7 @@ class Lane(OpenEvent):
         if perf_counter() - self._suspended > SUSPEND_EVERY:
             self._leave()
             await asyncio.sleep(0)
-            self._suspended_now()
+            self.suspended()
 
     async def _breathe(self) -> None:
         """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond, and
@@ -288,11 +287,12 @@ class Lane(OpenEvent):
         if elapsed > SUSPEND_EVERY:
             self._steps = max(1, self._steps // 2) if elapsed > 2 * SUSPEND_EVERY else self._steps
             await asyncio.sleep(0)
-            self._suspended_now()
+            self.suspended()
         elif elapsed < SUSPEND_EVERY / 8:
             self._steps = min(MANY, self._steps * 2)
 
-    def _suspended_now(self) -> None:
+    def suspended(self) -> None:
+        """All others had their turn. (That something was awaited does not tell: it may have been there at once.)"""
         self._suspended = perf_counter()
 
     # --- running the agent ---------------------------------------------------------------------------------

@@ -6,20 +6,15 @@ from contextlib import AbstractContextManager
 from unittest.mock import patch
 
 from thalweg.runtime.ownership import Ownership
-from thalweg.runtime.roster import Plan
-from thalweg.runtime.task import TaskKey
 
-wanted = Ownership._wanted
+stand_by_as_planned = Ownership._stand_by_as_planned
+
+
+def anew(self: Ownership) -> None:
+    stand_by_as_planned(self)
+    for key in list(self._holding.opening):
+        self._group.create_task(self._give_up(key))
 
 
 def planted() -> AbstractContextManager[object]:
-    seen: dict[int, tuple[Ownership, Plan | None]] = {}  # by the identity of an ownership, kept with it
-
-    def anew(self: Ownership) -> set[TaskKey] | None:
-        if self._plan is None or (id(self) in seen and seen[id(self)][1] is self._plan):
-            return wanted(self)
-        seen[id(self)] = (self, self._plan)
-        self._changed.set()
-        return set()
-
-    return patch.object(Ownership, "_wanted", anew)
+    return patch.object(Ownership, "_stand_by_as_planned", anew)

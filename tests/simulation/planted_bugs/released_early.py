@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from unittest.mock import patch
 
-from thalweg.capabilities import Held
-from thalweg.runtime.ownership import Ownership
+from thalweg.runtime.holding import Holding
 from thalweg.runtime.task import TaskKey
 
-let_go = Ownership._let_go
+give_up = Holding.give_up
 
 
-async def lock_first(self: Ownership, key: TaskKey, held: Held | None, in_good_order: bool) -> None:
-    if held is not None:
-        await held.release()
-    await let_go(self, key, None, in_good_order)
+async def lock_first(
+    self: Holding, key: TaskKey, in_good_order: bool = True, release: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    if release is not None:
+        await release()
+    await give_up(self, key, in_good_order)
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(Ownership, "_let_go", lock_first)
+    return patch.object(Holding, "give_up", lock_first)
