@@ -283,7 +283,10 @@ class Running:
         state = task.tables.get(question.table)
         if state is None:
             return Row(refused="which knows no such table: another version of the program?")
-        return Row(state.committed(state.row_of(question.key)))
+        try:
+            return Row(state.committed(state.row_of(question.key)))
+        except StoreError as error:  # the task is about to start over
+            return Row(refused=str(error))
 
     def _copied(self, question: Question) -> Row | None:
         store = None if self.worker is None else self.worker.copy_of(question.group, question.index)
