@@ -36,13 +36,14 @@ class Place:
 
     damage: set by the store once it has found any. What is here is then set aside at the latest by `release`, or the
     next opener, if it does not read everything, would take it for sound. gone: others have deleted or replaced it.
+    full: it could not be written.
     """
 
     def __init__(self, folder: Path, name: str, suffix: str) -> None:
         self.path = folder / f"{check_name(name)}{suffix}"
         self.damage: Exception | None = None
         self._identity = (0, 0)
-        self.gone = False
+        self.gone = self.full = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path.with_name(f"{self.path.name}.lock"))
@@ -81,6 +82,7 @@ class Place:
         if self.damage is not None:
             return StoreDamaged(f"store {self.path}: {text}")
         if full:
+            self.full = True
             return StoreFull(
                 f"store {self.path} cannot be written: {text}. Nothing is lost: what it lacks is in the journal. Make "
                 "room, and it goes on by itself"

@@ -202,7 +202,7 @@ class RocksdbStore:
         except DbClosedError:
             pass
         except Exception as error:  # it is closed nevertheless; what it could not write, the journal gives again
-            known = self._place.damage is not None or self._place.gone
+            known = self._place.damage is not None or self._place.gone or self._place.full
             log.log(logging.DEBUG if known else logging.WARNING, "store %s: %s", self._place.path, error)
         self._place.release()
         self._closed(self)
