@@ -11,14 +11,14 @@ from thalweg.errors import BrokerError, Gap
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Rows, checksum
 from thalweg.journal.rows import encode
-from thalweg.journal.snapshot import LOCAL_MARKER
+from thalweg.journal.snapshot import LOCAL_MARKER, Growth
 from thalweg.message import Batch, Position
 from thalweg.store import Checkpoint, Store
 
 from .mirroring import Standing
 from .recovery import Progress
 
-__all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "standing_of"]
+__all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "numbered", "standing_of"]
 
 log = logging.getLogger("thalweg")
 
@@ -29,18 +29,23 @@ WAIT = 10.0
 
 
 class Numbered(msgspec.Struct, array_like=True):
-    """The store's own note of where in the numbering its checkpoint stands."""
+    """The store's own note of where in the numbering its checkpoint stands, and how large the journal was there."""
 
     marker: Marker
     number: int
+    growth: Growth = msgspec.field(default_factory=Growth)
+
+
+def numbered(store: Store) -> Numbered | None:
+    raw = store.get(LOCAL_MARKER)
+    return None if raw is None else journal_rows.decode(raw, type=Numbered)
 
 
 def standing_of(store: Store) -> Standing | None:
     """Where in the journal the store stands; None for an empty one."""
-    checkpoint, raw = store.checkpoint(), store.get(LOCAL_MARKER)
-    if checkpoint is None or raw is None:
+    checkpoint, local = store.checkpoint(), numbered(store)
+    if checkpoint is None or local is None:
         return None
-    local = journal_rows.decode(raw, type=Numbered)
     return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
 
 
@@ -63,14 +68,15 @@ class Replay:
         self.after: Position | None = None
         self.fold = Fold()
         self.keys = self.records = 0
+        self._growth = Growth()
         self._journal, self._partition = journal, partition
         self._pending: dict[bytes, bytes | None] = {}
         self._seen: Checkpoint | None = None  # of the last record in `_pending`,
         self._there: Numbered | None = None  # and where in the numbering it stands
-        standing = standing_of(store)
-        if standing is not None:
-            self.fold = Fold(standing.marker, standing.number)
-            self.after = standing.position
+        checkpoint, local = store.checkpoint(), numbered(store)
+        if checkpoint is not None and local is not None:
+            self.fold, self._growth = Fold(local.marker, local.number), local.growth
+            self.after = checkpoint.position
 
     async def to_end(self, progress: Progress | None = None) -> None:
         """Read what lies there now."""
@@ -122,7 +128,7 @@ class Replay:
         self._seen = None
         self.store.clear()
         self.after = None
-        self.fold = Fold()
+        self.fold, self._growth = Fold(), Growth()
 
     async def _step(self, timeout: float, until: bytes | None = None) -> bool:
         batches = await self._journal.read({self._partition: self.after}, READ_RECORDS, READ_BYTES, timeout)
@@ -140,6 +146,8 @@ class Replay:
             self.after = position
             if self.fold.fresh:
                 self._forget_rows()
+                self._growth = Growth()
+            self._growth.add(entry, len(record.value or b""))
             if entry is None:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
@@ -150,7 +158,7 @@ class Replay:
                 self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None
-                self._there = Numbered(self.fold.marker, self.fold.number)
+                self._there = Numbered(self.fold.marker, self.fold.number, self._growth)
         if len(self._pending) > REPLAY_ROWS:
             self.flush()
 

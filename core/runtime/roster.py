@@ -23,7 +23,7 @@ from thalweg.message import Message, Position, Record
 from .complaints import Complaints
 from .recovery import Recovering
 
-__all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
+__all__ = ["BEAT", "SUFFIX", "Delaying", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
 
 log = logging.getLogger("thalweg")
 
@@ -94,7 +94,13 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
         return self.number, self.version
 
 
-Word: TypeAlias = Here | Gone | Plan
+class Delaying(msgspec.Struct, frozen=True, tag_field="says", tag="delaying"):
+    """Somebody is about to delay messages, for the first time: their topic is there (`delays.py`)."""
+
+    me: str
+
+
+Word: TypeAlias = Here | Gone | Plan | Delaying
 
 _decoder = msgspec.json.Decoder(Word)
 
@@ -148,6 +154,7 @@ class Roster:
 
     workers: the last word of each worker that is there, by its `me`. heard: when it was said, by the worker's own
     clock, in seconds since the epoch. plan: the one in force, if there is one.
+    delaying: whether messages are known to be delayed, so that somebody must see to them.
     ready: set once the past has been read. limit: the largest message that the broker takes, in bytes.
     """
 
@@ -159,6 +166,7 @@ class Roster:
         self.workers: dict[str, Here] = {}
         self.heard: dict[str, float] = {}
         self.plan: Plan | None = None
+        self.delaying = False
         self.ready = asyncio.Event()
         self.complaints = Complaints(clock)
         """Shared by all that read and write the roster: where one fails, the others do."""
@@ -274,6 +282,9 @@ class Roster:
                 return False
             self.plan = word
             return True
+        if isinstance(word, Delaying):
+            known, self.delaying = self.delaying, True
+            return not known
         if isinstance(word, Gone):
             self._gone[word.me] = 0
             return self._drop(word.me)

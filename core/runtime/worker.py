@@ -26,6 +26,7 @@ from thalweg.store import Store, Stores
 from .agent_task import AgentTask
 from .committer import Committer
 from .complaints import Complaints
+from .delays import Delays
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -83,6 +84,7 @@ class Worker:
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
         roster: Roster,
         hear: Callable[[], Coroutine[Any, Any, str]],
+        delays: Delays | None,
         recovering: Callable[[Recovering | None], None] | None = None,
     ) -> None:
         self.app, self.app_id = app, app_id
@@ -112,7 +114,12 @@ class Worker:
         """Held while an event runs that may kill the process (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
-        self.roster, self._hear = roster, hear
+        self.roster, self._hear, self._delays = roster, hear, delays
+        agents = [agent for group in groups.values() for agent in group.agents]
+        self.delays_agent = next((agent for agent in agents if delays and agent.name == delays.plan.name), None)
+        """The agent that reads the topic of delays."""
+        self.delays_there = False
+        """Whether that topic is there, to be read."""
         self._presence = self._make_presence()
         self.recoveries = Recoveries(settings.clock)
         if self._presence is not None:
@@ -150,6 +157,8 @@ class Worker:
                 self._run(self._be_asked(self._presence), "reply address")
         if not any(group.partitions for group in self._groups.values()):
             return
+        if self._delays is not None:
+            self._run(self._await_delays(self._delays), "delays")
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
@@ -205,6 +214,13 @@ class Worker:
             except BrokerError as error:
                 self.complaints.warn("reply address", "questions cannot be heard, again in 1 s: %s", error)
                 await self.settings.clock.sleep(1)
+
+    async def _await_delays(self, delays: Delays) -> None:
+        """The topic of delays is there from the first delayed message on."""
+        self.delays_there = await delays.until_there()
+        for task in self.tasks.values():
+            if task.delayed is not None and self.delays_there:
+                task.delayed.begin()
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         service = asyncio.get_running_loop().create_task(coroutine, name=name)

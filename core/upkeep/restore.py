@@ -88,7 +88,7 @@ async def restore(app: App, file: Path, inputs: Inputs | None, tell: Callable[[s
         transport = app.running.transport
         existing = {info.name: info for info in await transport.topics()}
         await refuse_beside_workers(app, existing, "restored")
-        groups = {name: group.partitions for name, group in groups_of(app, transport).items()}
+        groups = {name: group.partitions for name, group in groups_of(app, transport, app.delays).items()}
         names_of = {(piece.group, piece.index): piece for piece in read(file) if isinstance(piece, Task)}
         missing = {group: n for group, _ in names_of if groups.get(group) != (n := head.groups[group])}
         if missing:

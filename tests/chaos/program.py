@@ -14,9 +14,22 @@ from thalweg import App, Stream, Table, Topic
 
 from chaos.trace import Trace
 
-__all__ = ["APP", "KINDS", "Account", "Options", "Payment", "Program", "Receipt", "amount_of", "key_of", "kind_of"]
+__all__ = [
+    "APP",
+    "KEYS",
+    "KINDS",
+    "Account",
+    "Options",
+    "Payment",
+    "Program",
+    "Receipt",
+    "amount_of",
+    "key_of",
+    "kind_of",
+]
 
 APP = "chaos"
+KEYS = 60
 KINDS = 5
 
 
@@ -56,18 +69,19 @@ def key_of(number: int, keys: int) -> str:
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Of the program. repartition: whether there are sums by kind. production: whether it is `Production`.
+    """Of the program. repartition: whether there are sums by kind. program: its name, see `programs.py`.
 
-    settings: more of the app's own.
+    settings: more of the app's own. snapshot_bytes: how much a journal grows, at least, until it is compacted.
     """
 
     broker: str
     partitions: int = 8
     lease: float = 10.0
     repartition: bool = True
-    production: bool = False
+    program: str = "payments"
     store: str = "memory://"
     settings: dict[str, Any] = {}
+    snapshot_bytes: int | None = None
 
 
 class Program:
@@ -104,3 +118,8 @@ class Program:
                 async for payment in stream:
                     kind, before = kind_of(payment.number), self.kinds[kind_of(payment.number)]
                     self.kinds[kind] = Account(before.count + 1, before.total + payment.amount)
+
+    async def send(self, numbers: range) -> None:
+        now = time.time()
+        payments = [(key_of(n, KEYS), Payment(n, amount_of(n), now)) for n in numbers]
+        await self.payments.send_many(payments)

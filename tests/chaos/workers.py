@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thalweg import starting
 from thalweg.serving import serve
 
-from chaos.production import Production
-from chaos.program import Options, Program
+from chaos.program import Options
+from chaos.programs import program_of
 from chaos.trace import Handled, Trace, read_trace
 
 __all__ = ["Worker", "Workers"]
@@ -157,7 +158,9 @@ def work(name: str, folder: Path, options: Options, traced: bool) -> None:
     os.setsid()  # a Ctrl-C is not meant for it
     speak_into(folder / f"{name}.log")
     trace = Trace(folder / f"{name}.trace") if traced else None
-    program = Production(options, trace) if options.production else Program(options, trace)
+    if options.snapshot_bytes is not None:
+        starting.SNAPSHOT_BYTES = options.snapshot_bytes
+    program = program_of(options, trace)
     asyncio.run(serve(program.app, lambda _: (folder / f"{name}.ready").touch()))
 
 

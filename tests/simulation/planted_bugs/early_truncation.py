@@ -11,8 +11,8 @@ from thalweg.message import Position
 committed = Snapshotter.committed
 
 
-def too_far(self: Snapshotter, first: Position) -> Position | None:
-    before = committed(self, first)
+def too_far(self: Snapshotter, first: Position, size: int) -> Position | None:
+    before = committed(self, first, size)
     return None if before is None else first
 
 
