@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .app import App
     from .runtime.delays import Delays
     from .runtime.lane import Lane
+    from .runtime.running import Running
     from .runtime.scheduled_run import ScheduledRun
     from .stream import Stream
     from .table import Table
@@ -99,8 +100,8 @@ class Topic(Generic[K, V]):
         id: str | None,
     ) -> None:
         """What is to wait, or has an id."""
-        delays = self._delays("send(delay=)" if delay else "send(id=)")
-        raw_id = None if id is None else _checked_id(id, self._title)
+        delays = delays_of(self._app.running, f"{self._title}: {'send(delay=)' if delay else 'send(id=)'}")
+        raw_id = None if id is None else checked_id(id, self._title)
         if not delay:
             assert raw_id is not None
             place, message = self._message(value, key, headers, timestamp, partition, lane)
@@ -127,17 +128,8 @@ class Topic(Generic[K, V]):
         Nothing happens if it has left, or if there is none. Outside an event it is durable when this returns; inside
         one it is part of the event's commit. Raises MissingCapability, BrokerError.
         """
-        delays = self._delays("cancel()")
-        await delays.put(self._title, self._name(_checked_id(id, self._title)), None, self._event())
-
-    def _delays(self, what: str) -> Delays:
-        running = self._app.running
-        if running.delays is None:
-            raise MissingCapability(
-                f"{self._title}: {what} needs a log, which {running.transport.description} does not offer; brokers "
-                "that do: memory://, sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
-            )
-        return running.delays
+        delays = delays_of(self._app.running, f"{self._title}: cancel()")
+        await delays.put(self._title, self._name(checked_id(id, self._title)), None, self._event())
 
     def _name(self, id: bytes) -> bytes:
         return self.name.encode() + b"\0" + id
@@ -366,7 +358,17 @@ def _longest(pieces: Iterable[bytes | None]) -> int:
     return max(map(len, filter(None, pieces)), default=0)
 
 
-def _checked_id(id: str, title: str) -> bytes:
+def delays_of(running: Running, what: str) -> Delays:
+    """Raises MissingCapability."""
+    if running.delays is None:
+        raise MissingCapability(
+            f"{what} needs a log, which {running.transport.description} does not offer; brokers that do: memory://, "
+            "sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
+        )
+    return running.delays
+
+
+def checked_id(id: str, title: str) -> bytes:
     """Raises WrongType."""
     raw = id.encode() if isinstance(id, str) else b""
     if not 0 < len(raw) <= LONGEST_ID:

@@ -23,7 +23,7 @@ from thalweg.message import Message, Position, Record
 from .complaints import Complaints
 from .recovery import Recovering
 
-__all__ = ["BEAT", "SUFFIX", "Delaying", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
+__all__ = ["BEAT", "SUFFIX", "Delaying", "Gone", "Here", "Plan", "Roster", "Size", "Word", "as_messages"]
 
 log = logging.getLogger("thalweg")
 
@@ -38,6 +38,10 @@ BACK = 3
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 
 
+Size: TypeAlias = tuple[int, int]
+"""Of a group: how many tasks, and how many standbys of each."""
+
+
 class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     """A worker's own word: who it is, and what it runs.
 
@@ -45,7 +49,8 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: larger with each word of this worker: an older one that comes late counts for nothing.
     since: when it started, in milliseconds since the epoch.
     reply: the address in the app's reply topic where it hears questions; "" while it hears none.
-    owns, standbys: task numbers by group. leaving: it gives up all that it has, and will be gone.
+    groups: those that its program has. owns, standbys: task numbers by group.
+    leaving: it gives up all that it has, and will be gone.
     recovering: how far it is with reading the journals of tasks that it took.
     """
 
@@ -57,6 +62,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: int = 0
     since: int = 0
     reply: str = ""
+    groups: Mapping[str, Size] = {}
     owns: Mapping[str, tuple[int, ...]] = {}
     standbys: Mapping[str, tuple[int, ...]] = {}
     leaving: bool = False

@@ -27,6 +27,7 @@ from .agent_task import AgentTask
 from .committer import Committer
 from .complaints import Complaints
 from .delays import Delays
+from .growth import watch_growth
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -99,6 +100,7 @@ class Worker:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception when the worker cannot go on."""
         self._stores, self._groups = stores, groups
+        self._sizes = {group.name: (group.partitions, group.standbys) for group in groups.values()}
         self.mirrors = mirrors
         """By table, of those that have one."""
         self.kept_for_mirrors = Kept()
@@ -136,12 +138,12 @@ class Worker:
         if Capability.LOG not in self.transport.capabilities:
             return None
         settings = self.settings
-        me = self.me, settings.worker_id, settings.zone
+        me = self.me, settings.worker_id, settings.zone, self._sizes
         return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
         transport, settings, presence = self.transport, self.settings, self._presence
-        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        sizes = self._sizes
         means = self._open_task, self._close_task, self.stand_by, presence
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
             return Membership(transport, self.app_id, self.me, sizes, settings, *means)
@@ -159,6 +161,10 @@ class Worker:
             return
         if self._delays is not None:
             self._run(self._await_delays(self._delays), "delays")
+        sources = [
+            source.topic for group in self._groups.values() for agent in group.agents for source in agent.sources
+        ]
+        self._run(watch_growth(self.transport, sources, self.settings.clock), "growth")
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
@@ -431,6 +437,8 @@ class Worker:
     def stand_by(self, keys: Collection[TaskKey], coming: Collection[TaskKey] = ()) -> None:
         """See `StandBy`. A task that runs here is followed when it has ceased to."""
         self._standing_by = frozenset(keys)
+        if self._presence is not None:
+            self._presence.standing_by(self._standing_by)
         coming = self.standbys.keys.intersection(coming)
         self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from thalweg import App, Retry, Stream
+from thalweg import App, Event, MissingCapability, Retry, Stream, WrongType
 from thalweg.dead_letters import replay
 from thalweg.message import Message
 
@@ -50,6 +50,7 @@ sends = st.lists(
 
 
 @pytest.mark.parametrize("broker", BROKERS)
+@settings(max_examples=40, deadline=None)
 @given(steps=sends)
 async def test_an_id_is_handled_once_by_each_agent_through_crashes_and_retries(
     broker: str, steps: list[tuple[str, str | None, bool] | str]
@@ -191,3 +192,41 @@ async def test_ids_sent_by_events_are_copies_too() -> None:
             await source.send(str(number), key=str(number))
             await t.settle()
         assert got == ["0"]
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_of_messages_to_a_queue_with_one_id_the_first_arrives(broker: str) -> None:
+    app = App("mail", partitions=2)
+    letters = app.queue("letters", key=str, value=str)
+    welcomes = app.topic("welcomes", key=str, value=str)
+    got: list[tuple[str, str]] = []
+
+    @app.agent(letters.stream().events())
+    async def post(stream: Stream[Event[str, str]]) -> None:
+        async for event in stream:
+            got.append((event.id, event.value))
+
+    @app.agent(welcomes)
+    async def welcome(stream: Stream[str]) -> None:
+        async for event in stream.events():
+            await letters.send(event.value, id=f"welcome-{event.key}", delay=30)
+
+    async with app.test(broker=broker) as t:
+        for value in ("first", "second"):
+            await letters.send(value, id="order-1")
+            await welcomes.send(value, key="ada")
+            await t.settle()
+            await t.crash()
+        await letters.send("without")
+        with pytest.raises(WrongType, match="id="):
+            await letters.send("x", id="")
+        await t.advance(29)
+        assert {value for _, value in got} == {"first", "without"}
+        await t.advance(2)
+        assert {id_ for id_, value in got if value == "first"} == {"order-1", "welcome-ada"}
+        assert {value for _, value in got} == {"first", "without"}  # of one, a copy may follow a crash: it is a queue
+    bare = App("bare")
+    jobs = bare.queue("jobs", value=str)
+    async with bare.test(broker="memory://?log=false"):
+        with pytest.raises(MissingCapability, match="needs a log"):
+            await jobs.send("x", id="1")
