@@ -125,6 +125,7 @@ class Link(MemoryTransport):
         effect: Callable[[], Coroutine[Any, Any, T]],
         others: Iterable[str] = (),
         journals: Iterable[tuple[str, int]] = (),
+        in_part: Callable[[], Coroutine[Any, Any, T]] | None = None,
     ) -> T:
         """Send a request and wait for its answer. Raises `BrokerError`, `AmbiguousCommit`, or what the broker says."""
         topics = {topic, *others}
@@ -136,7 +137,10 @@ class Link(MemoryTransport):
             network.written(topics)
             return result
         reply = _Reply()
-        fate = network.chance.choice(["refused", "lost", "unanswered", "late"]) if fails else ""
+        fates = ["refused", "lost", "unanswered", "late", *(["holed"] if in_part is not None else [])]
+        fate = network.chance.choice(fates) if fails else ""
+        if fate == "holed" and in_part is not None:
+            effect = in_part
         if fate == "refused":
             await asyncio.sleep(there)
             raise BrokerError(f"refused: a write to {topic!r}")
@@ -236,7 +240,21 @@ class LinkedLog:
     ) -> Mapping[int, Sequence[Position]]:
         copies = {partition: list(messages) for partition, messages in records.items()}
         journals = [(self._topic, partition) for partition in copies]
-        return await self._link.write(self._topic, lambda: self._server.append(copies), (), journals)
+        holed = {partition: self._with_a_hole(messages) for partition, messages in copies.items()}
+        return await self._link.write(
+            self._topic,
+            lambda: self._server.append(copies),
+            (),
+            journals,
+            None if holed == copies else lambda: self._server.append(holed),
+        )
+
+    def _with_a_hole(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """One of them does not arrive, and those after it do: so it may go with appends that are pipelined."""
+        if len(messages) < 2:
+            return messages
+        lost = self._link.network.chance.randrange(len(messages) - 1)
+        return [message for index, message in enumerate(messages) if index != lost]
 
     async def read(
         self, after: Mapping[int, Position | None], limit: int, max_bytes: int, timeout: float

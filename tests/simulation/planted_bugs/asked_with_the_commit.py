@@ -10,6 +10,8 @@ from thalweg.runtime.context import current_lane
 from thalweg.runtime.lane import Lane
 from thalweg.runtime.running import Running
 
+RULE = "11"
+
 ask = Running._ask
 
 

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.journal.records import Entry, Fold, Marker
 
+RULE = "6"
+
 feed = Fold.feed
 
 

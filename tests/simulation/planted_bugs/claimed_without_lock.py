@@ -11,6 +11,8 @@ from thalweg.capabilities import Held
 from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import TaskKey
 
+RULE = "7"
+
 take = Ownership._take
 
 

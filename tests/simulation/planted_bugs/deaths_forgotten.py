@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.runtime.agent_task import AgentTask
 
+RULE = "12"
+
 
 def planted() -> AbstractContextManager[object]:
     return patch.object(AgentTask, "restore_suspects", lambda self, suspects: None)

@@ -8,6 +8,8 @@ from unittest.mock import patch
 from thalweg.journal.rows import Reached, encode, reached_key
 from thalweg.runtime.topic_input import TopicInput
 
+RULE = "3"
+
 collect = TopicInput.collect
 
 

@@ -8,6 +8,8 @@ from unittest.mock import patch
 from thalweg import headers, topic
 from thalweg.message import Headers
 
+RULE = "15"
+
 assert topic.names is headers
 
 

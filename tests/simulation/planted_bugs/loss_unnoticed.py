@@ -9,6 +9,8 @@ from thalweg.capabilities import Held
 from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import TaskKey
 
+RULE = "ownership"
+
 
 async def ignore(self: Ownership, key: TaskKey, held: Held) -> None:
     """As if it could not be lost."""

@@ -11,6 +11,8 @@ from thalweg.runtime.membership import Membership
 from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import TaskKey
 
+RULE = "ownership"
+
 give_up = Holding.give_up
 
 

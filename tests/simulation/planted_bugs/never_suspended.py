@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.runtime.lane import Lane
 
+RULE = "16"
+
 
 async def on_and_on(self: Lane) -> None:
     """As if there were no others."""

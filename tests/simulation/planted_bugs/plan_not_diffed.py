@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.runtime.ownership import Ownership
 
+RULE = "ownership"
+
 stand_by_as_planned = Ownership._stand_by_as_planned
 
 

@@ -10,6 +10,8 @@ from thalweg.runtime.standby import Standbys
 from thalweg.runtime.task import TaskKey
 from thalweg.store import Store
 
+RULE = "ownership"
+
 
 def planted() -> AbstractContextManager[object]:
     warm: dict[int, Store] = {}  # stores of standbys, by their identity

@@ -9,6 +9,8 @@ from unittest.mock import patch
 from thalweg.runtime.holding import Holding
 from thalweg.runtime.task import TaskKey
 
+RULE = "7"
+
 give_up = Holding.give_up
 
 

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.runtime.parking import Parking
 
+RULE = "13"
+
 
 def planted() -> AbstractContextManager[object]:
     init = Parking.__init__

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.table import Table
 
+RULE = "14"
+
 setitem = Table.__setitem__
 
 

@@ -8,6 +8,8 @@ from unittest.mock import patch
 from thalweg.message import Record
 from thalweg.runtime.roster import Roster
 
+RULE = "ownership"
+
 hear = Roster._hear
 
 
