@@ -98,13 +98,14 @@ class Ownership:
                 try:
                     async with aclosing(self._members(peers)) as members:
                         async for live in members:
-                            coordinator.live = live
+                            coordinator.live, coordinator.sure = live, True
                             coordinator.look()
                             self._changed.set()
                             planning = planning or asyncio.get_running_loop().create_task(coordinator.run())
                             backoff = RETRY
                 except BrokerError as error:
                     self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
+                coordinator.sure = False
                 await self._settings.clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
         finally:
