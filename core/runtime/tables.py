@@ -31,7 +31,7 @@ MISSING: Final = _Missing()
 """A row known to be absent; never shown to users."""
 
 HOT_ROWS, HOT_BYTES, FEWEST = 100_000, 32 << 20, 1000
-"""How many rows a task keeps as Python objects per table, beyond those that changed since the last commit. Of large ones
+"""How many rows a task keeps as Python objects per table, beyond what changed since the last commit. Of large ones
 fewer: bytes as encoded, by the size of some of them.
 """
 
