@@ -30,7 +30,7 @@ RATE = 1000
 """Transfers a second, at most."""
 PACE = 1.0
 """Seconds from when all is well again to the next fault, about."""
-SNAPSHOT = 200_000
+SNAPSHOT = 100_000
 """Bytes: a task of the bank writes so much in a few seconds, and is compacting for half of the time."""
 
 
