@@ -26,7 +26,7 @@ from chaos.servers import own_broker
 
 __all__ = ["Trial", "in_memory", "trial"]
 
-RATE = 1000
+RATE = 2000
 """Transfers a second, at most."""
 PACE = 1.0
 """Seconds from when all is well again to the next fault, about."""
