@@ -20,10 +20,10 @@ from thalweg.errors import BrokerError, Superseded
 from thalweg.message import Message
 
 from .complaints import Complaints
-from .coordinator import Coordinator, Size
+from .coordinator import Coordinator
 from .holding import Holding, StandBy, together
 from .presence import Presence
-from .roster import Plan, Roster
+from .roster import Plan, Roster, Size
 from .settings import Settings
 from .task import TaskKey
 
@@ -75,7 +75,7 @@ class Ownership:
         self._backoff = RETRY
         self._coordinator: Coordinator | None = None
         if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
-            self._coordinator = Coordinator(transport, app_id, me, sizes, roster, settings, send)
+            self._coordinator = Coordinator(transport, app_id, me, roster, settings, send)
         self._plan: Plan | None = None
         self.settled = asyncio.Event()
         """Set when every task that is this worker's by the first plan that knows it has been opened once."""
@@ -153,7 +153,6 @@ class Ownership:
             if plan is not None and name in dict(enumerate(plan.standbys.get(group, ()))).get(index, ())
         ]
         self._stand_by(keys, (self._wanted() or set()) - self._holding.opening.keys())
-        self._presence.standing_by(keys)
 
     def _wanted(self) -> set[TaskKey] | None:
         """None: nobody has said yet."""

@@ -23,7 +23,7 @@ from thalweg.message import Message, Position, Record
 from .complaints import Complaints
 from .recovery import Recovering
 
-__all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
+__all__ = ["BEAT", "SUFFIX", "Delaying", "Gone", "Here", "Plan", "Roster", "Size", "Word", "as_messages"]
 
 log = logging.getLogger("thalweg")
 
@@ -38,6 +38,10 @@ BACK = 3
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 
 
+Size: TypeAlias = tuple[int, int]
+"""Of a group: how many tasks, and how many standbys of each."""
+
+
 class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     """A worker's own word: who it is, and what it runs.
 
@@ -45,7 +49,8 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: larger with each word of this worker: an older one that comes late counts for nothing.
     since: when it started, in milliseconds since the epoch.
     reply: the address in the app's reply topic where it hears questions; "" while it hears none.
-    owns, standbys: task numbers by group. leaving: it gives up all that it has, and will be gone.
+    groups: those that its program has. owns, standbys: task numbers by group.
+    leaving: it gives up all that it has, and will be gone.
     recovering: how far it is with reading the journals of tasks that it took.
     """
 
@@ -57,6 +62,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: int = 0
     since: int = 0
     reply: str = ""
+    groups: Mapping[str, Size] = {}
     owns: Mapping[str, tuple[int, ...]] = {}
     standbys: Mapping[str, tuple[int, ...]] = {}
     leaving: bool = False
@@ -94,7 +100,13 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
         return self.number, self.version
 
 
-Word: TypeAlias = Here | Gone | Plan
+class Delaying(msgspec.Struct, frozen=True, tag_field="says", tag="delaying"):
+    """Somebody is about to delay messages, for the first time: their topic is there (`delays.py`)."""
+
+    me: str
+
+
+Word: TypeAlias = Here | Gone | Plan | Delaying
 
 _decoder = msgspec.json.Decoder(Word)
 
@@ -148,6 +160,7 @@ class Roster:
 
     workers: the last word of each worker that is there, by its `me`. heard: when it was said, by the worker's own
     clock, in seconds since the epoch. plan: the one in force, if there is one.
+    delaying: whether messages are known to be delayed, so that somebody must see to them.
     ready: set once the past has been read. limit: the largest message that the broker takes, in bytes.
     """
 
@@ -159,6 +172,7 @@ class Roster:
         self.workers: dict[str, Here] = {}
         self.heard: dict[str, float] = {}
         self.plan: Plan | None = None
+        self.delaying = False
         self.ready = asyncio.Event()
         self.complaints = Complaints(clock)
         """Shared by all that read and write the roster: where one fails, the others do."""
@@ -274,6 +288,9 @@ class Roster:
                 return False
             self.plan = word
             return True
+        if isinstance(word, Delaying):
+            known, self.delaying = self.delaying, True
+            return not known
         if isinstance(word, Gone):
             self._gone[word.me] = 0
             return self._drop(word.me)

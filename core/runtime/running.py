@@ -18,6 +18,7 @@ from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
 
 from .agent_task import AgentTask
 from .context import current_lane
+from .delays import Delays
 from .lane import Lane
 from .mutex import Mutexes
 from .replies import REPLY_TO, Replies
@@ -76,6 +77,7 @@ class Running:
         self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
         self.roster = Roster(app_id, self._open_log, clock, self.message_bytes)
         """Nothing is read before its `start`."""
+        self.delays: Delays | None = None
         self.table_questions = TableQuestions(self.replies, self.hear_answers, self.roster, clock, self._row)
 
     async def _open_log(self, topic: str) -> Log:
@@ -283,7 +285,10 @@ class Running:
         state = task.tables.get(question.table)
         if state is None:
             return Row(refused="which knows no such table: another version of the program?")
-        return Row(state.committed(state.row_of(question.key)))
+        try:
+            return Row(state.committed(state.row_of(question.key)))
+        except StoreError as error:  # the task is about to start over
+            return Row(refused=str(error))
 
     def _copied(self, question: Question) -> Row | None:
         store = None if self.worker is None else self.worker.copy_of(question.group, question.index)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, Form
-from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, WrongPartition
+from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, StoreError, WrongPartition
 from thalweg.journal.rows import below, prefix
 from thalweg.mirror import Mirrors
 from thalweg.store import Store
@@ -81,10 +81,14 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
+    __slots__ = ("_broken", "_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
 
-    def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
+    def __init__(
+        self, plan: TablePlan, partition: int, store: Store, broken: Callable[[StoreError], None] = lambda _: None
+    ) -> None:
+        """broken: told when the store cannot be read, whoever reads, and whatever they make of the error."""
         self.plan = plan
+        self._broken = broken
         self.partition = partition
         self.hot: dict[Any, Any] = {}
         self.dirty: dict[Any, bool | None] = {}  # True: but for an open event's change, a cut has the row already
@@ -103,12 +107,16 @@ class TableState:
     def stored(self, key: Any) -> Any:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
-        raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
+        raw = self.flying[raw_key] if raw_key in self.flying else self.committed(raw_key)
         return MISSING if raw is None else self.plan.decoded(key, raw)
 
     def committed(self, row: bytes) -> bytes | None:
         """What the store has in a row."""
-        return self._store.get(row)
+        try:
+            return self._store.get(row)
+        except StoreError as error:
+            self._broken(error)
+            raise
 
     def key_of(self, row: bytes) -> bytes:
         """The key, encoded, of a row in the store."""
@@ -207,10 +215,14 @@ class TableState:
         before = self._before(open_lanes)
         changed = {key: before[key] if key in before else self._apart(value) for key, value in self.hot.items()}
         cut = len(self._prefix)
-        for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
-            key = self.plan.decode_key(raw_key[cut:])
-            if key not in changed:
-                yield key, self.plan.decoded(key, raw)
+        try:
+            for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
+                key = self.plan.decode_key(raw_key[cut:])
+                if key not in changed:
+                    yield key, self.plan.decoded(key, raw)
+        except StoreError as error:
+            self._broken(error)
+            raise
         for key, value in changed.items():
             if value is not MISSING:
                 yield key, value

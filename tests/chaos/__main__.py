@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 
+from chaos.ending import run_to_the_end
 from chaos.run import Run, run
 from chaos.servers import KINDS
 from chaos.trial import Trial, in_memory, trial
@@ -33,7 +33,7 @@ def main() -> int:
     if unknown := sorted(set(kinds) - set(known)):
         parser.error(f"no such broker: {', '.join(unknown)}; there are {', '.join(known)}")
     seeds = options.seeds or (1 if bank else 5)
-    return asyncio.run(all_runs(kinds, range(options.seed, options.seed + seeds), options))
+    return run_to_the_end(all_runs(kinds, range(options.seed, options.seed + seeds), options))
 
 
 async def all_runs(kinds: list[str], seeds: range, options: argparse.Namespace) -> int:

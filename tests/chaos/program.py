@@ -71,7 +71,8 @@ def key_of(number: int, keys: int) -> str:
 class Options(msgspec.Struct, frozen=True):
     """Of the program. repartition: whether there are sums by kind. program: its name, see `programs.py`.
 
-    settings: more of the app's own. snapshot_bytes: how much a journal grows, at least, until it is compacted.
+    settings: more of the app's own. standbys: of the accounts.
+    snapshot_bytes: how much a journal grows, at least, until it is compacted.
     """
 
     broker: str
@@ -81,6 +82,7 @@ class Options(msgspec.Struct, frozen=True):
     program: str = "payments"
     store: str = "memory://"
     settings: dict[str, Any] = {}
+    standbys: int = 0
     snapshot_bytes: int | None = None
 
 
@@ -96,7 +98,9 @@ class Program:
         )
         self.payments: Topic[str, Payment] = app.topic("payments", key=str, value=Payment)
         self.receipts: Topic[str, Receipt] = app.topic("receipts", key=str, value=Receipt)
-        self.accounts: Table[str, Account] = app.table("accounts", key=str, value=Account, default=Account)
+        self.accounts: Table[str, Account] = app.table(
+            "accounts", key=str, value=Account, default=Account, standbys=options.standbys
+        )
         self.kinds: Table[str, Account] = app.table("kinds", key=str, value=Account, default=Account)
         me = os.getpid()
 

@@ -17,6 +17,7 @@ from thalweg import starting
 from thalweg.journal import snapshot
 from thalweg.serving import serve
 
+from chaos.ending import die_with_starter
 from chaos.program import Options
 from chaos.programs import program_of
 from chaos.trace import Handled, Trace, read_trace
@@ -25,8 +26,8 @@ __all__ = ["Worker", "Workers"]
 
 _context = multiprocessing.get_context("forkserver")  # with everything imported: as real as a new one, without the wait
 _context.set_forkserver_preload(
-    ["thalweg.serving", "thalweg.starting", *(f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis"))]
-    + [f"thalweg.transports.{name}" for name in ("kafka", "nats", "rabbitmq")]
+    ["chaos.run", "thalweg.serving", "thalweg.stores.memory"]  # chaos.run: what the starting program has imported
+    + [f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis", "kafka", "nats", "rabbitmq")]
 )
 
 
@@ -157,6 +158,7 @@ class Workers:
 def work(name: str, folder: Path, options: Options, traced: bool) -> None:
     """What a worker process does."""
     os.setsid()  # a Ctrl-C is not meant for it
+    die_with_starter()
     speak_into(folder / f"{name}.log")
     trace = Trace(folder / f"{name}.trace") if traced else None
     if options.snapshot_bytes is not None:

@@ -21,7 +21,7 @@ LEASE = 10.0
 
 
 def owned(worker: Worker) -> set[int]:
-    return {index for group, index in worker.tasks if worker.serving(group, index) is not None}
+    return {index for group, index in worker.tasks if group == GROUP and worker.serving(group, index) is not None}
 
 
 def shares(*workers: Worker) -> list[int]:
@@ -183,6 +183,25 @@ async def test_of_two_workers_of_one_id_the_newer_goes_on_and_the_older_learns_w
         newer = await second
         await town.advance(LEASE + 2)
         assert owned(newer) == ALL
+
+
+@pytest.mark.parametrize("later_first", [False, True], ids=["the older release plans", "the later release plans"])
+async def test_while_a_release_is_rolled_out_each_group_is_run_by_those_that_have_it(
+    town: Town, later_first: bool
+) -> None:
+    def of_more(worker: Worker) -> list[int]:
+        return [index for group, index in worker.tasks if group == "2"]
+
+    releases = (2, None) if later_first else (None, 2)
+    async with town.worker(more=releases[0]) as first, town.worker(more=releases[1]) as second:
+        await town.advance(5)
+        older, later = (second, first) if later_first else (first, second)
+        assert shares(first, second) == [2, 2]
+        assert (of_more(older), sorted(of_more(later))) == ([], [0, 1])
+        async with town.worker(more=2) as third:
+            await town.advance(5)
+            assert shares(first, second, third) == [1, 1, 2]
+            assert sorted(map(len, map(of_more, (older, later, third)))) == [0, 1, 1]
 
 
 async def test_a_plan_of_an_earlier_coordinator_counts_for_nothing(town: Town) -> None:
