@@ -30,8 +30,10 @@ class _Missing:
 MISSING: Final = _Missing()
 """A row known to be absent; never shown to users."""
 
-HOT_ROWS = 100_000
-"""How many rows a task keeps as Python objects per table, beyond those that changed since the last commit."""
+HOT_ROWS, HOT_BYTES, FEWEST = 100_000, 32 << 20, 1000
+"""How many rows a task keeps as Python objects per table, beyond what changed since the last commit. Of large ones
+fewer: bytes as encoded, by the size of some of them.
+"""
 
 
 class TablePlan(msgspec.Struct):
@@ -81,7 +83,7 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_broken", "_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
+    __slots__ = ("_broken", "_prefix", "_sampled", "_samples", "_store", "dirty", "flying", "hot", "partition", "plan")
 
     def __init__(
         self, plan: TablePlan, partition: int, store: Store, broken: Callable[[StoreError], None] = lambda _: None
@@ -95,6 +97,7 @@ class TableState:
         self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
+        self._sampled, self._samples = 0, 1  # bytes of so many rows
 
     def fetch(self, key: Any) -> Any:
         """The value as it is now, or MISSING."""
@@ -108,7 +111,16 @@ class TableState:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
         raw = self.flying[raw_key] if raw_key in self.flying else self.committed(raw_key)
-        return MISSING if raw is None else self.plan.decoded(key, raw)
+        if raw is None:
+            return MISSING
+        self._sample(raw)
+        return self.plan.decoded(key, raw)
+
+    def _sample(self, raw: bytes) -> None:
+        self._sampled += len(raw)
+        self._samples += 1
+        if self._samples > FEWEST:
+            self._sampled, self._samples = self._sampled // 2, self._samples // 2
 
     def committed(self, row: bytes) -> bytes | None:
         """What the store has in a row."""
@@ -146,6 +158,7 @@ class TableState:
             before.update(lane.before(self))
         lent = self._lent(open_lanes)
         plan = self.plan
+        raw: bytes | None = None
         for key, collected in self.dirty.items():
             if key in lent or (collected and key in before):
                 continue
@@ -162,6 +175,8 @@ class TableState:
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw
+        if raw is not None:
+            self._sample(raw)
         kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
         self.dirty.update(kept)
@@ -181,11 +196,12 @@ class TableState:
         return raw == stored
 
     def trim(self) -> None:
-        """Forget the oldest clean rows beyond HOT_ROWS. Only with no commit in flight: clean rows are in the store."""
-        surplus = len(self.hot) - HOT_ROWS
+        """Forget the oldest clean rows beyond what is kept. With no commit in flight: the store has what is clean."""
+        most = min(HOT_ROWS, max(FEWEST, HOT_BYTES * self._samples // (self._sampled + 1)))
+        surplus = len(self.hot) - most
         if surplus > 0:
             clean = (key for key in self.hot if key not in self.dirty)
-            for key in [key for _, key in zip(range(surplus + HOT_ROWS // 10), clean, strict=False)]:
+            for key in [key for _, key in zip(range(surplus + most // 10), clean, strict=False)]:
                 del self.hot[key]
 
     def look(self, key: Any, open_lanes: Sequence[OpenEvent]) -> Any:
