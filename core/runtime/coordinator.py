@@ -27,7 +27,7 @@ QUIET, LONGEST = 1.0, 3.0
 """Seconds without another newcomer, and in all, until those who came are planned for."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LONGEST_BACKOFF = 5.0
+LONGEST_BACKOFF = 2.0
 
 Size = tuple[int, int]
 """Of a group: how many tasks, and how many standbys of each."""
