@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate brokers certificates bench bench-ownership chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers certificates bench bench-ownership bench-compaction bench-guarantees chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -43,10 +43,25 @@ bench-ownership: env ## Measure takeovers, pauses and moves of tasks on every br
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python benchmarks/ownership.py $(ARGS)
 
-chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1
+bench-compaction: env ## Measure how journals stay small, and what that costs (ARGS="kafka --updates 1000000" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/compaction.py $(ARGS)
+
+bench-guarantees: env ## Measure what exactly-once costs on every broker (ARGS="redis --rounds 9" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/guarantees.py $(ARGS)
+
+bench-recovery: env ## Measure how fast a worker gets its state back on every broker (ARGS="kafka --keys 100000" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/recovery.py $(ARGS)
+
+bench-large: env ## Run a worker whose state is far larger than its memory (ARGS="--gb 5"); takes some minutes and twice the disk
+	$(RUN) python benchmarks/large_state.py $(ARGS)
+
+chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1, or PROGRAM=bank COUNT=100000
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
+		$(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PROGRAM),--program $(PROGRAM)) $(if $(COUNT),--count $(COUNT))
 
 soak: env ## Programs as in production under all faults: DURATION=10m BROKER=redis,kafka RATE=300 PACE=5 SEED=1
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2

@@ -5,6 +5,8 @@ Cases, each on a broker of its own, on loopback, with 100-byte payments handled 
 kill     three workers; one is killed. How long until its tasks go on elsewhere, and how long did the others' pause?
 hang     the same with SIGSTOP for a lease and a half, then SIGCONT: what does the zombie commit?
 scale    64 tasks; 1 worker, then 4, then 2. How many tasks move, how many must, and what does a message wait?
+cold     two workers of 200,000 accounts; one is killed. How long from its tasks' claim to their first event?
+warm     the same with standbys=1.
 burst    30 workers start at once. When is who owns what settled, and how often did it change on the way?
 
 The results are checked too: each account's sum must be what was sent.
@@ -29,6 +31,7 @@ from typing import Any
 
 import msgspec
 from chaos.checking import partitions_of
+from chaos.ending import run_to_the_end
 from chaos.history import History
 from chaos.program import APP, Account, Options, Payment, Program, Receipt, amount_of, key_of
 from chaos.servers import KINDS, Broker, own_broker
@@ -39,6 +42,7 @@ from report import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "ownership.json"
 KEYS = 1000
+ACCOUNTS = 200_000
 TICK = 0.02
 PATIENCE = 120.0
 
@@ -64,6 +68,7 @@ class Field:
         self.options = Options(broker=broker.url, partitions=partitions, lease=options.lease, repartition=False)
         self.journal = f"{APP}-journal-{partitions}"
         self.steady, self.quiet = options.steady, options.quiet
+        self.keys = KEYS
         self.history = History()
         self.audit = Audit(broker.url, {self.journal: partitions}, self.history, broker.fenced)
         self.workers = Workers(folder, traced=True)
@@ -80,7 +85,7 @@ class Field:
         while not stop.is_set():
             now = time.time()
             numbers = range(self.sent, self.sent + batch)
-            payments = ((key_of(n, KEYS), Payment(n, amount_of(n), now)) for n in numbers)
+            payments = ((key_of(n, self.keys), Payment(n, amount_of(n), now)) for n in numbers)
             await program.payments.send_many(payments)
             self.sent = numbers.stop
             due += TICK
@@ -101,9 +106,9 @@ class Field:
     def claims(self, since: float) -> int:
         return sum(c.at > since for claims in self.history.owners.values() for c in claims)
 
-    def claims_by_second(self, since: float) -> dict[str, int]:
+    def claims_by_second(self, since: float) -> dict[int, int]:
         moments = Counter(int(c.at - since) for claims in self.history.owners.values() for c in claims if c.at > since)
-        return {str(second): moments[second] for second in sorted(moments)}
+        return {second: moments[second] for second in sorted(moments)}
 
     async def settled(self, workers: Sequence[Worker]) -> float:
         """Until these and no others own everything, evenly, and nothing has changed for a while. When that began."""
@@ -146,7 +151,7 @@ class Field:
         """The workers have ended: each account must hold what was sent to it."""
         truth: dict[str, Account] = {}
         for number in range(self.sent):
-            key = key_of(number, KEYS)
+            key = key_of(number, self.keys)
             before = truth.get(key, Account())
             truth[key] = Account(before.count + 1, before.total + amount_of(number))
         program = Program(self.options)
@@ -256,6 +261,44 @@ async def late_outputs(field: Field, victim: int, resumed: float) -> int:
     return count
 
 
+async def cold(field: Field, standbys: int = 0) -> tuple[dict[str, Any], list[str]]:
+    field.keys, field.options = ACCOUNTS, msgspec.structs.replace(field.options, standbys=standbys)
+    started = [field.workers.start(field.options) for _ in range(2)]
+    await asyncio.gather(*(worker.started_up() for worker in started))
+    await field.settled(started)
+    while field.sent < ACCOUNTS:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(field.steady)
+    victim = started[1]
+    mine = [p for p, pid in field.owners().items() if pid == victim.pid]
+    struck, clock = field.history.now(), time.time()
+    victim.kill()
+    await field.taken_over(victim, mine, struck)
+    await asyncio.sleep(field.steady)
+    claimed = {p: max(field.at(c.at) for c in field.history.owners[field.journal, p] if c.at > struck) for p in mine}
+    return {"victim": victim.pid, "struck": clock, "claimed": claimed}, []
+
+
+async def warm(field: Field) -> tuple[dict[str, Any], list[str]]:
+    return await cold(field, standbys=1)
+
+
+def judge_standby(
+    field: Field, noted: Mapping[str, Any], events: Sequence[tuple[int, Handled]]
+) -> tuple[dict[str, Any], list[str]]:
+    first: dict[int, float] = {}
+    for pid, handled in events:
+        if pid != noted["victim"] and handled.at > noted["struck"] and handled.partition in noted["claimed"]:
+            first.setdefault(handled.partition, handled.at)
+    waits = [first[p] - claimed for p, claimed in noted["claimed"].items()]
+    return {
+        "accounts": field.keys,
+        "tasks taken over": len(waits),
+        "from claim to first event, at most": max(waits),
+        "from death to the last task's first event": max(first.values()) - noted["struck"],
+    }, []
+
+
 async def scale(field: Field) -> tuple[dict[str, Any], list[str]]:
     noted: dict[str, Any] = {"phases": []}
     began = field.history.now()
@@ -325,7 +368,8 @@ async def burst(field: Field) -> tuple[dict[str, Any], list[str]]:
     settled = await field.settled(started)
     busy = [worker.busy() for worker in started]
     ready = sum(worker.ready for worker in started)
-    noted = {"began": began, "launched": launched, "settled": settled - began, "ready": ready, "busy": sum(busy)}
+    claimed = field.claims_by_second(began)
+    noted = {"launched": launched, "settled": settled - began, "ready": ready, "busy": sum(busy), "claimed": claimed}
     return noted, []
 
 
@@ -336,8 +380,8 @@ def judge_burst(
         "settled after": noted["settled"],
         "all launched after": noted["launched"],
         "tasks": field.partitions,
-        "tasks claimed": field.claims(0.0),
-        "claimed in each second": field.claims_by_second(noted["began"]),
+        "tasks claimed": sum(noted["claimed"].values()),
+        "claimed in each second": {str(second): count for second, count in noted["claimed"].items()},
         "ready workers": noted["ready"],
         "seconds of processor, all workers": noted["busy"],
     }
@@ -349,6 +393,8 @@ CASES = {
     "kill": (kill, judge_loss, 12),
     "hang": (hang, judge_loss, 12),
     "scale": (scale, judge_scale, 64),
+    "cold": (cold, judge_standby, 4),
+    "warm": (warm, judge_standby, 4),
     "burst": (burst, judge_burst, 64),
 }
 """What is done, how it is judged, and the number of tasks."""
@@ -450,4 +496,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(run_to_the_end(main()))

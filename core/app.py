@@ -75,6 +75,8 @@ class App:
     lease: seconds after which the tasks of a worker that hangs go to others.
     drain_timeout: seconds that events which have begun may take to finish at a stop.
     max_event_outputs: messages that one event may send.
+    remember_ids: seconds (or timedelta) for which agents know the ids of `send(id=…)`, so that of messages with the
+    same one they handle the first; 0: they do not.
     worker_id: a name of this worker that its restarts share, and no other worker has: what it owned is kept for it for
     a lease, so that a quick restart moves nothing. zone: where it runs (a rack, a data centre): standbys of a task lie
     in other zones than its owner. Both are usually given by `--worker-id`, `--zone` or THALWEG_WORKER_ID, THALWEG_ZONE.
@@ -96,6 +98,7 @@ class App:
         lease: float | timedelta = 10.0,
         drain_timeout: float | timedelta = 30.0,
         max_event_outputs: int = 10_000,
+        remember_ids: float | timedelta = 86_400.0,
         include: Sequence[str] = (),
         lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None,
         env_prefix: str = "THALWEG",
@@ -116,6 +119,7 @@ class App:
         self.lease = seconds(lease, "lease")
         self.drain_timeout = seconds(drain_timeout, "drain_timeout")
         self.max_event_outputs = max_event_outputs
+        self.remember_ids = seconds(remember_ids, "remember_ids")
         self.lifespan = lifespan
         self.clock: Clock = RealClock()
         self._broker, self._store, self._env_prefix = broker, store, env_prefix
@@ -139,6 +143,7 @@ class App:
         self.crontabs: list[Crontab] = []
         self.backgrounds: list[Background] = []
         self.exclusives: list[str] = []
+        self.delays: TopicPlan | None = None  # where delayed messages wait, once the broker has been met
 
     # --- settings ----------------------------------------------------------------------------------------------
 

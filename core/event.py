@@ -66,9 +66,11 @@ class Event(Generic[V, K]):
     def id(self) -> str:
         """The same at every attempt and after every crash: the idempotency key for calls to the outside world.
 
-        (Only a message that a program without Thalweg put into a queue gets another one with each delivery.)
+        It is the one that `send(id=…)` gave. (Only a message that a program without Thalweg put into a queue gets
+        another one with each delivery.)
         """
-        given = names.find(self._record.headers, names.ID) if self._record.headers else None
+        headers = self._record.headers
+        given = (names.find(headers, names.ID) or names.find(headers, names.ONCE)) if headers else None
         return given.decode("utf-8", "replace") if given else f"{self.topic}/{self.partition}/{self.position}"
 
     def answer(self, value: object) -> None:

@@ -10,12 +10,13 @@ from .errors import WrongType
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONLY", "PARTITION", "PLACED", "POSITION",
-    "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
+    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONCE", "ONLY", "PARTITION", "PLACED",
+    "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
 ]  # fmt: skip
 
 PREFIX: Final = "thalweg-"
 ID: Final = "thalweg-id"  # the event's id, where it is not its position
+ONCE: Final = "thalweg-once"  # the id that its sender gave it: of messages with the same one, the first is handled
 ONLY: Final = "thalweg-only"  # the one agent this message is for
 ANSWERS: Final = "thalweg-answers"  # the agent asked: others that read the same topic do not answer
 ASKED: Final = "thalweg-asked"  # among answers: a question for a row, and who of those that read there is meant

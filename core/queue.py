@@ -10,10 +10,11 @@ from . import headers as names
 from .channel import Capability
 from .duration import seconds
 from .errors import ConfigurationError, MessageTooLarge, MissingCapability
-from .message import QueueMessage
+from .journal.rows import Waiting
+from .message import Headers, QueueMessage
 from .plan import TopicPlan
 from .runtime.context import current_lane
-from .topic import UserHeaders, encoded, named
+from .topic import UserHeaders, checked_id, delays_of, encoded, named
 
 if TYPE_CHECKING:
     from .app import App
@@ -45,11 +46,14 @@ class Queue(Generic[K, V]):
         priority: int = 0,
         delay: float | timedelta = 0.0,
         expires: float | timedelta | None = None,
+        id: str | None = None,
     ) -> None:
         """Send one message; durable when this returns (inside an event: sent after its commit, at least once).
 
         priority: 0 to 9, higher first. delay: seconds before it may be delivered. expires: seconds until it is dropped
-        undelivered. Raises MissingCapability where the broker has no such thing.
+        undelivered. id: it goes by a task of the app, and of all with this id only the first that came in the last
+        day (`App(remember_ids=)`) goes on to the queue; it is the `event.id` of whoever handles it.
+        Raises MissingCapability where the broker has no such thing (an id needs a log).
         """
         if value.__class__ is not self._exact:
             self._check(value)
@@ -57,6 +61,7 @@ class Queue(Generic[K, V]):
             key = self._plan.key_of(value)
         if not 0 <= priority <= 9:
             raise ConfigurationError(f"queue {self.name!r}: priority={priority}; expected 0 to 9")
+        raw_id = None if id is None else checked_id(id, f"queue {self.name!r}")
         wait = seconds(delay, "delay")
         life = None if expires is None else seconds(expires, "expires")
         running = self._app.running
@@ -73,7 +78,7 @@ class Queue(Generic[K, V]):
         message = QueueMessage(
             encoded(self._plan.value, value, f"queue {self.name!r}"),
             None if key is None else encoded(self._plan.key, key, f"queue {self.name!r}, key"),
-            names.identified(names.stripped(headers)),
+            self._identified(names.stripped(headers), raw_id),
             round(self._app.now() * 1000),
             priority,
             wait,
@@ -86,10 +91,20 @@ class Queue(Generic[K, V]):
                 "nothing was sent"
             )
         lane = current_lane.get()
-        if lane is not None and lane.app is self._app and lane.open:
+        if lane is not None and not (lane.app is self._app and lane.open):
+            lane = None
+        if raw_id is not None:
+            once = self.name.encode() + b"\0" + raw_id
+            delays = delays_of(running, f"queue {self.name!r}: send(id=)")
+            await delays.put_once(f"queue {self.name!r}", once, Waiting(0, self.name, QUEUE, message), lane)
+        elif lane is not None:
             lane.send((self.name, QUEUE), message)
         else:
             await running.put(self.name, [message])
+
+    @staticmethod
+    def _identified(headers: Headers, id: bytes | None) -> Headers:
+        return names.identified(headers) if id is None else (*headers, (names.ID, id))
 
     def stream(self) -> Stream[V]:
         from .stream import Stream

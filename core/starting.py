@@ -12,14 +12,18 @@ import msgspec
 
 from .capabilities import Logs, require
 from .channel import Capability, TopicInfo, TopicSpec, Transport
+from .codec import codec_for
 from .dead_letters import dead_letter_topic
 from .errors import BrokerError, ConfigurationError
 from .journal.leftovers import names_in, orphaned
 from .mirror import Mirror, Mirrors, MirrorTable
+from .partitioner import partitioner_for
 from .plan import Destination, TopicPlan
 from .registry import load_mirrors, load_stores, load_transport
-from .runtime import replies, roster
+from .runtime import delays, replies, roster
 from .runtime.clockwork import Clockwork
+from .runtime.delayed import delays_agent
+from .runtime.delays import Delays
 from .runtime.mutex import check_locks
 from .runtime.queue_host import QueueRunner
 from .runtime.recovery import Recovering
@@ -48,8 +52,8 @@ log = logging.getLogger("thalweg")
 
 LOG_URLS = "memory://, sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
 LEADER_GROUP = "leader"
-SNAPSHOT_BYTES = 4 * 1024 * 1024
-"""A journal gets a snapshot once it has grown by this much, and by as much as the last snapshot held."""
+SNAPSHOT_BYTES = 512 * 1024
+"""A journal below this gets no snapshot: it replays fast as it is. See `Snapshotter`."""
 
 
 @asynccontextmanager
@@ -82,6 +86,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
+        app.delays = _delays_topic(app, transport, existing) if app.id + delays.SUFFIX in existing else None
         running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
@@ -176,10 +181,13 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     stack.push_async_callback(transport.close)
     app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
-    await _declare(app, transport)
+    existing = await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
     running.reply_partitions = app.default_partitions
+    if app.delays is not None:
+        exists = app.delays.name in existing
+        running.delays = Delays(app.delays, exists, transport, running.roster, running.send, app.clock)
     stack.push_async_callback(running.close)
     app.set_running(running)
     stack.callback(app.set_running, None)
@@ -252,8 +260,11 @@ def guarantee_of(app: App, transport: Transport) -> str:
     return "exactly_once"
 
 
-async def _declare(app: App, transport: Transport) -> None:
-    """Create what is missing, learn every topic's partition count, and put tables with their topics."""
+async def _declare(app: App, transport: Transport) -> Mapping[str, TopicInfo]:
+    """Create what is missing, learn every topic's partition count, and put tables with their topics.
+
+    Returns what existed before the app's own topics were created, by name.
+    """
     has_log = Capability.LOG in transport.capabilities
     plans = list(app.topics.values())
     of_changes = {table.changes: table for table in app.tables.values() if table.changes is not None}
@@ -268,6 +279,8 @@ async def _declare(app: App, transport: Transport) -> None:
                 f"table {table.name!r} has {table.partitions} partitions, and the topic of its changes, {name!r}, has "
                 f"{plan.partitions}: delete that topic, or give the table its old partition count"
             )
+    existing = {info.name: info for info in await transport.topics()}
+    app.delays = _delays_topic(app, transport, existing)
     if not has_log:
         internal: list[TopicSpec] = []
     else:
@@ -275,7 +288,7 @@ async def _declare(app: App, transport: Transport) -> None:
             TopicSpec(app.id + replies.SUFFIX, None, app.default_partitions, retention=600.0),
             TopicSpec(app.id + roster.SUFFIX, 1, retention=600.0),
         ]
-        for group in groups_of(app, transport).values():
+        for group in groups_of(app, transport, app.delays).values():
             internal.append(TopicSpec(f"{app.id}-journal-{group.name}", group.partitions, truncated=True))
     internal.extend(
         TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log, truncated=has_log)
@@ -283,7 +296,24 @@ async def _declare(app: App, transport: Transport) -> None:
     )
     await transport.declare(internal)
     if has_log:
-        await check_leftovers(app, transport)
+        await check_leftovers(app, transport, existing)
+    return existing
+
+
+def _delays_topic(app: App, transport: Transport, existing: Mapping[str, TopicInfo]) -> TopicPlan | None:
+    """Where delayed messages wait, once there are some: with tasks that the app has anyway, if it has any."""
+    if Capability.LOG not in transport.capabilities or not app.topics:
+        return None
+    name = app.id + delays.SUFFIX
+    if name in existing:
+        partitions = existing[name].partitions
+    else:
+        groups = groups_of(app, transport, None).values()
+        counts = [group.partitions for group in groups if group.name != LEADER_GROUP]
+        partitions = app.default_partitions if app.default_partitions in counts else max(counts, default=1)
+    spec = TopicSpec(name, None, partitions, truncated=True)
+    raw = codec_for(bytes)
+    return TopicPlan(spec, raw, raw, partitioner_for("murmur2"), "murmur2", partitions=partitions)
 
 
 async def _declare_topics(transport: Transport, plans: Sequence[TopicPlan]) -> None:
@@ -291,14 +321,16 @@ async def _declare_topics(transport: Transport, plans: Sequence[TopicPlan]) -> N
         plan.partitions = info.partitions
 
 
-async def check_leftovers(app: App, transport: Transport, everywhere: bool = False) -> None:
+async def check_leftovers(
+    app: App, transport: Transport, existing: Mapping[str, TopicInfo], everywhere: bool = False
+) -> None:
     """State that lies in a journal of another partition count would be orphaned: refuse, naming the remedy.
 
     everywhere: look into the journals in use too, which reads all of them; a worker looks there as it opens each.
     """
     prefix = f"{app.id}-journal-"
-    groups = groups_of(app, transport)
-    for info in await transport.topics():
+    groups = groups_of(app, transport, app.delays)
+    for info in existing.values():
         group = info.name.removeprefix(prefix)
         if not info.name.startswith(prefix) or not group.isdigit() or (group in groups and not everywhere):
             continue
@@ -347,8 +379,8 @@ def topics_of(app: App, table: str) -> Sequence[TopicPlan]:
     return [source.topic for agent in users for source in agent.plan.sources if not source.topic.spec.queue]
 
 
-def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
-    """Agents by the partition count of what they read; tables by theirs."""
+def groups_of(app: App, transport: Transport, delays: TopicPlan | None) -> Mapping[str, Group]:
+    """Agents by the partition count of what they read; tables by theirs; `delays`, where delayed messages wait."""
     groups: dict[str, Group] = {}
 
     def group(partitions: int) -> Group:
@@ -368,6 +400,8 @@ def groups_of(app: App, transport: Transport) -> Mapping[str, Group]:
         group(topics[0].partitions).agents.append(agent.plan)
     for table in app.tables.values():
         group(table.partitions).tables.append(table)
+    if delays is not None:
+        group(delays.partitions).agents.append(delays_agent(delays))
     scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
     if any(part.on_leader for part in scheduled):
         groups[LEADER_GROUP] = Group(LEADER_GROUP, 1)
@@ -415,6 +449,7 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        remember_ids=app.remember_ids,
         worker_id=app.worker_id,
         zone=app.zone,
         assignor=app.assignor,
@@ -431,12 +466,13 @@ def _make_worker(
         stores,
         mirrors,
         settings,
-        groups_of(app, running.transport),
+        groups_of(app, running.transport, app.delays),
         "murmur2",
         running.replies.deliver,
         dead_letters,
         running.send_any,
         running.roster,
         running.hear_answers,
+        running.delays,
         recovering,
     )

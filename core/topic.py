@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -14,14 +15,18 @@ import msgspec
 
 from . import headers as names
 from .codec import TypeCodec, checker_for, codec_for, explain_encode
-from .errors import ConfigurationError, EncodeError, MessageTooLarge, WrongType
+from .duration import seconds
+from .errors import ConfigurationError, EncodeError, MessageTooLarge, MissingCapability, WrongType
+from .journal.rows import Waiting
 from .message import Headers, Message
 from .plan import TopicPlan
 from .runtime.context import current_lane
 
 if TYPE_CHECKING:
     from .app import App
+    from .runtime.delays import Delays
     from .runtime.lane import Lane
+    from .runtime.running import Running
     from .runtime.scheduled_run import ScheduledRun
     from .stream import Stream
     from .table import Table
@@ -59,20 +64,75 @@ class Topic(Generic[K, V]):
         headers: UserHeaders | None = None,
         timestamp: float | datetime | None = None,
         partition: int | None = None,
+        delay: float | timedelta = 0.0,
+        id: str | None = None,
     ) -> None:
         """Send one message.
 
         value: None is a tombstone; for a checker to let it pass, declare the topic with `value=SomeType | None`.
         Outside an event it is durable when this returns. Inside one it is part of the event's commit: sent with it or
         not at all, and this never waits. timestamp: seconds since the epoch; default: the event's, or now.
-        Raises WrongType, MessageTooLarge (nothing was sent), BrokerError.
+        delay: seconds (or timedelta) after which it leaves, once, by a worker of this app; its timestamp is, by
+        default, when it is due. id: with a delay, the name of what waits: sent again under the same, it takes the place
+        of the one before, as long as that waits, and `cancel(id)` takes it back. Without a delay, of all messages with
+        this id and key each agent handles the first that came in the last day (`App(remember_ids=)`).
+        Raises WrongType, MessageTooLarge (nothing was sent), MissingCapability (delay and id need a log), BrokerError.
         """
         lane = self._event()
+        if delay or id is not None:
+            await self._send_apart(value, key, headers, timestamp, partition, lane, seconds(delay, "send(delay)"), id)
+            return
         partition, message = self._message(value, key, headers, timestamp, partition, lane)
         if lane is not None:
             lane.send((self.name, partition), message)
         else:
             await self._app.running.send(self.name, {partition: [message]})
+
+    async def _send_apart(
+        self,
+        value: V,
+        key: K | None,
+        headers: UserHeaders | None,
+        timestamp: float | datetime | None,
+        partition: int | None,
+        lane: Lane | ScheduledRun | None,
+        delay: float,
+        id: str | None,
+    ) -> None:
+        """What is to wait, or has an id."""
+        delays = delays_of(self._app.running, f"{self._title}: {'send(delay=)' if delay else 'send(id=)'}")
+        raw_id = None if id is None else checked_id(id, self._title)
+        if not delay:
+            assert raw_id is not None
+            place, message = self._message(value, key, headers, timestamp, partition, lane)
+            if message.key is None and partition is None:
+                place = self._plan.partition_of(raw_id, self._count())  # where its copies go, too
+            message = msgspec.structs.replace(message, headers=(*message.headers, (names.ONCE, raw_id)))
+            if (limit := self._app.running.message_bytes) is not None:
+                self._check_size(message, limit)
+            if lane is not None:
+                lane.send((self.name, place), message)
+            else:
+                await self._app.running.send(self.name, {place: [message]})
+            return
+        due = self._app.now() + delay
+        if timestamp is None and (self._plan.timestamp_of is None or value is None):
+            timestamp = due
+        place, message = self._message(value, key, headers, timestamp, partition, lane)
+        name = self._name(raw_id) if raw_id is not None else _nameless(self.name, lane)
+        await delays.put(self._title, name, Waiting(round(due * 1000), self.name, place, message), lane)
+
+    async def cancel(self, id: str) -> None:
+        """Take back what waits under this id: it never leaves, if this was done (an event: committed) before it is due.
+
+        Nothing happens if it has left, or if there is none. Outside an event it is durable when this returns; inside
+        one it is part of the event's commit. Raises MissingCapability, BrokerError.
+        """
+        delays = delays_of(self._app.running, f"{self._title}: cancel()")
+        await delays.put(self._title, self._name(checked_id(id, self._title)), None, self._event())
+
+    def _name(self, id: bytes) -> bytes:
+        return self.name.encode() + b"\0" + id
 
     async def send_many(self, pairs: Iterable[tuple[K | None, V]]) -> None:
         """Send (key, value) pairs in order, in batches; durable when this returns (in an event: with its commit).
@@ -259,6 +319,7 @@ class Topic(Generic[K, V]):
         return f"Topic({self.name!r})"
 
 
+LONGEST_ID = 512
 SEND_BATCH = 2000
 SUSPEND_EVERY = 0.005
 """Seconds. Others must run, and a broker in memory does not suspend by itself."""
@@ -295,6 +356,30 @@ class _Places(dict[Any, tuple[bytes, int]]):
 
 def _longest(pieces: Iterable[bytes | None]) -> int:
     return max(map(len, filter(None, pieces)), default=0)
+
+
+def delays_of(running: Running, what: str) -> Delays:
+    """Raises MissingCapability."""
+    if running.delays is None:
+        raise MissingCapability(
+            f"{what} needs a log, which {running.transport.description} does not offer; brokers that do: memory://, "
+            "sqlite:///file, redis://host, nats://host, kafka://host, amqp://host"
+        )
+    return running.delays
+
+
+def checked_id(id: str, title: str) -> bytes:
+    """Raises WrongType."""
+    raw = id.encode() if isinstance(id, str) else b""
+    if not 0 < len(raw) <= LONGEST_ID:
+        raise WrongType(f"{title}: id={id!r}; expected a str of 1 to {LONGEST_ID} bytes")
+    return raw
+
+
+def _nameless(topic: str, lane: Lane | ScheduledRun | None) -> bytes:
+    """The name of what waits and was given none: nobody else's, and the same at each attempt of an event."""
+    own = secrets.token_bytes(12) if lane is None else lane.ask_id().encode()
+    return topic.encode() + b"\0\0" + own
 
 
 def _milliseconds(timestamp: float | datetime) -> int:

@@ -33,7 +33,10 @@ class Town:
         self.roster = Roster("bank", self.reader.log, self.clock)
 
     @asynccontextmanager
-    async def worker(self, transport: MemoryTransport | None = None, **settings: str) -> AsyncIterator[Worker]:
+    async def worker(
+        self, transport: MemoryTransport | None = None, more: int | None = None, **settings: str
+    ) -> AsyncIterator[Worker]:
+        """more: of a later release, whose program has an agent more, on a topic of so many partitions."""
         app = App("bank", partitions=4, worker_id=settings.get("worker_id"), zone=settings.get("zone"))
         app.clock = self.clock
         source = app.topic("source", key=str, value=int)
@@ -43,6 +46,13 @@ class Town:
         async def add(stream: Stream[int]) -> None:
             async for event in stream.events():
                 sums[event.key] += event.value
+
+        if more is not None:
+
+            @app.agent(app.topic("more", value=int, partitions=more))
+            async def look(stream: Stream[int]) -> None:
+                async for _ in stream:
+                    pass
 
         transport = transport or MemoryTransport(self.broker, self.options)
         running = worker_running(app, transport=transport, stores=load_stores("memory://"))

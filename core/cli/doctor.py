@@ -147,7 +147,7 @@ def _needs(app: App, transport: Transport) -> Iterator[Finding]:
     else:
         yield Finding(Verdict.OK, "needs", "all that the program declares is offered")
     try:
-        groups = groups_of(app, transport)
+        groups = groups_of(app, transport, app.delays)
     except ThalwegError as error:
         yield Finding(Verdict.PROBLEM, "partitions", str(error))
     else:
@@ -185,7 +185,7 @@ async def _left(app: App, transport: Transport, existing: Mapping[str, TopicInfo
     if not app.running.has_log:
         return
     try:
-        await check_leftovers(app, transport, everywhere=True)
+        await check_leftovers(app, transport, existing, everywhere=True)
     except ThalwegError as error:
         yield Finding(Verdict.PROBLEM, "state", str(error))
     for name in app.topics:

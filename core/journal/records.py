@@ -71,9 +71,9 @@ class Part(_Entry, tag="part", frozen=True):
 
 
 class End(_Entry, tag="end", frozen=True):
-    """The snapshot that began at `begin` is complete: what lies before may be truncated."""
+    """The snapshot that began at `begin`, or just before (None), is complete: what lies before may be truncated."""
 
-    begin: Position
+    begin: Position | None
 
 
 class Release(_Entry, tag="release", frozen=True):

@@ -15,13 +15,17 @@
 | the last tick of a timer on the leader | `i` name | seconds since the epoch |
 | a consumer's watermark (outbox ids) | `w` input `\\0` producing journal | epoch, seq |
 | an outbox | `v` topic `\\0` partition | the newest id given, the newest confirmed |
+| an id that was sent once | `d` input `\\0` id | position of the record that had it, until when it is remembered (ms) |
+| the same, in the order of time | `q` input `\\0` until (8 bytes, big-endian) id | nothing |
+| a message that waits for its time | `y` topic `\\0` id | the message, where it goes, when (ms) |
+| the same, in the order of time | `x` when (8 bytes, big-endian) topic `\\0` id | nothing |
 | an unconfirmed output | `u` topic `\\0` partition `\\0` epoch, seq | the message, its id and the one before |
 """
 
 from __future__ import annotations
 
 import msgspec
-from thalweg.message import Headers, Position, Record
+from thalweg.message import Headers, Message, Position, QueueMessage, Record
 
 CRASHES = b"k"
 UNFINISHED = b"b"
@@ -31,13 +35,17 @@ __all__ = [
     "UNFINISHED",
     "Parked",
     "Reached",
+    "Remembered",
     "Suspect",
     "Suspects",
+    "Waiting",
     "ahead_key",
     "below",
     "decode",
     "due_key",
     "encode",
+    "id_key",
+    "id_until_key",
     "life_key",
     "outbox_key",
     "output_key",
@@ -45,6 +53,8 @@ __all__ = [
     "prefix",
     "reached_key",
     "suspect_key",
+    "waiting_key",
+    "waiting_until_key",
     "watermark_key",
 ]
 
@@ -86,6 +96,22 @@ class Suspect(msgspec.Struct, array_like=True, frozen=True):
     input: str
     position: Position
     deaths: int
+
+
+class Remembered(msgspec.Struct, array_like=True, frozen=True):
+    """The record that had an id first, and until when (ms) others that have it are copies."""
+
+    position: Position
+    until: int
+
+
+class Waiting(msgspec.Struct, array_like=True, frozen=True):
+    """A message that leaves for a partition of a topic (-1: a queue) when it is due: milliseconds since the epoch."""
+
+    due: int
+    topic: str
+    partition: int
+    message: Message | QueueMessage
 
 
 class Suspects(msgspec.Struct, array_like=True, frozen=True):
@@ -139,3 +165,19 @@ def watermark_key(input_name: str, journal: bytes) -> bytes:
 
 def parked_key(input_name: str, position: Position) -> bytes:
     return b"r" + input_name.encode() + b"\0" + position.to_bytes(8, "big")
+
+
+def id_key(input_name: str, id: bytes) -> bytes:
+    return b"d" + input_name.encode() + b"\0" + id
+
+
+def id_until_key(input_name: str, until: int, id: bytes) -> bytes:
+    return b"q" + input_name.encode() + b"\0" + until.to_bytes(8, "big") + id
+
+
+def waiting_key(name: bytes) -> bytes:
+    return b"y" + name
+
+
+def waiting_until_key(due: int, name: bytes) -> bytes:
+    return b"x" + due.to_bytes(8, "big") + name

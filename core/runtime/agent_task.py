@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from thalweg import headers as names
-from thalweg.clock import in_time
 from thalweg.codec import explain
-from thalweg.errors import ConfigurationError, ProcessDied, TableMismatch, TopicMismatch
+from thalweg.errors import ConfigurationError, TableMismatch, TopicMismatch
 from thalweg.event import order_time
-from thalweg.journal.rows import Suspect, Suspects, encode, parked_key, suspect_key
-from thalweg.message import Batch, Position
+from thalweg.message import Batch
 from thalweg.plan import AgentPlan, Destination
 from thalweg.policy import Action, Decision, Outcomes
 
@@ -22,11 +20,12 @@ from .failures import log_failure, short_traceback
 from .lane import Lane
 from .lanes import Lanes
 from .parking import ParkedSegment, Parking
+from .suspicion import Suspicion
 from .tables import TablePlan, TableState
 from .tickets import Part, Ticket
 from .topic_input import TopicInput
 from .turns import Turns
-from .verdicts import Verdict, Where
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from .task import Task
@@ -35,19 +34,8 @@ __all__ = ["AgentTask"]
 
 log = logging.getLogger("thalweg")
 
-LONGEST_SUSPICION = 10.0
-"""Seconds for which one event under suspicion keeps others from running beside it."""
-
-DEATH_DELAY = 0.1
-"""Seconds, doubled with each death, that an event waits in which the process died."""
-
 MAX_AHEAD = 10_000
 """With concurrency > 1: how many records may be handed out from the first unfinished one on; then the others wait."""
-
-
-def _deadly(part: Part) -> bool:
-    """Whether the process died in this event before."""
-    return isinstance(part.segment, ParkedSegment) and part.segment.deaths > 0
 
 
 class AgentTask:
@@ -66,14 +54,11 @@ class AgentTask:
         self.outcomes = Outcomes()
         self.halted = ""
         self.stopping = False
-        self.careful = 0  # the last owner died: so many events run alone, each noted in the journal before
-        self.suspects: dict[Where, int] = {}  # events in which a process died, and how often: they are still to come up
-        self._noted: Where | None = None
-        self._alone = self._queueing = False  # has the turn of those under suspicion, waits for it
         self._held_back = False  # lanes wait because of MAX_AHEAD
         self._shared: deque[Ticket] = deque()  # with concurrency > 1: not yet with a lane
         self.parking = Parking(self.clock, task.write_next, self.lanes.wake)
-        self._random = random.Random(f"{plan.name}/{task.index}")
+        self.suspicion = Suspicion(self)
+        self.random = random.Random(f"{plan.name}/{task.index}")
         self._empty_returns = 0
         self._counted = 0
 
@@ -91,7 +76,7 @@ class AgentTask:
             if not self.draining:
                 part = self._take(lane)
                 if part is not None:
-                    return await self._note(part) if self._singly or _deadly(part) else part
+                    return await self.suspicion.note(part) if self.suspicion.falls_on(part) else part
             if until is not None and self.clock.now() >= until:
                 return None
             self.lanes.lie_down(lane)
@@ -123,7 +108,7 @@ class AgentTask:
     def halt(self, reason: str) -> None:
         """Handle nothing more here: what follows could only do harm. All events are kept."""
         self.halted = reason
-        self._not_noted()
+        self.suspicion.end()
         log.critical(
             "agent %s, partition %d: halted: %s. Its events wait; mend the cause and restart the worker",
             *(self.plan.name, self.task.index, reason),
@@ -137,109 +122,12 @@ class AgentTask:
         for lane in self.lanes:
             lane.look_up()
 
-    def ended(self) -> None:
-        """Its lanes have."""
-        self._not_noted()
-
     async def stopped(self) -> None:
         """Return when no event is open."""
         await self.lanes.rested()
 
-    async def _note(self, part: Part) -> Part:
-        """Write down what is about to run, so that if it kills the process the next owner knows (design rule 12).
-
-        An event in which the process died before is parked first, so that the others need not die with it again.
-        """
-        (ticket,) = part.tickets = list(part.tickets)[:1]
-        ticket.alone = True
-        where = self._noted = (ticket.input.name, ticket.position)
-        await self._be_alone()
-        died = self.suspects.pop(where, 0)
-        if died:
-            self.task.verdicts.set(where, self._after_death(died))
-            return part
-        deaths = part.segment.deaths if isinstance(part.segment, ParkedSegment) else 0
-        self._write_suspects(Suspect(*where, deaths + 1))
-        self.task.noted.add(self.plan.name)
-        await self.task.flush()
-        return part
-
-    def _after_death(self, deaths: int) -> Verdict:
-        error = ProcessDied(f"the process died {deaths} time(s) while it handled this event")
-        decision = self.plan.policy.decide(error, deaths, self.outcomes, self._random.random)
-        if decision.action is Action.RETRY:
-            delay = max(decision.delay, DEATH_DELAY * 2**deaths)
-            if self.task.settings.failures is not None:
-                delay = 0.0  # a test has killed it, and does not wait
-            decision = Decision(Action.RETRY, decision.reason, delay)
-        return Verdict(decision, deaths, deaths=deaths)
-
-    def restore_suspects(self, suspects: Iterable[Suspect]) -> None:
-        """What owners before had noted and died in. Where it is parked already, that death counts there."""
-        for suspect in suspects:
-            where = (suspect.input, suspect.position)
-            parked = self.parking.first(*where)
-            if parked is None:
-                if not self._is_behind(*where):
-                    self.suspects[where] = suspect.deaths
-                continue
-            verdict = self._after_death(suspect.deaths)
-            assert verdict.decision is not None
-            parked.deaths = suspect.deaths
-            if verdict.decision.action is Action.RETRY:
-                parked.due = round((self.clock.now() + verdict.decision.delay) * 1000)
-            else:
-                self.task.verdicts.set(where, verdict)
-            self.task.rows[parked_key(*where)] = encode(parked)
-
-    def _is_behind(self, name: str, position: Position) -> bool:
-        """Whether the input was read beyond this."""
-        reached = next((input_.committed.position for input_ in self.inputs if input_.name == name), position)
-        return reached is not None and reached >= position
-
-    async def _be_alone(self) -> None:
-        """Other events under suspicion wait meanwhile, in all tasks of the process: only one is to be blamed for its
-        death. Those that have waited for long enough do so no longer.
-        """
-        turn = self.task.worker.under_suspicion
-        self._queueing = turn.locked()
-        try:
-            self.turns.next()  # whoever has that turn may need another agent's first
-            self._alone = await in_time(self.clock, LONGEST_SUSPICION, turn.acquire())
-        finally:
-            self._queueing = False
-
-    def _not_noted(self) -> None:
-        """No event of this agent is under suspicion any more."""
-        self._noted = None
-        self.waits()
-
-    def waits(self) -> None:
-        if self._alone:
-            self._alone = False
-            self.task.worker.under_suspicion.release()
-
-    def _write_suspects(self, noted: Suspect | None) -> None:
-        before = [Suspect(*where, deaths) for where, deaths in self.suspects.items()]
-        key = suspect_key(self.plan.name)
-        self.task.rows[key] = encode(Suspects(noted, before)) if noted is not None or before else None
-
-    @property
-    def _singly(self) -> bool:
-        """Whether events run one at a time, for one of them may kill the process."""
-        return self.careful > 0 or bool(self.suspects)
-
-    def _clear(self, ticket: Ticket) -> None:
-        """If it is the event that was noted: it did not kill the process."""
-        if self._noted != (ticket.input.name, ticket.position):
-            return
-        self._not_noted()
-        self.careful = max(0, self.careful - 1)
-        self._write_suspects(None)
-        self.lanes.wake(len(self.lanes))
-
     def _take(self, lane: Lane) -> Part | None:
-        if self._noted is not None:
+        if self.suspicion.noted is not None:
             return None
         if lane.queue:
             tickets = list(lane.queue)
@@ -267,11 +155,11 @@ class AgentTask:
             count = 1
             while count < len(records) and order_time(chosen.topic, records[count]) <= limit:
                 count += 1
-        fetched, segment = chosen.take(1 if self._singly else count)
+        fetched, segment = chosen.take(1 if self.suspicion.singly else count)
         self.task.fetch_more(chosen)
         plain = not (
             chosen.ops
-            or self._singly
+            or self.suspicion.singly
             or self.parking
             or self.task.verdicts
             or self.task.checking
@@ -288,7 +176,7 @@ class AgentTask:
                 if input_.watermark.span >= MAX_AHEAD:
                     self._held_back = True
                 elif input_.buffer:
-                    _, segment = input_.take(1 if self._singly else None)
+                    _, segment = input_.take(1 if self.suspicion.singly else None)
                     self._shared.extend(Part(input_, segment, False).tickets)
                     self.task.fetch_more(input_)
         while self._shared:
@@ -301,7 +189,7 @@ class AgentTask:
 
     def head(self) -> int | None:
         """When its next event is about to begin: the earliest fetched, unless one is open or none may begin."""
-        if self.draining or self._queueing or self.lanes.some_pause or any(lane.open for lane in self.lanes):
+        if self.draining or self.suspicion.queueing or self.lanes.some_pause or any(lane.open for lane in self.lanes):
             return None
         if not any(lane.reading for lane in self.lanes):
             return None
@@ -330,6 +218,14 @@ class AgentTask:
         ):
             self._done(lane, ticket)
             return False
+        if (
+            ticket.record.headers
+            and not isinstance(ticket.segment, ParkedSegment)
+            and input_.is_copy(ticket.record, ticket.position)
+        ):
+            log.debug("agent %s: %s/%d is a copy, by its id", self.plan.name, input_.name, ticket.position)
+            self._done(lane, ticket)
+            return False
         where = (input_.name, ticket.position)
         verdict = self.task.verdicts.carry_out(where)
         if verdict is not None:
@@ -349,8 +245,8 @@ class AgentTask:
     def _done(self, lane: Lane, ticket: Ticket) -> None:
         """The ticket needs no lane any more."""
         ticket.segment.finish(ticket.index)
-        if self._noted is not None:
-            self._clear(ticket)
+        if self.suspicion.noted is not None:
+            self.suspicion.clear(ticket)
         if not isinstance(ticket.segment, ParkedSegment):
             self.lanes.through(lane, ticket)
         if self._held_back:
@@ -371,6 +267,9 @@ class AgentTask:
 
     async def let_commit(self) -> None:
         await self.task.let_commit()
+
+    def waits(self) -> None:
+        self.suspicion.waits()
 
     def adopt(self) -> None:
         self.turns.adopt(self)
@@ -396,11 +295,12 @@ class AgentTask:
     async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
         tainted = lane.tainted
         lane.discard()
+        await self.task.until_restarted(error)
         if not tickets:
             await self._failed_outside(error)
             return
         for ticket in tickets:
-            self._clear(ticket)  # it raised, so it did not kill
+            self.suspicion.clear(ticket)  # it raised, so it did not kill
         self._count_finished()
         trace = short_traceback(error)
         for ticket in tickets:
@@ -420,7 +320,7 @@ class AgentTask:
             return Decision(Action.SKIP, str(error))
         if isinstance(error, TableMismatch):  # the program is wrong, and no event is to suffer for it
             return Decision(Action.HALT, str(error))
-        return self.plan.policy.decide(error, attempts, self.outcomes, self._random.random)
+        return self.plan.policy.decide(error, attempts, self.outcomes, self.random.random)
 
     async def _failed_outside(self, error: Exception) -> None:
         """The agent raised before its first event, so no event can be blamed: nothing is lost, but nothing moves."""
@@ -468,7 +368,7 @@ class AgentTask:
             due = self.clock.now() + decision.delay
             self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths)
             if isinstance(ticket.segment, ParkedSegment):
-                self._clear(ticket)
+                self.suspicion.clear(ticket)
                 return
         elif decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from thalweg.assignment import Assignment, Member, checked, load_assignor
 from thalweg.capabilities import Held, Locks
@@ -18,25 +18,25 @@ from thalweg.clock import Clock, in_time
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
-from .roster import BEAT, Here, Plan, Roster, as_messages
+from .roster import BEAT, Here, Plan, Roster, Size, as_messages
 from .settings import Settings
 
-__all__ = ["Coordinator", "Size"]
+__all__ = ["Coordinator"]
 
-QUIET, LONGEST = 1.0, 3.0
-"""Seconds without another newcomer, and in all, until those who came are planned for."""
+QUIET = 1.0
+"""Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
 LONGEST_BACKOFF = 2.0
-
-Size = tuple[int, int]
-"""Of a group: how many tasks, and how many standbys of each."""
+CATCHING_UP = 5.0
+"""Seconds, at most, for which a new coordinator reads what was planned before it."""
 
 
 class Coordinator:
     """In each worker of an app; one of them holds the lock.
 
-    live: the workers that the broker has as members now, by their `me`. Whoever sets it calls `look` after.
+    live: the workers that the broker has as members now, by their `me`. sure: that they are so still. Whoever sets
+    these calls `look` after.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Coordinator:
         locks: Locks,
         app_id: str,
         me: str,
-        sizes: Mapping[str, Size],
         roster: Roster,
         settings: Settings,
         send: Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]],
     ) -> None:
         self.live: frozenset[str] = frozenset()
-        self._locks, self._lock, self._me, self._sizes = locks, f"{app_id}-coordinator", me, sizes
+        self.sure = False
+        self._locks, self._lock, self._me = locks, f"{app_id}-coordinator", me
         self._roster, self._settings, self._send = roster, settings, send
         self._assignor = load_assignor(settings.assignor)
         self._clock, self._complaints = settings.clock, roster.complaints
@@ -58,7 +58,7 @@ class Coordinator:
         self._quiet = min(QUIET, settings.lease / 10)
         self._news = asyncio.Event()
         self._known: dict[str, Here] = {}  # the last word of each live worker, should the roster have forgotten it
-        self._kept: dict[str, float] = {}  # until when the place of a worker with an id is kept that went away
+        self._kept: dict[str, tuple[Here, float]] = {}  # by name, who went away and is kept until then
         self._coming: frozenset[str] = frozenset()
         self._first_came = self._last_came = 0.0
 
@@ -118,6 +118,8 @@ class Coordinator:
     async def _lead(self, held: Held) -> None:
         """Until the lock is lost, or a plan of another counts for more."""
         self._coming = frozenset()
+        if not await in_time(self._clock, CATCHING_UP, self._roster.catch_up()):
+            return
         before = self._roster.plan
         number = held.number if before is None else max(held.number, before.number + 1)
         said, repeat = before, self._time()
@@ -129,7 +131,7 @@ class Coordinator:
                 now = self._time()
                 members, ends = self._members(now)
                 due = self._due(members, said, now)
-                if due <= now and members:
+                if due <= now and members and self.sure:
                     plan = self._plan(members, said, number)
                     if said is None or _what(plan) != _what(said):
                         said, repeat = plan, now
@@ -156,50 +158,48 @@ class Coordinator:
         plan = self._roster.plan
         return plan is not None and plan.me != self._me and plan.number >= number
 
-    def _members(self, now: float) -> tuple[dict[str, Member], float]:
+    def _members(self, now: float) -> tuple[dict[str, Here], float]:
         """Who is to be given tasks, by name, and when that ends for the first of those who are away for a moment."""
         for me in self.live:
             if me in self._roster.workers:
                 self._known[me] = self._roster.workers[me]
-        for me in [me for me in self._known if me not in self.live]:
-            here = self._known.pop(me)
-            if here.worker_id is not None:
-                self._kept[here.name] = now + self._settings.lease
-        found: dict[str, Member] = {}
-        for here in self._known.values():
-            if not here.leaving:
-                found[here.name] = Member(here.name, here.zone)
-            elif here.worker_id is not None:
-                self._kept[here.name] = now + self._settings.lease
+        away = [self._known.pop(me) for me in self._known.keys() - self.live]
+        away.extend(here for here in self._known.values() if here.leaving)
+        found = {here.name: here for here in self._known.values() if not here.leaving}
         planned = self._roster.plan
         for name in () if planned is None else planned.members:  # a predecessor may have kept some
-            here_ = self._roster.named(name)
-            if name not in found and here_ is not None and here_.worker_id and name not in self._kept:
-                self._kept[name] = now + self._settings.lease
-        self._kept = {name: end for name, end in self._kept.items() if name not in found}
-        for name, end in self._kept.items():
-            if end > now:
-                here_ = self._roster.named(name)
-                found[name] = Member(name, "" if here_ is None else here_.zone)
-        return found, min((end for end in self._kept.values() if end > now), default=math.inf)
+            here = self._roster.named(name)
+            if name not in self._kept and here is not None:
+                away.append(here)
+        end = now + self._settings.lease
+        self._kept.update((here.name, (here, end)) for here in away if here.worker_id is not None)
+        self._kept = {name: kept for name, kept in self._kept.items() if name not in found}
+        ends = [end for _, end in self._kept.values() if end > now]
+        found.update((name, here) for name, (here, end) in self._kept.items() if end > now)
+        return found, min(ends, default=math.inf)
 
-    def _due(self, members: Mapping[str, Member], said: Plan | None, now: float) -> float:
+    def _due(self, members: Collection[str], said: Plan | None, now: float) -> float:
         """When to plan: at once where somebody is gone or nobody has anything; else when no more newcomers come."""
         planned = frozenset() if said is None else frozenset(said.members)
         coming = frozenset(members) - planned
         if coming != self._coming:
             self._first_came = now if not self._coming else self._first_came
             self._last_came, self._coming = now, coming
-        if not planned & members.keys() or planned - members.keys() or not coming:
+        if not planned & frozenset(members) or planned - frozenset(members) or not coming:
             return now
-        return min(self._last_came + self._quiet, self._first_came + LONGEST)
+        return min(self._last_came + self._quiet, self._first_came + 10 * self._quiet)
 
-    def _plan(self, members: Mapping[str, Member], said: Plan | None, number: int) -> Plan:
-        listed = [members[name] for name in sorted(members)]
+    def _plan(self, members: Mapping[str, Here], said: Plan | None, number: int) -> Plan:
+        """Each group among those whose program has it: while a new release is rolled out, not all have the same."""
+        sizes: dict[str, Size] = {}
+        for here in members.values():
+            for group, (n, wanted) in here.groups.items():
+                sizes[group] = n, max(wanted, sizes.get(group, (n, 0))[1])
         owners: dict[str, tuple[str | None, ...]] = {}
         standbys: dict[str, tuple[tuple[str, ...], ...]] = {}
-        for group, (n, wanted) in self._sizes.items():
-            found = checked(self._assignor, group, n, listed, self._before(group, n, said), wanted)
+        for group, (n, wanted) in sorted(sizes.items()):
+            able = [Member(name, here.zone) for name, here in sorted(members.items()) if group in here.groups]
+            found = checked(self._assignor, group, n, able, self._before(group, n, said), wanted)
             owners[group] = tuple(found.owners)
             standbys[group] = tuple(tuple(names) for names in found.standbys)
         version = said.version + 1 if said is not None and (said.me, said.number) == (self._me, number) else 1

@@ -15,10 +15,10 @@ from thalweg.assignment import load_assignor
 from thalweg.capabilities import Grouped, Part, Role
 from thalweg.errors import BrokerError, Superseded
 
-from .coordinator import Size
 from .holding import Holding, StandBy, together
 from .ownership import RETRY
 from .presence import Presence
+from .roster import Size
 from .settings import Settings
 from .task import TaskKey
 
@@ -43,7 +43,7 @@ class Membership:
         presence: Presence | None,
     ) -> None:
         self._transport, self._app_id, self._me, self._settings = transport, app_id, me, settings
-        self._sizes, self._stand_by, self._presence = sizes, stand_by, presence
+        self._sizes, self._stand_by = sizes, stand_by
         self._holding = Holding(open_task, close_task, presence, self._stand_by_as_planned)
         self._parts = dict.fromkeys(sizes, Part(frozenset()))  # the last known of each group, while out of it too
         self._sets: dict[str, AsyncGenerator[frozenset[int], None]] = {}
@@ -110,8 +110,6 @@ class Membership:
             keys.extend((group, index) for index in part.standbys)
             coming.extend((group, index) for index in part.owned)
         self._stand_by(keys, coming)
-        if self._presence is not None:
-            self._presence.standing_by(keys)
 
     async def _lose(self, group: str) -> None:
         for key in self._held_of(group):

@@ -20,10 +20,10 @@ from thalweg.errors import BrokerError, Superseded
 from thalweg.message import Message
 
 from .complaints import Complaints
-from .coordinator import Coordinator, Size
+from .coordinator import Coordinator
 from .holding import Holding, StandBy, together
 from .presence import Presence
-from .roster import Plan, Roster
+from .roster import Plan, Roster, Size
 from .settings import Settings
 from .task import TaskKey
 
@@ -77,7 +77,7 @@ class Ownership:
         self._failed: TaskKey = ("", -1)  # for which it did not answer last; another is asked for next
         self._coordinator: Coordinator | None = None
         if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
-            self._coordinator = Coordinator(transport, app_id, me, sizes, roster, settings, send)
+            self._coordinator = Coordinator(transport, app_id, me, roster, settings, send)
         self._plan: Plan | None = None
         self.settled = asyncio.Event()
         """Set when every task that is this worker's by the first plan that knows it has been opened once."""
@@ -100,13 +100,14 @@ class Ownership:
                 try:
                     async with aclosing(self._members(peers)) as members:
                         async for live in members:
-                            coordinator.live = live
+                            coordinator.live, coordinator.sure = live, True
                             coordinator.look()
                             self._changed.set()
                             planning = planning or asyncio.get_running_loop().create_task(coordinator.run())
                             backoff = RETRY
                 except BrokerError as error:
                     self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
+                coordinator.sure = False
                 await self._settings.clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
         finally:
@@ -155,7 +156,6 @@ class Ownership:
             if plan is not None and name in dict(enumerate(plan.standbys.get(group, ()))).get(index, ())
         ]
         self._stand_by(keys, (self._wanted() or set()) - self._holding.opening.keys())
-        self._presence.standing_by(keys)
 
     def _wanted(self) -> set[TaskKey] | None:
         """None: nobody has said yet."""

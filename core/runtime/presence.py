@@ -14,7 +14,7 @@ from thalweg.errors import ThalwegError
 from thalweg.message import Message
 
 from .recovery import Recovering
-from .roster import BEAT, Gone, Here, Roster, Word, as_messages
+from .roster import BEAT, Gone, Here, Roster, Size, Word, as_messages
 from .task import TaskKey
 
 __all__ = ["Presence"]
@@ -38,8 +38,18 @@ class Presence:
     here: the worker's last word, or what it is about to say.
     """
 
-    def __init__(self, roster: Roster, me: str, worker_id: str | None, zone: str, send: Send, clock: Clock) -> None:
-        self.here = Here(me, worker_id, zone, socket.gethostname(), os.getpid(), since=round(clock.now() * 1000))
+    def __init__(
+        self,
+        roster: Roster,
+        me: str,
+        worker_id: str | None,
+        zone: str,
+        groups: Mapping[str, Size],
+        send: Send,
+        clock: Clock,
+    ) -> None:
+        host, since = socket.gethostname(), round(clock.now() * 1000)
+        self.here = Here(me, worker_id, zone, host, os.getpid(), since=since, groups=groups)
         self._roster, self._send, self._clock = roster, send, clock
         self._complaints = roster.complaints
         self._owned: set[TaskKey] = set()

@@ -11,36 +11,42 @@ from thalweg.errors import BrokerError, Gap
 from thalweg.journal import rows as journal_rows
 from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Rows, checksum
 from thalweg.journal.rows import encode
-from thalweg.journal.snapshot import LOCAL_MARKER
+from thalweg.journal.snapshot import LOCAL_MARKER, Growth
 from thalweg.message import Batch, Position
 from thalweg.store import Checkpoint, Store
 
 from .mirroring import Standing
 from .recovery import Progress
 
-__all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "standing_of"]
+__all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "numbered", "standing_of"]
 
 log = logging.getLogger("thalweg")
 
-REPLAY_ROWS = 10_000
+REPLAY_ROWS, REPLAY_BYTES = 10_000, 8 << 20
+"""What goes to the store in one step, or as much as one read gave."""
 READ_RECORDS, READ_BYTES = 2000, 16 << 20
 WAIT = 10.0
 """Seconds that a log may take to give a record that it has."""
 
 
 class Numbered(msgspec.Struct, array_like=True):
-    """The store's own note of where in the numbering its checkpoint stands."""
+    """The store's own note of where in the numbering its checkpoint stands, and how large the journal was there."""
 
     marker: Marker
     number: int
+    growth: Growth = msgspec.field(default_factory=Growth)
+
+
+def numbered(store: Store) -> Numbered | None:
+    raw = store.get(LOCAL_MARKER)
+    return None if raw is None else journal_rows.decode(raw, type=Numbered)
 
 
 def standing_of(store: Store) -> Standing | None:
     """Where in the journal the store stands; None for an empty one."""
-    checkpoint, raw = store.checkpoint(), store.get(LOCAL_MARKER)
-    if checkpoint is None or raw is None:
+    checkpoint, local = store.checkpoint(), numbered(store)
+    if checkpoint is None or local is None:
         return None
-    local = journal_rows.decode(raw, type=Numbered)
     return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
 
 
@@ -63,14 +69,16 @@ class Replay:
         self.after: Position | None = None
         self.fold = Fold()
         self.keys = self.records = 0
+        self._size = 0  # bytes in `_pending`, about
+        self._growth = Growth()
         self._journal, self._partition = journal, partition
         self._pending: dict[bytes, bytes | None] = {}
         self._seen: Checkpoint | None = None  # of the last record in `_pending`,
         self._there: Numbered | None = None  # and where in the numbering it stands
-        standing = standing_of(store)
-        if standing is not None:
-            self.fold = Fold(standing.marker, standing.number)
-            self.after = standing.position
+        checkpoint, local = store.checkpoint(), numbered(store)
+        if checkpoint is not None and local is not None:
+            self.fold, self._growth = Fold(local.marker, local.number), local.growth
+            self.after = checkpoint.position
 
     async def to_end(self, progress: Progress | None = None) -> None:
         """Read what lies there now."""
@@ -119,10 +127,11 @@ class Replay:
 
     def start_over(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         self.store.clear()
         self.after = None
-        self.fold = Fold()
+        self.fold, self._growth = Fold(), Growth()
 
     async def _step(self, timeout: float, until: bytes | None = None) -> bool:
         batches = await self._journal.read({self._partition: self.after}, READ_RECORDS, READ_BYTES, timeout)
@@ -140,6 +149,8 @@ class Replay:
             self.after = position
             if self.fold.fresh:
                 self._forget_rows()
+                self._growth = Growth()
+            self._growth.add(entry, len(record.value or b""))
             if entry is None:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
@@ -147,15 +158,17 @@ class Replay:
             rows = _rows_of(entry)
             if rows is not None:
                 self.keys += len(rows)
+                self._size += len(record.value or b"")
                 self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None
-                self._there = Numbered(self.fold.marker, self.fold.number)
-        if len(self._pending) > REPLAY_ROWS:
+                self._there = Numbered(self.fold.marker, self.fold.number, self._growth)
+        if len(self._pending) > REPLAY_ROWS or self._size > REPLAY_BYTES:
             self.flush()
 
     def _forget_rows(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         if self.store.checkpoint() is not None:
             self.store.clear()
@@ -166,4 +179,5 @@ class Replay:
             return
         self.store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
         self._pending.clear()
+        self._size = 0
         self._seen = None

@@ -23,7 +23,7 @@ from thalweg.message import Message, Position, Record
 from .complaints import Complaints
 from .recovery import Recovering
 
-__all__ = ["BEAT", "SUFFIX", "Gone", "Here", "Plan", "Roster", "Word", "as_messages"]
+__all__ = ["BEAT", "SUFFIX", "Delaying", "Gone", "Here", "Plan", "Roster", "Size", "Word", "as_messages"]
 
 log = logging.getLogger("thalweg")
 
@@ -38,6 +38,10 @@ BACK = 3
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 
 
+Size: TypeAlias = tuple[int, int]
+"""Of a group: how many tasks, and how many standbys of each."""
+
+
 class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     """A worker's own word: who it is, and what it runs.
 
@@ -45,7 +49,8 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: larger with each word of this worker: an older one that comes late counts for nothing.
     since: when it started, in milliseconds since the epoch.
     reply: the address in the app's reply topic where it hears questions; "" while it hears none.
-    owns, standbys: task numbers by group. leaving: it gives up all that it has, and will be gone.
+    groups: those that its program has. owns, standbys: task numbers by group.
+    leaving: it gives up all that it has, and will be gone.
     recovering: how far it is with reading the journals of tasks that it took.
     """
 
@@ -57,6 +62,7 @@ class Here(msgspec.Struct, frozen=True, tag_field="says", tag="here"):
     said: int = 0
     since: int = 0
     reply: str = ""
+    groups: Mapping[str, Size] = {}
     owns: Mapping[str, tuple[int, ...]] = {}
     standbys: Mapping[str, tuple[int, ...]] = {}
     leaving: bool = False
@@ -94,7 +100,13 @@ class Plan(msgspec.Struct, frozen=True, tag_field="says", tag="plan"):
         return self.number, self.version
 
 
-Word: TypeAlias = Here | Gone | Plan
+class Delaying(msgspec.Struct, frozen=True, tag_field="says", tag="delaying"):
+    """Somebody is about to delay messages, for the first time: their topic is there (`delays.py`)."""
+
+    me: str
+
+
+Word: TypeAlias = Here | Gone | Plan | Delaying
 
 _decoder = msgspec.json.Decoder(Word)
 
@@ -146,8 +158,9 @@ class _Pieces:
 class Roster:
     """Follows the log.
 
-    workers: the last word of each worker that is there, by its `me`. heard: when it was said, by the worker's own
-    clock, in seconds since the epoch. plan: the one in force, if there is one.
+    workers: the last word of each worker that is there, by its `me`, in the order of these words. heard: when it was
+    said, by the worker's own clock, in seconds since the epoch. plan: the one in force, if there is one.
+    delaying: whether messages are known to be delayed, so that somebody must see to them.
     ready: set once the past has been read. limit: the largest message that the broker takes, in bytes.
     """
 
@@ -159,11 +172,14 @@ class Roster:
         self.workers: dict[str, Here] = {}
         self.heard: dict[str, float] = {}
         self.plan: Plan | None = None
+        self.delaying = False
         self.ready = asyncio.Event()
         self.complaints = Complaints(clock)
         """Shared by all that read and write the roster: where one fails, the others do."""
         self._open_log, self._clock = open_log, clock
         self._changed = asyncio.Event()
+        self._position: Position | None = None
+        self._read_on = asyncio.Event()
         self._silent: dict[str, int] = {}  # beats of ours since the last word of each worker
         self._gone: dict[str, int] = {}  # and since each said that it goes
         self._following: list[asyncio.Task[None]] = []
@@ -183,6 +199,16 @@ class Roster:
         awaited in between."""
         await self._changed.wait()
 
+    async def catch_up(self) -> None:
+        """Return when all has been read that lies there now. Raises BrokerError."""
+        reader = await self._open_log(self.topic)
+        try:
+            end = (await reader.bounds(0)).last
+        finally:
+            await reader.close()
+        while end is not None and (self._position is None or self._position < end):
+            await self._read_on.wait()
+
     def cancel(self) -> None:
         """Follow no longer."""
         for task in self._following:
@@ -199,9 +225,8 @@ class Roster:
         return max(found, key=lambda here: (here.since, here.me), default=None)
 
     def owner(self, group: str, index: int) -> Here | None:
-        """Who says that it runs the task; the one who said so last, where there are two."""
-        found = [here for here in self.workers.values() if index in here.owns.get(group, ())]
-        return max(found, key=lambda here: self.heard[here.me], default=None)
+        """Who says that it runs the task; the one who said so last, where there are two, whatever their clocks say."""
+        return next((here for here in reversed(self.workers.values()) if index in here.owns.get(group, ())), None)
 
     def standbys(self, group: str, index: int) -> list[Here]:
         """Who says that it stands by for the task."""
@@ -226,6 +251,7 @@ class Roster:
                         reader = await self._open_log(self.topic)
                     if lost:
                         position, lost = await self._past(reader), False
+                        self._reach(position)
                         self.ready.set()
                     position = await self._read(reader, position, FOLLOWING)
                     backoff = FIRST_BACKOFF
@@ -257,7 +283,13 @@ class Roster:
         news = [self._hear(record) for record in batch.records]
         if any(news):
             self._tell()
+        self._reach(batch.positions[-1])
         return batch.positions[-1]
+
+    def _reach(self, position: Position | None) -> None:
+        self._position = position
+        self._read_on.set()
+        self._read_on = asyncio.Event()
 
     def _hear(self, record: Record) -> bool:
         """Whether it tells anything new."""
@@ -274,6 +306,9 @@ class Roster:
                 return False
             self.plan = word
             return True
+        if isinstance(word, Delaying):
+            known, self.delaying = self.delaying, True
+            return not known
         if isinstance(word, Gone):
             self._gone[word.me] = 0
             return self._drop(word.me)
@@ -281,7 +316,8 @@ class Roster:
         if word.me in self._gone or (before is not None and word.said <= before.said):
             return False
         self._silent[word.me] = 0
-        self.workers[word.me] = word
+        self.workers.pop(word.me, None)
+        self.workers[word.me] = word  # as the last
         self.heard[word.me] = record.timestamp / 1000
         return before is None or msgspec.structs.replace(word, said=before.said) != before
 

@@ -21,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True):
     partition wait to be handled.
     max_event_outputs: how many messages one event may send. max_parked: how many events of one agent and partition
     may wait for a retry before the partition waits with them.
+    remember_ids: for how long agents know the ids of `send(id=…)`.
     worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
     lie in other zones than their owner.
     assignor: who shares tasks out; None: `thalweg.assignment.sticky`.
@@ -35,8 +36,9 @@ class Settings(msgspec.Struct, frozen=True):
     fetch_bytes: int = 16 * 1024 * 1024
     max_event_outputs: int = 10_000
     max_parked: int = 1000
-    snapshot_bytes: int = 4 * 1024 * 1024
+    snapshot_bytes: int = 512 * 1024
     exactly_once: bool = True
+    remember_ids: float = 86_400.0
     worker_id: str | None = None
     zone: str = ""
     assignor: Assignor | str | None = None

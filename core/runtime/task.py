@@ -23,6 +23,7 @@ from thalweg.errors import (
     Fenced,
     HistoryChanged,
     StoreError,
+    StoreFull,
     TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
@@ -37,13 +38,14 @@ from thalweg.store import Checkpoint, Store
 from .agent_task import AgentTask
 from .changes import Changes
 from .claim import claim
+from .delayed import Delayed
 from .deliveries import Deliveries
 from .expiry import Expiries, Expiry
 from .failures import dead_letter
 from .lane import Lane
 from .mirroring import Feed, Standing
 from .open_event import Rerun
-from .replay import Numbered, standing_of
+from .replay import Numbered, numbered, standing_of
 from .settings import Settings
 from .tables import MISSING, TablePlan, TableState
 from .tickets import Ticket, asked
@@ -134,8 +136,11 @@ class Task:
         most = self.worker.commit_messages
         self._hold_at = None if most is None or most < 4 else most // 2  # so that what open events still send fits in
         self.deliveries: Deliveries | None = None
+        self.delayed: Delayed | None = None
+        """In the tasks whose agents include the one that reads the topic of delays."""
         self.feeds: list[Feed] = []
         self._stopping = False
+        self._broken = False  # its store could not be read
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
@@ -149,7 +154,9 @@ class Task:
         marker = fold.marker  # by the name that the journal has had from the beginning
         assert marker is not None
         self._fold = fold
-        self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        here = numbered(store)
+        self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
+        self.tables = {plan.name: TableState(plan, self.index, store, self._store_broken) for plan in self._table_plans}
         self.changes = {
             plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
             for plan in self._table_plans
@@ -173,19 +180,22 @@ class Task:
         )
         self.deliveries.restore(store)
         await self._restore(store)
+        self.delayed = next((Delayed(self, a, store) for a in self.agents if a.plan is self.worker.delays_agent), None)
         careful = self._count_crash(store, fold.unclean > 0)
         self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
-        self.expiries.wait()
+        self._await_moments()
         for agent in self.agents:
-            agent.careful = careful
-            for input_ in agent.inputs:
+            agent.suspicion.careful = careful
+            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
                 assert lane.task is not None
                 lane.task.add_done_callback(self._lane_done)
+        if self.delayed is not None and self.worker.delays_there:
+            self.delayed.begin()
 
     def _feed_mirrors(self, store: Store, epoch: int) -> None:
         for plan in self._table_plans:
@@ -219,6 +229,8 @@ class Task:
             if raw is not None:
                 input_.restore(journal_rows.decode(raw, type=Reached), store)
                 await self._check_history(agent, input_)
+            elif agent.plan is self.worker.delays_agent:
+                input_.restore(Reached(None, 0), store)
             else:
                 # Decided once and committed, or a crash before the first commit would let "latest" skip events.
                 input_.restore(Reached(await self.worker.start_position(input_), 0), store)
@@ -235,7 +247,7 @@ class Task:
             if raw is not None:
                 suspects = journal_rows.decode(raw, type=Suspects)
                 died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
-                agent.restore_suspects([*died, *suspects.before])
+                agent.suspicion.restore([*died, *suspects.before])
 
     def _count_crash(self, store: Store, crashed: bool) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
@@ -347,6 +359,8 @@ class Task:
 
     def idle(self, agent: AgentTask) -> None:
         """A lane waits for input: if there is none to be had, what is finished is committed now."""
+        if self.delayed is not None:
+            self.delayed.moved()
         if self.has_work and not self.in_flight and agent.resting:
             self.worker.committer.soon()
 
@@ -432,6 +446,8 @@ class Task:
                 self._collect_apart(table, rows, open_lanes)
             elif table.dirty:
                 table.collect(rows, open_lanes)
+        if self.delayed is not None:
+            self.delayed.collect(rows, self.outputs)
         progress = False
         for agent in self.agents:
             for input_ in agent.inputs:
@@ -441,7 +457,7 @@ class Task:
             lane.attention = True  # in the midst of a plain part nothing else would ask for the next commit
         outputs, answers = self.outputs, self.answers
         if not (rows or outputs or answers or self.deliveries.news):
-            self.expiries.wait()
+            self._await_moments()
             return None
         self.verdicts.cut()
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
@@ -451,7 +467,7 @@ class Task:
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         joining = self.deliveries.join(joining, rows)
         assert self._fold.marker is not None
-        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker)
+        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 
@@ -467,6 +483,12 @@ class Task:
         if changes is not None and (messages := changes.of(written, now)):
             assert table.plan.changes is not None
             self.outputs[(table.plan.changes, self.index)] += messages
+
+    def _await_moments(self) -> None:
+        """See to what is due next, rows that end and messages that leave. Only while no commit is in flight."""
+        self.expiries.wait()
+        if self.delayed is not None:
+            self.delayed.look()
 
     def _joining(
         self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
@@ -505,7 +527,7 @@ class Task:
 
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
-        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit):
+        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
             self._refusals += 1
 
     def made(self, cut: Cut) -> bool:
@@ -522,20 +544,19 @@ class Task:
         assert self._store is not None
         assert marker is not None
         assert self.deliveries is not None
-        local = {LOCAL_MARKER: encode(Numbered(marker, cut.number))}
+        before = self._snapshotter.committed(written.first, cut.size)
+        local = {LOCAL_MARKER: encode(Numbered(marker, cut.number, self._snapshotter.growth))}
         self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
         for table in self.tables.values():
             table.flying = {}
             table.trim()
-        self.expiries.wait()
+        self._await_moments()
         self.verdicts.committed()
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
             self.worker.answer(cut.answers)
-        self._snapshotter.grew(cut.size)
-        before = self._snapshotter.committed(written.first)
         if before is not None and self._truncating is None:  # else the next snapshot's will do for both
             self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
         if self.checking:
@@ -558,6 +579,17 @@ class Task:
             self._truncating = None
 
     # --- closing ---------------------------------------------------------------------------------------------
+
+    def _store_broken(self, error: StoreError) -> None:
+        """No event is to suffer for it: nothing is committed any more, and the task starts over."""
+        self._broken = True
+        self.failed(error)
+
+    async def until_restarted(self, error: Exception) -> None:
+        """Called by a lane whose event failed: returns at once if it was not for the task's store, else never."""
+        if isinstance(error, StoreError) or self._broken:
+            self._store_broken(error if isinstance(error, StoreError) else StoreError(str(error)))
+            await asyncio.get_running_loop().create_future()
 
     async def roll_back(self) -> None:
         """Go back to the last commit (a failed event touched a mutable value): called by a lane, which ends here."""
@@ -608,10 +640,12 @@ class Task:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.deliveries is not None:
             await self.deliveries.stop()
+        if self.delayed is not None:
+            await self.delayed.stop()
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         self._spoiled = any(lane.tainted for lane in self.all_lanes())
         for agent in self.agents:
-            agent.ended()
+            agent.suspicion.end()
             for input_ in agent.inputs:
                 self.worker.stop_fetching(input_)
             for lane in agent.lanes:
@@ -635,14 +669,13 @@ class Task:
             self._store.close()
             self._store = None
 
-    def forget_store(self) -> None:
-        """The store cannot be trusted: empty it, and let the journal fill it again."""
-        log.warning("task %s/%d: its store is damaged; it is rebuilt from the journal", *self.key)
+    def forget_store(self, error: StoreError) -> None:
+        """The journal will fill what the store lacks: all, unless it only could not be written."""
         try:
-            if self._store is not None:
+            if self._store is not None and not isinstance(error, StoreFull):
                 self._store.clear()
         except StoreError:
-            pass
+            pass  # what cannot be emptied, the next opening replaces
         self.close_store()
 
     # --- reading from outside ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from thalweg.plan import SourcePlan, TopicPlan
 from thalweg.store import Store
 
 from .placement import PlacementCheck
+from .remembered import RememberedIds
 from .watermark import Range, Segment, Watermark
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class TopicInput:
         self._placement = PlacementCheck(source.topic, partition)
         self._inbox = Inbox(source.topic.name, partition)
         self._ahead: list[Range] = []  # finished beyond `committed`, as the journal knows it
+        self._ids: RememberedIds | None = None
         self._skip: list[Range] = []  # of these, what the last owner had finished: it will be read again
 
     def restore(self, reached: Reached, store: Store) -> None:
@@ -72,6 +74,7 @@ class TopicInput:
             key[len(start) :]: decode(value, type=tuple[int, int]) for key, value in store.scan(start, below(start))
         }
         self._inbox = Inbox(self.topic.name, self.partition, reached.position, rows)
+        self._ids = RememberedIds(self.name, self.agent.task.settings.remember_ids, store)
         raw = store.get(ahead_key(self.name))
         self._ahead = self._skip = [] if raw is None else decode(raw, type=list[Range])
 
@@ -84,6 +87,10 @@ class TopicInput:
         """Whether an owner before this one finished the record, behind one that was still open when it ended."""
         place = bisect_right(self._skip, position, key=_first) - 1
         return place >= 0 and position <= self._skip[place][1]
+
+    def is_copy(self, record: Record, position: Position) -> bool:
+        """Whether another record had the id that its sender gave it."""
+        return self._ids is not None and self._ids.is_copy(record, position, round(self.agent.clock.now() * 1000))
 
     def head(self) -> int | None:
         """Timestamp (ms) of the next record."""
@@ -139,6 +146,8 @@ class TopicInput:
 
     def collect(self, rows: dict[bytes, bytes | None]) -> bool:
         """Add to a commit's rows how far this input is finished; whether that is farther than before."""
+        if self._ids is not None:
+            self._ids.collect(rows)
         moved = self.watermark.advance()
         reached = -1 if self.watermark.position is None else self.watermark.position
         self._skip = [one for one in self._skip if one[1] > reached]

@@ -13,7 +13,7 @@ from typing import Any
 
 from thalweg.capabilities import Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
+from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreDamaged, StoreError
 from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
@@ -26,6 +26,8 @@ from thalweg.store import Store, Stores
 from .agent_task import AgentTask
 from .committer import Committer
 from .complaints import Complaints
+from .delays import Delays
+from .growth import watch_growth
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -83,6 +85,7 @@ class Worker:
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
         roster: Roster,
         hear: Callable[[], Coroutine[Any, Any, str]],
+        delays: Delays | None,
         recovering: Callable[[Recovering | None], None] | None = None,
     ) -> None:
         self.app, self.app_id = app, app_id
@@ -97,6 +100,7 @@ class Worker:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception when the worker cannot go on."""
         self._stores, self._groups = stores, groups
+        self._sizes = {group.name: (group.partitions, group.standbys) for group in groups.values()}
         self.mirrors = mirrors
         """By table, of those that have one."""
         self.kept_for_mirrors = Kept()
@@ -112,7 +116,12 @@ class Worker:
         """Held while an event runs that may kill the process (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
-        self.roster, self._hear = roster, hear
+        self.roster, self._hear, self._delays = roster, hear, delays
+        agents = [agent for group in groups.values() for agent in group.agents]
+        self.delays_agent = next((agent for agent in agents if delays and agent.name == delays.plan.name), None)
+        """The agent that reads the topic of delays."""
+        self.delays_there = False
+        """Whether that topic is there, to be read."""
         self._presence = self._make_presence()
         self.recoveries = Recoveries(settings.clock)
         if self._presence is not None:
@@ -129,12 +138,12 @@ class Worker:
         if Capability.LOG not in self.transport.capabilities:
             return None
         settings = self.settings
-        me = self.me, settings.worker_id, settings.zone
+        me = self.me, settings.worker_id, settings.zone, self._sizes
         return Presence(self.roster, *me, self.send_now, settings.clock)
 
     def _make_ownership(self) -> Ownership | Membership:
         transport, settings, presence = self.transport, self.settings, self._presence
-        sizes = {group.name: (group.partitions, group.standbys) for group in self._groups.values()}
+        sizes = self._sizes
         means = self._open_task, self._close_task, self.stand_by, presence
         if Capability.GROUPED in transport.capabilities and isinstance(transport, Grouped):
             return Membership(transport, self.app_id, self.me, sizes, settings, *means)
@@ -150,6 +159,12 @@ class Worker:
                 self._run(self._be_asked(self._presence), "reply address")
         if not any(group.partitions for group in self._groups.values()):
             return
+        if self._delays is not None:
+            self._run(self._await_delays(self._delays), "delays")
+        sources = [
+            source.topic for group in self._groups.values() for agent in group.agents for source in agent.sources
+        ]
+        self._run(watch_growth(self.transport, sources, self.settings.clock), "growth")
         self._run(self.committer.run(), "committer")
         self._run(self.ownership.run(), "ownership")
         settled = asyncio.ensure_future(self.ownership.settled.wait())
@@ -205,6 +220,13 @@ class Worker:
             except BrokerError as error:
                 self.complaints.warn("reply address", "questions cannot be heard, again in 1 s: %s", error)
                 await self.settings.clock.sleep(1)
+
+    async def _await_delays(self, delays: Delays) -> None:
+        """The topic of delays is there from the first delayed message on."""
+        self.delays_there = await delays.until_there()
+        for task in self.tasks.values():
+            if task.delayed is not None and self.delays_there:
+                task.delayed.begin()
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         service = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -314,7 +336,7 @@ class Worker:
                         return
                     await self.settings.clock.sleep(delay)
                 if isinstance(error, StoreError):
-                    task.forget_store()
+                    task.forget_store(error)
                 try:
                     if not self.ownership.holds(task.key):  # who watches that closes the task, if it lasts
                         raise BrokerError("another worker may own it")
@@ -341,7 +363,9 @@ class Worker:
         if isinstance(error, Fenced):
             delay = max(delay, AFTER_FENCED)
         says = ("task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__)
-        if known:
+        if isinstance(error, StoreDamaged):
+            log.info(*says)  # the store itself has warned, or will as it sets aside what is damaged
+        elif known:
             self.complaints.warn(f"restart: {type(error).__name__}", *says)
         else:
             log.warning(*says, exc_info=error)
@@ -413,6 +437,8 @@ class Worker:
     def stand_by(self, keys: Collection[TaskKey], coming: Collection[TaskKey] = ()) -> None:
         """See `StandBy`. A task that runs here is followed when it has ceased to."""
         self._standing_by = frozenset(keys)
+        if self._presence is not None:
+            self._presence.standing_by(self._standing_by)
         coming = self.standbys.keys.intersection(coming)
         self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
 

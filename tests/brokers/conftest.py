@@ -33,7 +33,9 @@ async def clean_kafka(url: str, prefix: str) -> None:
 
 
 async def clean_rabbitmq(url: str, prefix: str) -> None:
-    names = [name for app in ("bank", "flights", "sitting") for name in (app, f"{app}-workers")]
+    names = [
+        name for app in ("bank", "flights", "reminding", "sitting", "standing") for name in (app, f"{app}-workers")
+    ]
     await delete_all(f"{url}{'&' if '?' in url else '?'}prefix={prefix}", names)
 
 

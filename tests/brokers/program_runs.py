@@ -49,11 +49,11 @@ async def opened(broker: str) -> AsyncIterator[Transport]:
         await transport.close()
 
 
-def start_worker(broker: str, program: str = "bank.py") -> subprocess.Popen[bytes]:
+def start_worker(broker: str, program: str = "bank.py", zone: str = "") -> subprocess.Popen[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("THALWEG_")}
     return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name(program)), "worker"],
-        env={**clean, "THALWEG_BROKER": broker},
+        env={**clean, "THALWEG_BROKER": broker, "THALWEG_ZONE": zone},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

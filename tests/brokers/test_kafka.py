@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from docs.snippets import blocks_of
 from msgspec import structs
@@ -30,6 +30,8 @@ from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fen
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, decode
 from thalweg.message import Message, Record
+from thalweg.runtime import growth
+from thalweg.starting import worker_running
 from thalweg.transports.kafka import KafkaTransport
 from thalweg.transports.kafka.names import kafka_names, plain_name
 from thalweg.url import Url
@@ -1249,3 +1251,20 @@ async def test_a_program_that_was_away_while_all_expired_goes_on_unless_it_had_s
             await eventually(lambda: any(agent.halted for agent in task.agents))
         await eventually(lambda: lost or handled == [1, 2, 6])
         assert 5 not in handled
+
+
+async def test_a_topic_that_grows_while_the_program_runs_is_said_once(
+    broker: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "LOOK_EVERY", 0.05)
+    async with worker_running(make_bank(broker).app), admin(broker) as client:
+        await client.create_partitions({name(broker, "withdrawals"): NewPartitions(6)})
+        await eventually(lambda: bool(grown(caplog)))
+        await client.create_partitions({name(broker, "withdrawals"): NewPartitions(7)})
+        await eventually(lambda: len(grown(caplog)) == 2)
+    assert "'withdrawals' has 6 partitions now, and had 4" in grown(caplog)[0]
+    assert "'withdrawals' has 7 partitions now, and had 6" in grown(caplog)[1]
+
+
+def grown(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "partitions now, and had" in message]

@@ -18,7 +18,7 @@ from chaos.program import Account, Options, Payment, Program, Receipt, kind_of
 from chaos.servers import Broker, Kafka
 from chaos.watching import Audit, Watcher
 
-__all__ = ["check_outcome", "everything", "partitions_of"]
+__all__ = ["bytes_of", "check_outcome", "consumed", "everything", "partitions_of"]
 
 LONG = 1_000_000
 
@@ -36,7 +36,8 @@ async def check_outcome(
     if broker.fenced:
         _check_receipts(history, "a foreign reader", receipts, payments)
     if isinstance(broker, Kafka):
-        _check_receipts(history, "a read_committed consumer", await _read_committed(broker, options), payments)
+        receipts = await consumed(broker, options, "receipts", Receipt)
+        _check_receipts(history, "a read_committed consumer", receipts, payments)
 
 
 async def _check_tables(
@@ -120,6 +121,19 @@ async def partitions_of(options: Options, topic: str, kind: type[S]) -> dict[int
         await transport.close()
 
 
+async def bytes_of(broker: str, topic: str, partitions: int) -> int:
+    """Of all values that lie in a topic."""
+    transport = load_transport(broker)
+    await transport.open()
+    try:
+        assert isinstance(transport, Logs)
+        log = await transport.log(topic)
+        found = [record for partition in range(partitions) for record in await _records(log, partition)]
+        return sum(len(record.value or b"") for record in found)
+    finally:
+        await transport.close()
+
+
 async def _records(log: Log, partition: int) -> list[Record]:
     found: list[Record] = []
     after, last = None, (await log.bounds(partition)).last
@@ -132,7 +146,8 @@ async def _records(log: Log, partition: int) -> list[Record]:
     return found
 
 
-async def _read_committed(broker: Kafka, options: Options) -> list[tuple[str, Receipt]]:
+async def consumed(broker: Kafka, options: Options, topic: str, kind: type[S]) -> list[tuple[str, S]]:
+    """What a plain consumer of Kafka's finds in a topic, with `read_committed`."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=f"127.0.0.1:{broker.server.port}",
         enable_auto_commit=False,
@@ -141,13 +156,13 @@ async def _read_committed(broker: Kafka, options: Options) -> list[tuple[str, Re
     )
     await consumer.start()
     try:
-        places = [TopicPartition("receipts", number) for number in range(options.partitions)]
+        places = [TopicPartition(topic, number) for number in range(options.partitions)]
         consumer.assign(places)
         ends = await consumer.end_offsets(places)
-        found: list[tuple[str, Receipt]] = []
+        found: list[tuple[str, S]] = []
         while any([await consumer.position(place) < ends[place] for place in places]):
             for records in (await consumer.getmany(timeout_ms=1000)).values():
-                found += [(r.key.decode(), msgspec.json.decode(r.value, type=Receipt)) for r in records]
+                found += [(r.key.decode(), msgspec.json.decode(r.value, type=kind)) for r in records]
         return found
     finally:
         await consumer.stop()

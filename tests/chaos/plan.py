@@ -13,6 +13,8 @@ __all__ = ["Fault", "Plan", "Step"]
 
 class Fault(enum.StrEnum):
     KILL = "kill -9 of a worker; another is started once its tasks have been taken over"
+    AGAIN = "kill -9 of a worker, and of the one that claims the first of its tasks, as soon as it has"
+    HANDOVER = "a worker is told to end (SIGTERM), and killed as soon as the first of its tasks is another's"
     HANG = "SIGSTOP of a worker until its tasks have been taken over, then SIGCONT"
     BLINK = "SIGSTOP of a worker for less than its lease, then SIGCONT"
     CUT = "all connections of a worker are cut, and can be made anew at once"
@@ -39,7 +41,7 @@ class Step(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         then = "and at once the next" if self.hurry else "and recovery is waited for"
         return (
-            f"after {self.wait:3} receipts: {self.fault.name.lower():7} worker {self.who} ({self.chance:.2f}), {then}"
+            f"after {self.wait:3} receipts: {self.fault.name.lower():8} worker {self.who} ({self.chance:.2f}), {then}"
         )
 
 

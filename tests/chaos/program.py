@@ -14,9 +14,22 @@ from thalweg import App, Stream, Table, Topic
 
 from chaos.trace import Trace
 
-__all__ = ["APP", "KINDS", "Account", "Options", "Payment", "Program", "Receipt", "amount_of", "key_of", "kind_of"]
+__all__ = [
+    "APP",
+    "KEYS",
+    "KINDS",
+    "Account",
+    "Options",
+    "Payment",
+    "Program",
+    "Receipt",
+    "amount_of",
+    "key_of",
+    "kind_of",
+]
 
 APP = "chaos"
+KEYS = 60
 KINDS = 5
 
 
@@ -56,18 +69,21 @@ def key_of(number: int, keys: int) -> str:
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Of the program. repartition: whether there are sums by kind. production: whether it is `Production`.
+    """Of the program. repartition: whether there are sums by kind. program: its name, see `programs.py`.
 
-    settings: more of the app's own.
+    settings: more of the app's own. standbys: of the accounts.
+    snapshot_bytes: how much a journal grows, at least, until it is compacted.
     """
 
     broker: str
     partitions: int = 8
     lease: float = 10.0
     repartition: bool = True
-    production: bool = False
+    program: str = "payments"
     store: str = "memory://"
     settings: dict[str, Any] = {}
+    standbys: int = 0
+    snapshot_bytes: int | None = None
 
 
 class Program:
@@ -82,7 +98,9 @@ class Program:
         )
         self.payments: Topic[str, Payment] = app.topic("payments", key=str, value=Payment)
         self.receipts: Topic[str, Receipt] = app.topic("receipts", key=str, value=Receipt)
-        self.accounts: Table[str, Account] = app.table("accounts", key=str, value=Account, default=Account)
+        self.accounts: Table[str, Account] = app.table(
+            "accounts", key=str, value=Account, default=Account, standbys=options.standbys
+        )
         self.kinds: Table[str, Account] = app.table("kinds", key=str, value=Account, default=Account)
         me = os.getpid()
 
@@ -104,3 +122,8 @@ class Program:
                 async for payment in stream:
                     kind, before = kind_of(payment.number), self.kinds[kind_of(payment.number)]
                     self.kinds[kind] = Account(before.count + 1, before.total + payment.amount)
+
+    async def send(self, numbers: range) -> None:
+        now = time.time()
+        payments = [(key_of(n, KEYS), Payment(n, amount_of(n), now)) for n in numbers]
+        await self.payments.send_many(payments)

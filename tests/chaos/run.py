@@ -17,16 +17,16 @@ from thalweg.errors import BrokerError
 from chaos.checking import check_outcome
 from chaos.history import History, Seen, longest_gap
 from chaos.plan import Fault, Plan, Step
-from chaos.production import Production, ProductionWatcher
-from chaos.program import APP, Options, Payment, Program, amount_of, key_of
+from chaos.production import ProductionWatcher
+from chaos.program import KEYS, Options
+from chaos.programs import program_of
 from chaos.servers import KINDS, Broker, SQLite, Way, own_broker
-from chaos.watching import Audit, Watcher
+from chaos.watching import Audit, Reader, Watcher
 from chaos.workers import Worker, Workers
 
 __all__ = ["Run", "Takeover", "faults_for", "run"]
 
 PARTITIONS = 6
-KEYS = 60
 WORKERS = 3
 LEASE = 1.5
 RATE = 200
@@ -58,16 +58,17 @@ class Takeover(msgspec.Struct, frozen=True):
 
 
 class Run:
+    most_open = 1_000_000
+    """How many payments may wait to be done before no more are sent."""
+
     def __init__(
         self, broker: Broker, plan: Plan, folder: Path, history: History, options: Options, rate: int = RATE
     ) -> None:
         self.broker, self.plan, self.folder, self.history, self.options = broker, plan, folder, history, options
-        self.rate, self.keys = rate, KEYS
-        self.journal = f"{APP}-journal-{options.partitions}"
-        self.program = Production(options) if options.production else Program(options)
-        self.watcher = (
-            ProductionWatcher(options, KEYS, history) if options.production else Watcher(options, KEYS, history)
-        )
+        self.rate = rate
+        self.program = program_of(options)
+        self.journal = f"{self.program.app.id}-journal-{options.partitions}"
+        self.watcher = self.watcher_of(options)
         self.audit = Audit(broker.url, {self.journal: options.partitions}, history, broker.fenced)
         self.workers = Workers(folder)
         self.takeovers: list[Takeover] = []
@@ -75,24 +76,29 @@ class Run:
         self._ways: dict[str, Way] = {}
         self._draining: set[asyncio.Task[None]] = set()
 
+    def watcher_of(self, options: Options) -> Reader:
+        kind = ProductionWatcher if options.program == "production" else Watcher
+        return kind(options, KEYS, self.history)
+
     # --- the stream of payments ------------------------------------------------------------------------------
 
     async def produce(self, stop: asyncio.Event) -> None:
-        """At a steady rate until told to stop. What fails may have been sent or not, and is never sent again."""
+        """At a steady rate until told to stop, but for what waits to be done. What fails may have been sent or not, and
+        is never sent again.
+        """
         batch = max(1, round(self.rate * TICK))
         due = time.monotonic()
         while not stop.is_set():
-            await self._send(range(self.sent, self.sent + batch))
+            if len(self.watcher.open) < self.most_open:
+                await self._send(range(self.sent, self.sent + batch))
             due = max(due + TICK, time.monotonic() - 1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _send(self, numbers: range) -> bool:
         self.sent = numbers.stop
         self.watcher.uncertain.update(numbers)  # until it is known
-        now = time.time()
-        payments = [(key_of(n, self.keys), Payment(n, amount_of(n), now)) for n in numbers]
         try:
-            await self.program.payments.send_many(payments)
+            await self.program.send(numbers)
         except BrokerError:
             return False
         self.watcher.uncertain.difference_update(numbers)
@@ -101,10 +107,10 @@ class Run:
 
     async def send_last(self) -> None:
         """One payment for each account that has certainly been sent: what came before it has come when it comes."""
-        for key in range(self.keys):
+        for key in range(KEYS):
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    number = self.sent + (key - self.sent) % self.keys
+                    number = self.sent + (key - self.sent) % KEYS
                     if await self._send(range(number, number + 1)):
                         break
                     await asyncio.sleep(0.2)
@@ -149,6 +155,28 @@ class Run:
                     await self._taken_over(victim)
                 victim.resume()
                 self.history.struck(f"SIGCONT of {victim.name}", victim.pid)
+            case Fault.AGAIN:
+                victim = self._chosen(step)
+                mine = self.owned_by(victim)
+                victim.kill()
+                self.history.struck(f"kill -9 of {victim.name}", victim.pid)
+                heir = self.workers.by_pid(await self._claimed(mine, victim))
+                assert heir is not None
+                mine += self.owned_by(heir)
+                heir.kill()
+                self.history.struck(f"kill -9 of {heir.name}, its first heir", heir.pid)
+                await asyncio.gather(self.start_worker(), self.start_worker())
+                await self._taken_over(victim, heir, doomed=mine)
+            case Fault.HANDOVER:
+                victim = self._chosen(step)
+                mine = self.owned_by(victim)
+                self.history.struck(f"SIGTERM to {victim.name}", victim.pid)
+                victim.terminate()
+                await self._claimed(mine, victim)
+                victim.kill()
+                self.history.struck(f"kill -9 of {victim.name} while it hands over", victim.pid)
+                await self._taken_over(victim, doomed=mine)
+                await self.start_worker()
             case Fault.BLINK:
                 victim = self._chosen(step)
                 victim.hang()
@@ -192,15 +220,31 @@ class Run:
     def owned_by(self, worker: Worker) -> list[int]:
         return [p for p in range(self.options.partitions) if self.history.owner(self.journal, p) == worker.pid]
 
-    async def _taken_over(self, victim: Worker) -> None:
-        """Every task of it has been claimed by another since, and that one has got something done."""
-        doomed, began = self.owned_by(victim), self.history.now()
+    async def _taken_over(self, *victims: Worker, doomed: Collection[int] | None = None) -> None:
+        """Every task of theirs has been claimed by another since, and that one has got something done.
+
+        doomed: their tasks, if others may have claimed some by now.
+        """
+        pids = {victim.pid for victim in victims}
+        if doomed is None:
+            doomed = [partition for victim in victims for partition in self.owned_by(victim)]
+        began = self.history.now()
 
         def heirs_work() -> bool:
-            seen = {m.partition for m in self.history.since(began) if isinstance(m, Seen) and m.pid != victim.pid}
+            seen = {m.partition for m in self.history.since(began) if isinstance(m, Seen) and m.pid not in pids}
             return seen >= set(doomed)
 
-        await self.watcher.until(heirs_work, f"others to take over {doomed} of {victim}", PATIENCE)
+        await self.watcher.until(heirs_work, f"others to take over {sorted(doomed)} of {victims}", PATIENCE)
+
+    async def _claimed(self, tasks: Sequence[int], victim: Worker) -> int:
+        """The process that is the first to claim one of these tasks of the victim's."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                self.audit.reached.clear()
+                for task in tasks:
+                    if (owner := self.history.owner(self.journal, task)) != victim.pid:
+                        return owner
+                await self.audit.reached.wait()
 
     @contextlib.asynccontextmanager
     async def _takeover(self, step: Step) -> AsyncIterator[None]:
@@ -249,7 +293,7 @@ class Run:
                     await self.watcher.until(self.watcher.has_all, "all receipts", PATIENCE)
                 for worker in list(self.workers.running):
                     await self.end_worker(worker)
-                await check_outcome(self.broker, self.options, self.watcher, self.audit, self.history, self.journal)
+                await self.check()
         except (TimeoutError, AssertionError) as error:
             self.history.wrong(str(error) or type(error).__name__)
         finally:
@@ -257,6 +301,11 @@ class Run:
             await asyncio.gather(audit, return_exceptions=True)
             self.workers.close()
         self.history.check(f"{self.plan}{self._logs()}" if self.history.violations else "")
+
+    async def check(self) -> None:
+        """All workers have ended: whether the outcome is right."""
+        assert isinstance(self.watcher, Watcher)
+        await check_outcome(self.broker, self.options, self.watcher, self.audit, self.history, self.journal)
 
     async def _started(self, stack: contextlib.AsyncExitStack) -> None:
         """A server that has just started may answer, and not have all its parts yet."""

@@ -26,8 +26,8 @@ import msgspec
 from chaos.history import Failure, History
 from chaos.plan import Plan, Step
 from chaos.production import ProductionWatcher
-from chaos.program import Options, key_of
-from chaos.run import KEYS, PARTITIONS, Run, faults_for
+from chaos.program import KEYS, Options, key_of
+from chaos.run import PARTITIONS, Run, faults_for
 from chaos.servers import KINDS, own_broker
 
 __all__ = ["Soak"]
@@ -169,7 +169,7 @@ async def soak(kind: str, options: argparse.Namespace, stop: asyncio.Event) -> b
     """Whether all was well."""
     async with own_broker(kind) as broker:
         folder = Path(tempfile.mkdtemp(prefix=f"thalweg-soak-{secrets.token_hex(3)}-"))
-        settings = Options(broker=broker.url, partitions=PARTITIONS, lease=LEASE, production=True)
+        settings = Options(broker=broker.url, partitions=PARTITIONS, lease=LEASE, program="production")
         run = Soak(broker, Plan(kind, options.seed, []), folder, History(KEPT), settings, options.rate)
         run.begin(kind, options.seed, options.pace, stop)
 

@@ -11,14 +11,14 @@ from thalweg import App, Event, Stream, Table
 from thalweg.capabilities import Log, Logs
 from thalweg.channel import Transport
 from thalweg.errors import BrokerError, Gap
-from thalweg.journal.records import Chunk, Fold, Marker, decode_entry
+from thalweg.journal.records import Begin, Chunk, End, Fold, Marker, decode_entry
 from thalweg.message import Position, Record
 from thalweg.registry import load_transport
 
 from chaos.history import History, Seen, Stray
 from chaos.program import APP, Account, Options, Receipt, amount_of, key_of
 
-__all__ = ["Audit", "Watcher"]
+__all__ = ["Audit", "Reader", "Watcher"]
 
 
 class Followed(msgspec.Struct, frozen=True):
@@ -31,61 +31,39 @@ class Followed(msgspec.Struct, frozen=True):
     by: tuple[int, ...] = ()  # processes that sent them, in order
 
 
-class Watcher:
-    """Reads each receipt exactly once, and checks that it comes in order and that its sum is right.
+class Reader:
+    """What a program in this process has seen of the messages that the workers send.
 
-    `uncertain`: payments of which nobody knows whether they were sent. `open`: those that were, and whose receipt is
-    still to come.
+    `uncertain`: numbers of which nobody knows whether they were sent. `open`: those that were, and are still to be
+    done.
     """
 
-    def __init__(self, options: Options, keys: int, history: History) -> None:
-        self.keys, self.history = keys, history
+    app: App
+
+    def __init__(self, history: History) -> None:
+        self.history = history
         self.open: set[int] = set()
         self.uncertain: set[int] = set()
-        self.early: set[int] = set()  # a receipt may come before its payment's send has returned
+        self.early: set[int] = set()  # one may be done before its send has returned
         self.seen = 0
         self.changed = asyncio.Event()
         self.highest: dict[int, int] = {}
         """The highest number seen of each partition."""
-        self.app = App(f"{APP}-watcher", broker=options.broker, partitions=options.partitions, lease=options.lease)
-        receipts = self.app.topic("receipts", key=str, value=Receipt)
-        self.accounts: Table[str, Followed] = self.app.table("followed", key=str, value=Followed, default=Followed)
 
-        @self.app.agent(receipts)
-        async def follow(stream: Stream[Receipt]) -> None:
-            async for event in stream.events():
-                self.accounts[event.key] = self._follow(event, self.accounts[event.key])
-                self._note(event.partition, event.value)
-
-    def _note(self, partition: int, receipt: Receipt) -> None:
+    def note(self, partition: int, number: int, pid: int, done: bool = True) -> None:
+        """A message of that process about the number was read; done: the last one about it."""
         self.seen += 1
-        self.highest[partition] = max(receipt.number, self.highest.get(partition, -1))
-        if receipt.number in self.open:
-            self.open.discard(receipt.number)
-        else:
-            self.early.add(receipt.number)
-        self.history.add(Seen(self.history.now(), partition, receipt.worker, receipt.number))
+        self.highest[partition] = max(number, self.highest.get(partition, -1))
+        if number in self.open:
+            if done:
+                self.open.discard(number)
+        elif done:
+            self.early.add(number)
+        self.history.add(Seen(self.history.now(), partition, pid, number))
         self.changed.set()
 
-    def _follow(self, event: Event[Receipt, str], before: Followed) -> Followed:
-        key, receipt, number = event.key, event.value, event.value.number
-        if key != key_of(number, self.keys):
-            self.history.wrong(f"receipt {number} has the key {key!r}")
-        if number <= before.last and number not in self.uncertain:
-            self.history.wrong(f"receipt {number} of {key!r} comes after {before.last}: repeated or out of order")
-        by = before.by if before.by[-1:] == (receipt.worker,) else (*before.by, receipt.worker)
-        now = Followed(
-            max(number, before.last), before.count + 1, before.total + amount_of(number), event.partition, by
-        )
-        if (receipt.count, receipt.total) != (now.count, now.total):
-            self.history.wrong(
-                f"receipt {number} of {key!r} by {receipt.worker} says {receipt.count} payments of {receipt.total}; "
-                f"the receipts before it make that {now.count} of {now.total}"
-            )
-        return now
-
     def has_all(self) -> bool:
-        """Whether what has certainly been sent has all been answered."""
+        """Whether what has certainly been sent has all been done."""
         return not self.open
 
     def sent(self, numbers: range) -> None:
@@ -109,6 +87,40 @@ class Watcher:
                 return
             self.history.wrong(f"waited {seconds:g} s in vain for {what}")
             raise
+
+
+class Watcher(Reader):
+    """Reads each receipt exactly once, and checks that it comes in order and that its sum is right."""
+
+    def __init__(self, options: Options, keys: int, history: History) -> None:
+        super().__init__(history)
+        self.keys = keys
+        self.app = App(f"{APP}-watcher", broker=options.broker, partitions=options.partitions, lease=options.lease)
+        receipts = self.app.topic("receipts", key=str, value=Receipt)
+        self.accounts: Table[str, Followed] = self.app.table("followed", key=str, value=Followed, default=Followed)
+
+        @self.app.agent(receipts)
+        async def follow(stream: Stream[Receipt]) -> None:
+            async for event in stream.events():
+                self.accounts[event.key] = self._follow(event, self.accounts[event.key])
+                self.note(event.partition, event.value.number, event.value.worker)
+
+    def _follow(self, event: Event[Receipt, str], before: Followed) -> Followed:
+        key, receipt, number = event.key, event.value, event.value.number
+        if key != key_of(number, self.keys):
+            self.history.wrong(f"receipt {number} has the key {key!r}")
+        if number <= before.last and number not in self.uncertain:
+            self.history.wrong(f"receipt {number} of {key!r} comes after {before.last}: repeated or out of order")
+        by = before.by if before.by[-1:] == (receipt.worker,) else (*before.by, receipt.worker)
+        now = Followed(
+            max(number, before.last), before.count + 1, before.total + amount_of(number), event.partition, by
+        )
+        if (receipt.count, receipt.total) != (now.count, now.total):
+            self.history.wrong(
+                f"receipt {number} of {key!r} by {receipt.worker} says {receipt.count} payments of {receipt.total}; "
+                f"the receipts before it make that {now.count} of {now.total}"
+            )
+        return now
 
     def check_owners(self, journal: str) -> None:
         """Those who sent an account's receipts must be those who claimed its task, in the same order."""
@@ -134,6 +146,8 @@ class Audit:
         self.counted: dict[int, int] = {}
         self.strays = 0
         """Records of owners that others had followed: they count for nobody."""
+        self.snapshots = 0
+        """Those that came to their end."""
         self._pids: dict[bytes, int] = {}
         self._folds: dict[tuple[str, int], Fold] = {}
         self._after: dict[str, dict[int, Position | None]] = {}
@@ -175,16 +189,21 @@ class Audit:
                 self._after[topic][partition] = batch.positions[-1]
             self.reached.set()
 
+    def _claimed(self, topic: str, partition: int, marker: Marker) -> None:
+        pid = self._pids[marker.token] = int(marker.owner.rpartition("/")[2])
+        self._history.claimed(topic, partition, pid, marker.token)
+
     def _feed(self, topic: str, partition: int, record: Record) -> None:
         fold = self._folds.setdefault((topic, partition), Fold())
         entry = fold.feed(record.value)
+        if isinstance(entry, Begin) and entry.marker.token not in self._pids:  # its marker was truncated behind us
+            self._claimed(topic, partition, entry.marker)
         if isinstance(entry, Marker):
-            pid = int(entry.owner.rpartition("/")[2])
-            self._pids[entry.token] = pid
-            self._history.claimed(topic, partition, pid, entry.token)
+            self._claimed(topic, partition, entry)
             return
         raw = decode_entry(record.value or b"")
         pid = self._pids.get(raw.token, 0)
+        self.snapshots += isinstance(entry, End)
         if entry is not None or (isinstance(raw, Chunk) and fold.marker is not None and raw.token == fold.marker.token):
             self.counted[pid] = self.counted.get(pid, 0) + 1
             return

@@ -13,18 +13,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thalweg import starting
+from thalweg.journal import snapshot
 from thalweg.serving import serve
 
-from chaos.production import Production
-from chaos.program import Options, Program
+from chaos.ending import die_with_starter
+from chaos.program import Options
+from chaos.programs import program_of
 from chaos.trace import Handled, Trace, read_trace
 
 __all__ = ["Worker", "Workers"]
 
 _context = multiprocessing.get_context("forkserver")  # with everything imported: as real as a new one, without the wait
 _context.set_forkserver_preload(
-    ["thalweg.serving", "thalweg.starting", *(f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis"))]
-    + [f"thalweg.transports.{name}" for name in ("kafka", "nats", "rabbitmq")]
+    ["chaos.run", "thalweg.serving", "thalweg.stores.memory"]  # chaos.run: what the starting program has imported
+    + [f"thalweg.transports.{name}" for name in ("sqlite", "memory", "redis", "kafka", "nats", "rabbitmq")]
 )
 
 
@@ -155,9 +158,12 @@ class Workers:
 def work(name: str, folder: Path, options: Options, traced: bool) -> None:
     """What a worker process does."""
     os.setsid()  # a Ctrl-C is not meant for it
+    die_with_starter()
     speak_into(folder / f"{name}.log")
     trace = Trace(folder / f"{name}.trace") if traced else None
-    program = Production(options, trace) if options.production else Program(options, trace)
+    if options.snapshot_bytes is not None:
+        starting.SNAPSHOT_BYTES, snapshot.PART_BYTES = options.snapshot_bytes, options.snapshot_bytes // 20
+    program = program_of(options, trace)
     asyncio.run(serve(program.app, lambda _: (folder / f"{name}.ready").touch()))
 
 

@@ -85,6 +85,5 @@ def own_cluster() -> Cluster:
 
 
 redis = transport("redis://", RedisRig)
-redis_cluster = transport(
-    "redis:// (cluster)", ClusterRig, profiles=["Fenced"]
-)  # by its scripts, which must be of one slot
+# Its scripts must be of one slot.
+redis_cluster = transport("redis:// (cluster)", ClusterRig, profiles=["Fenced"])

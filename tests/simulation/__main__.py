@@ -10,7 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
+from . import planted_bugs
 from .simulate import Run, run
 
 SEEDS_A_PROCESS = 50
@@ -25,11 +28,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time (default: one a core)")
     parser.add_argument("--seed", type=int, help="simulate this one alone, and print all that happened")
     parser.add_argument("--bug", default="", help="with this planted bug (a module of simulation.planted_bugs)")
+    parser.add_argument("--bugs", action="store_true", help="find all planted bugs, each within --seeds: a table")
     parser.add_argument("--until-found", action="store_true", help="stop at the first violation")
     parser.add_argument("--courses", action="store_true", help="print a fingerprint of each seed's course")
     options = parser.parse_args()
     if options.seed is not None:
         return one(options.seed, options.bug)
+    if options.bugs:
+        return table(options)
     return many(range(options.first, options.first + options.seeds * options.step, options.step), options)
 
 
@@ -72,6 +78,23 @@ def many(seeds: range, options: argparse.Namespace) -> int:
     return bool(failed)
 
 
+def table(options: argparse.Namespace) -> int:
+    """Which rule each bug breaks, and at which seed it is found."""
+    missed = 0
+    for bug in sorted(path.stem for path in Path(planted_bugs.__file__).parent.glob("[a-z]*.py")):
+        module, begin = planted(bug), time.monotonic()
+        seeds = range(options.first, options.first + options.seeds)
+        found = next((run for run in runs(seeds, bug, 1) if run.violations), None)
+        missed += found is None
+        where = "NOT FOUND" if found is None else f"{found.seed} ({time.monotonic() - begin:.0f} s)"
+        print(f"| {module.RULE} | `{bug}`: {module.__doc__} | {where} |", flush=True)
+    return bool(missed)
+
+
+def planted(bug: str) -> Any:
+    return importlib.import_module(f"simulation.planted_bugs.{bug}")
+
+
 def runs(seeds: range, bug: str, processes: int) -> Iterator[Run]:
     jobs = [(seed, bug, False) for seed in seeds]
     with get_context("fork").Pool(processes, maxtasksperchild=SEEDS_A_PROCESS) as pool:
@@ -80,8 +103,7 @@ def runs(seeds: range, bug: str, processes: int) -> Iterator[Run]:
 
 def simulated(job: tuple[int, str, bool]) -> Run:
     seed, bug, keep = job
-    planted = importlib.import_module(f"simulation.planted_bugs.{bug}").planted() if bug else nullcontext()
-    with planted:
+    with planted(bug).planted() if bug else nullcontext():
         return run(seed, keep)
 
 

@@ -73,7 +73,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True):
 
 class Door:
     """Newcomers come in together, so that many who start at once move tasks once: when none has come for `calm`
-    seconds, or the first has waited for three times that."""
+    seconds, or the first has waited for ten times that."""
 
     def __init__(self, calm: float) -> None:
         self._calm = calm
@@ -83,7 +83,7 @@ class Door:
         """Seconds until those who wait are let in; 0: now."""
         self._came = {name: self._came.get(name, now) for name in waiting}
         times = self._came.values()
-        return max(0.0, min(max(times) + self._calm, min(times) + 3 * self._calm) - now) if times else 0.0
+        return max(0.0, min(max(times) + self._calm, min(times) + 10 * self._calm) - now) if times else 0.0
 
 
 def newcomers(words: Mapping[str, Word]) -> frozenset[str]:

@@ -52,6 +52,20 @@ async def test_a_compacted_journal_gives_the_whole_state_whenever_the_worker_die
     assert size < 12_000
 
 
+async def test_a_journal_whose_owners_die_young_is_compacted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "SNAPSHOT_BYTES", 5000)
+    app, numbers, sums = make()
+    async with app.test() as t:
+        for number in range(400):
+            await numbers.send(7 * number + 1, key=f"k{number % 10}")
+            await t.settle()
+            if number % 5 == 4:  # long before it has written so much itself
+                await t.crash()
+        size = sum(record.size for _, _, record in t._broker.records("ledger-journal-1"))
+        assert len(dict(sums.items())) == 10
+    assert size < 12_000
+
+
 async def test_a_store_that_fell_behind_the_truncation_is_rebuilt(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

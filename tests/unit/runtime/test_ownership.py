@@ -21,7 +21,7 @@ LEASE = 10.0
 
 
 def owned(worker: Worker) -> set[int]:
-    return {index for group, index in worker.tasks if worker.serving(group, index) is not None}
+    return {index for group, index in worker.tasks if group == GROUP and worker.serving(group, index) is not None}
 
 
 def shares(*workers: Worker) -> list[int]:
@@ -133,6 +133,29 @@ async def test_when_the_coordinator_dies_another_plans(town: Town) -> None:
         assert (await plans(town))[-1].me in (second.me, third.me)
 
 
+async def test_a_new_coordinator_plans_only_once_it_knows_what_was_planned_before(town: Town) -> None:
+    async with town.worker() as one, town.worker() as two, town.worker() as three:
+        await town.advance(10)
+        last = (await plans(town))[-1]
+        staying = [worker.me for worker in (one, two, three) if worker.me != last.me]
+        town.broker.faults.fail("read", times=1_000_000, topic="bank-workers")
+        other = dict(zip(staying, reversed(staying), strict=True))
+        owners = tuple(other.get(owner or "", owner) for owner in last.owners[GROUP])
+        unread = Plan("another", last.number + 1, 1, {GROUP: owners}, {}, last.members)
+        await town.reader.open()
+        await town.append(as_messages(unread, town.clock, None)[0])
+        await next(worker for worker in (one, two, three) if worker.me == last.me).stop_by_kill()
+        await town.advance(60)
+        assert (await plans(town))[-1] == unread
+        town.broker.faults.clear()
+        await town.advance(60)
+        after = (await plans(town))[-1].owners[GROUP]
+        assert set(after) == set(staying)
+        assert [new for new, old in zip(after, owners, strict=True) if old in staying] == [
+            old for old in owners if old in staying
+        ]
+
+
 async def test_many_workers_that_start_at_once_cause_few_plans(town: Town) -> None:
     async with AsyncExitStack() as stack:
         workers = await asyncio.gather(*(stack.enter_async_context(town.worker()) for _ in range(10)))
@@ -183,6 +206,25 @@ async def test_of_two_workers_of_one_id_the_newer_goes_on_and_the_older_learns_w
         newer = await second
         await town.advance(LEASE + 2)
         assert owned(newer) == ALL
+
+
+@pytest.mark.parametrize("later_first", [False, True], ids=["the older release plans", "the later release plans"])
+async def test_while_a_release_is_rolled_out_each_group_is_run_by_those_that_have_it(
+    town: Town, later_first: bool
+) -> None:
+    def of_more(worker: Worker) -> list[int]:
+        return [index for group, index in worker.tasks if group == "2"]
+
+    releases = (2, None) if later_first else (None, 2)
+    async with town.worker(more=releases[0]) as first, town.worker(more=releases[1]) as second:
+        await town.advance(5)
+        older, later = (second, first) if later_first else (first, second)
+        assert shares(first, second) == [2, 2]
+        assert (of_more(older), sorted(of_more(later))) == ([], [0, 1])
+        async with town.worker(more=2) as third:
+            await town.advance(5)
+            assert shares(first, second, third) == [1, 1, 2]
+            assert sorted(map(len, map(of_more, (older, later, third)))) == [0, 1, 1]
 
 
 async def test_a_plan_of_an_earlier_coordinator_counts_for_nothing(town: Town) -> None:

@@ -517,7 +517,7 @@ async def test_a_hot_key_does_not_make_a_slow_agent_read_without_end() -> None:
     async with app.test() as t:
         await source.send_many([("hot", n) for n in range(30_000)])
         await t.settle()
-        (agent,) = the_task(t).agents
+        agent = the_task(t).agents[0]
         queued = sum(len(lane.queue) for lane in agent.lanes)
         gate.set()
         await t.settle()

@@ -180,5 +180,5 @@ def test_the_door_opens_when_nobody_has_come_for_a_while_or_the_first_has_waited
     assert door.wait(("a", "b"), 11.0) == 0.5
     assert door.wait(("a", "b"), 11.5) == 0
     assert door.wait(("c",), 20.0) == 1.0
-    assert door.wait(("c", "d", "e"), 22.5) == 0.5
+    assert door.wait(("c", "d", "e"), 29.5) == 0.5
     assert Door(0.0).wait(("a",), 1.0) == 0
