@@ -27,7 +27,7 @@ QUIET = 1.0
 """Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LONGEST_BACKOFF = 5.0
+LONGEST_BACKOFF = 2.0
 CATCHING_UP = 5.0
 """Seconds, at most, for which a new coordinator reads what was planned before it."""
 

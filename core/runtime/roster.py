@@ -35,7 +35,7 @@ BEAT = 20.0
 BACK = 3
 """Beats: how far back a reader begins, and after how many without a word of it a worker counts as gone."""
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 
 
 Size: TypeAlias = tuple[int, int]

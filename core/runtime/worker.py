@@ -45,7 +45,7 @@ __all__ = ["Group", "Worker"]
 
 log = logging.getLogger("thalweg")
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 10.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
 """Seconds until a task starts over, the first time and at most."""
 
 AFTER_FENCED = 0.5

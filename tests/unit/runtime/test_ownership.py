@@ -282,3 +282,13 @@ async def test_plans_and_words_that_cannot_be_written_come_later(town: Town) -> 
         async with town.worker() as second:
             await town.advance(30)
             assert shares(first, second) == [2, 2]
+
+
+async def test_locks_that_cannot_be_had_together_lengthen_the_pause_once(town: Town) -> None:
+    """A broker that was away for a moment is not made to wait for as many doublings as there are tasks."""
+    for index in ALL:
+        town.broker.faults.fail("try_lock", topic=f"bank-task-{GROUP}-{index}")
+    began = town.clock.now()
+    async with town.worker() as first:
+        assert owned(first) == ALL
+        assert town.clock.now() - began == 2 * RETRY
