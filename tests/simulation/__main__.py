@@ -71,7 +71,8 @@ def many(seeds: range, options: argparse.Namespace) -> int:
             line = f"{done}/{len(seeds)} seeds, {rate:.1f} a second, {len(failed)} failed"
             print(f"\r{line}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begin
-    print(f"\n{done} seeds from {seeds[0]} on in {seconds:.0f} s: {steps} steps, {commits} commits; {len(failed)} failed")
+    what = f"{steps} steps, {commits} commits; {len(failed)} failed"
+    print(f"\n{done} seeds from {seeds[0]} on in {seconds:.0f} s: {what}")
     if failed:
         first = min(failed, key=lambda run: run.seed)
         bug = f" --bug {options.bug}" if options.bug else ""
