@@ -86,6 +86,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
+        app.delays = _delays_topic(app, transport, existing) if app.id + delays.SUFFIX in existing else None
         running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
@@ -304,13 +305,12 @@ def _delays_topic(app: App, transport: Transport, existing: Mapping[str, TopicIn
     if Capability.LOG not in transport.capabilities or not app.topics:
         return None
     name = app.id + delays.SUFFIX
-    counts = [group.partitions for group in groups_of(app, transport, None).values() if group.name != LEADER_GROUP]
     if name in existing:
         partitions = existing[name].partitions
-    elif app.default_partitions in counts:
-        partitions = app.default_partitions
     else:
-        partitions = max(counts, default=1)
+        groups = groups_of(app, transport, None).values()
+        counts = [group.partitions for group in groups if group.name != LEADER_GROUP]
+        partitions = app.default_partitions if app.default_partitions in counts else max(counts, default=1)
     spec = TopicSpec(name, None, partitions, truncated=True)
     raw = codec_for(bytes)
     return TopicPlan(spec, raw, raw, partitioner_for("murmur2"), "murmur2", partitions=partitions)

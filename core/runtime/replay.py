@@ -22,7 +22,8 @@ __all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "numbered", "stan
 
 log = logging.getLogger("thalweg")
 
-REPLAY_ROWS = 10_000
+REPLAY_ROWS, REPLAY_BYTES = 10_000, 8 << 20
+"""What goes to the store in one step, or as much as one read gave."""
 READ_RECORDS, READ_BYTES = 2000, 16 << 20
 WAIT = 10.0
 """Seconds that a log may take to give a record that it has."""
@@ -68,6 +69,7 @@ class Replay:
         self.after: Position | None = None
         self.fold = Fold()
         self.keys = self.records = 0
+        self._size = 0  # bytes in `_pending`, about
         self._growth = Growth()
         self._journal, self._partition = journal, partition
         self._pending: dict[bytes, bytes | None] = {}
@@ -125,6 +127,7 @@ class Replay:
 
     def start_over(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         self.store.clear()
         self.after = None
@@ -155,15 +158,17 @@ class Replay:
             rows = _rows_of(entry)
             if rows is not None:
                 self.keys += len(rows)
+                self._size += len(record.value or b"")
                 self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None
                 self._there = Numbered(self.fold.marker, self.fold.number, self._growth)
-        if len(self._pending) > REPLAY_ROWS:
+        if len(self._pending) > REPLAY_ROWS or self._size > REPLAY_BYTES:
             self.flush()
 
     def _forget_rows(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         if self.store.checkpoint() is not None:
             self.store.clear()
@@ -174,4 +179,5 @@ class Replay:
             return
         self.store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
         self._pending.clear()
+        self._size = 0
         self._seen = None

@@ -23,6 +23,7 @@ from thalweg.errors import (
     Fenced,
     HistoryChanged,
     StoreError,
+    StoreFull,
     TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
@@ -139,6 +140,7 @@ class Task:
         """In the tasks whose agents include the one that reads the topic of delays."""
         self.feeds: list[Feed] = []
         self._stopping = False
+        self._broken = False  # its store could not be read
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
@@ -154,7 +156,7 @@ class Task:
         self._fold = fold
         here = numbered(store)
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
-        self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        self.tables = {plan.name: TableState(plan, self.index, store, self._store_broken) for plan in self._table_plans}
         self.changes = {
             plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
             for plan in self._table_plans
@@ -525,7 +527,7 @@ class Task:
 
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
-        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit):
+        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
             self._refusals += 1
 
     def made(self, cut: Cut) -> bool:
@@ -577,6 +579,17 @@ class Task:
             self._truncating = None
 
     # --- closing ---------------------------------------------------------------------------------------------
+
+    def _store_broken(self, error: StoreError) -> None:
+        """No event is to suffer for it: nothing is committed any more, and the task starts over."""
+        self._broken = True
+        self.failed(error)
+
+    async def until_restarted(self, error: Exception) -> None:
+        """Called by a lane whose event failed: returns at once if it was not for the task's store, else never."""
+        if isinstance(error, StoreError) or self._broken:
+            self._store_broken(error if isinstance(error, StoreError) else StoreError(str(error)))
+            await asyncio.get_running_loop().create_future()
 
     async def roll_back(self) -> None:
         """Go back to the last commit (a failed event touched a mutable value): called by a lane, which ends here."""
@@ -656,14 +669,13 @@ class Task:
             self._store.close()
             self._store = None
 
-    def forget_store(self) -> None:
-        """The store cannot be trusted: empty it, and let the journal fill it again."""
-        log.warning("task %s/%d: its store is damaged; it is rebuilt from the journal", *self.key)
+    def forget_store(self, error: StoreError) -> None:
+        """The journal will fill what the store lacks: all, unless it only could not be written."""
         try:
-            if self._store is not None:
+            if self._store is not None and not isinstance(error, StoreFull):
                 self._store.clear()
         except StoreError:
-            pass
+            pass  # what cannot be emptied, the next opening replaces
         self.close_store()
 
     # --- reading from outside ----------------------------------------------------------------------------------
