@@ -1,6 +1,6 @@
 """Orders that must be paid in time: a reminder after ten minutes, the end after fifteen, both taken back by a payment.
 
-A saga with a deadline. Steps of an order lie in one partition, in order; its deadline comes there too, as one more step.
+A saga with a deadline. Steps of an order lie in one partition, in order, and its deadline comes there too, as a step.
 So whether a payment was in time is decided once, by what came first, and the row of the order knows it.
 
     python examples/orders.py worker
