@@ -64,7 +64,7 @@ def make(broker: str, store: str) -> App:
 
 
 def row(number: int) -> tuple[bytes, bytes]:
-    return b"account-%08d" % number, b'{"balance":%012d,"owner":"%064d"}' % (number, number)
+    return b"account-%08d" % number, b'{"balance":1%011d,"owner":"%064d"}' % (number, number)
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ _END = b"\2"
 _POSITION_AND_CHECKSUM = struct.Struct(">qI")
 _MIB = 1 << 20
 _DAMAGE = ("Corruption", "No such file", "File exists", "Invalid argument")
-_FULL = ("No space left", "Disk quota exceeded", "File too large", "Input/output error")
+_FULL = ("No space left", "Disk quota exceeded", "File too large", "Input/output error", "previous error")
 
 
 class RocksdbOptions(msgspec.Struct, frozen=True):

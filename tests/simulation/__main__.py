@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=1, help="from one to the next (default: 1)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time (default: one a core)")
     parser.add_argument("--seed", type=int, help="simulate this one alone, and print all that happened")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more seeds after so long")
     parser.add_argument("--bug", default="", help="with this planted bug (a module of simulation.planted_bugs)")
     parser.add_argument("--bugs", action="store_true", help="find all planted bugs, each within --seeds: a table")
     parser.add_argument("--until-found", action="store_true", help="stop at the first violation")
@@ -63,12 +64,15 @@ def many(seeds: range, options: argparse.Namespace) -> int:
             print(f"\nseed {found.seed} VIOLATED {'; '.join(found.violations)}", flush=True)
             if options.until_found:
                 break
+        if time.monotonic() - begin > options.seconds:
+            break
         if sys.stderr.isatty() or done % 500 == 0:
             rate = done / (time.monotonic() - begin)
             line = f"{done}/{len(seeds)} seeds, {rate:.1f} a second, {len(failed)} failed"
             print(f"\r{line}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begin
-    print(f"\n{done} seeds from {seeds[0]} in {seconds:.0f} s: {steps} steps, {commits} commits; {len(failed)} failed")
+    what = f"{steps} steps, {commits} commits; {len(failed)} failed"
+    print(f"\n{done} seeds from {seeds[0]} on in {seconds:.0f} s: {what}")
     if failed:
         first = min(failed, key=lambda run: run.seed)
         bug = f" --bug {options.bug}" if options.bug else ""
@@ -98,7 +102,7 @@ def planted(bug: str) -> Any:
 def runs(seeds: range, bug: str, processes: int) -> Iterator[Run]:
     jobs = [(seed, bug, False) for seed in seeds]
     with get_context("fork").Pool(processes, maxtasksperchild=SEEDS_A_PROCESS) as pool:
-        yield from (pool.imap if processes == 1 else pool.imap_unordered)(simulated, jobs)
+        yield from pool.imap(simulated, jobs)
 
 
 def simulated(job: tuple[int, str, bool]) -> Run:

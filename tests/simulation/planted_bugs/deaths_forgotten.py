@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from unittest.mock import patch
 
-from thalweg.runtime.agent_task import AgentTask
+from thalweg.runtime.suspicion import Suspicion
 
 RULE = "12"
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(AgentTask, "restore_suspects", lambda self, suspects: None)
+    return patch.object(Suspicion, "restore", lambda self, suspects: None)
