@@ -84,9 +84,10 @@ class Replay:
         """Read what lies there now."""
         if not await self.fits():
             self.start_over()
+        began = self.after
         while await self._step(0):
             if progress is not None and self.after is not None:
-                await progress.read(self._journal, self._partition, self.after, self.keys)
+                await progress.read(self._journal, self._partition, began, self.after, self.keys)
         self.flush()
 
     async def to(self, last: Position | None) -> None:
