@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
 from thalweg.channel import Capability
 
 from brokers.bank import Withdrawal, make_bank
@@ -115,6 +116,7 @@ def shown_on_memory() -> list[str]:
     return shown("memory://")
 
 
+@pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
 async def test_the_demo_shows_the_same_as_on_memory(broker: str) -> None:
     """The file differs by nothing: only THALWEG_BROKER. Of SQLite, tests/examples/test_flights.py says the same."""
     assert await asyncio.to_thread(shown, broker) == await asyncio.to_thread(shown_on_memory)

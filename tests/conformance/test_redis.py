@@ -48,6 +48,8 @@ class RedisRig(ServerRig):
 class ClusterRig(RedisRig):
     """A cluster of its own, one a process."""
 
+    lease = 1.0  # three servers share the machine, and a client that connects asks all of them
+
     def __init__(self) -> None:
         super().__init__()
         if not lacking():
