@@ -49,13 +49,14 @@ async def test_a_blocked_worker_keeps_its_tasks_and_a_stuck_one_loses_them(broke
             process.wait()
 
 
+@pytest.mark.parametrize("broker", ["redis", "kafka"], indirect=True)  # by a lock, and by a group
 async def test_tables_are_served_at_once_after_a_block_and_not_after_being_stuck(broker: str) -> None:
-    sitting = make_sitting(f"{broker}&stuck={3 * LEASE}")
+    sitting = make_sitting(f"{broker}&stuck={6 * LEASE}")
     async with sitting.app:
         assert len((await sitting.work.ask(Order(), key="ada")).by) == 1
         time.sleep(1.5 * LEASE)  # noqa: ASYNC251
         assert len(sitting.workers["ada"]) == 1
-        time.sleep(4.5 * LEASE)  # noqa: ASYNC251
+        time.sleep(7.5 * LEASE)  # noqa: ASYNC251
         with pytest.raises(StaleRead):
             sitting.workers["ada"]
         assert len((await sitting.work.ask(Order(), key="ada", timeout=30)).by) == 2
