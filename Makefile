@@ -51,6 +51,13 @@ bench-guarantees: env ## Measure what exactly-once costs on every broker (ARGS="
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python benchmarks/guarantees.py $(ARGS)
 
+bench-recovery: env ## Measure how fast a worker gets its state back on every broker (ARGS="kafka --keys 100000" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/recovery.py $(ARGS)
+
+bench-large: env ## Run a worker whose state is far larger than its memory (ARGS="--gb 5"); takes some minutes and twice the disk
+	$(RUN) python benchmarks/large_state.py $(ARGS)
+
 chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1, or PROGRAM=bank COUNT=100000
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python -m chaos $(if $(BROKER),--broker $(BROKER)) $(if $(SEEDS),--seeds $(SEEDS)) \

@@ -25,7 +25,9 @@ __all__ = [
     "ProcessDied",
     "StaleDelivery",
     "StaleRead",
+    "StoreDamaged",
     "StoreError",
+    "StoreFull",
     "Superseded",
     "TableMismatch",
     "ThalwegError",
@@ -193,6 +195,14 @@ class LockLost(ThalwegError):
 
 class StoreError(ThalwegError):
     """A store is damaged, locked by another process or out of space."""
+
+
+class StoreDamaged(StoreError):
+    """What a store holds is not what was written. It warns once, when it sets that aside; the journal fills it anew."""
+
+
+class StoreFull(StoreError):
+    """A store cannot be written now: no space, a quota, or the disk fails. What it holds is sound."""
 
 
 class MirrorError(ThalwegError):

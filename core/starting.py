@@ -86,6 +86,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             found = existing.get(plan.name)
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         _place_tables(app)
+        app.delays = _delays_topic(app, transport, existing) if app.id + delays.SUFFIX in existing else None
         running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
@@ -183,7 +184,8 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     existing = await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
-    running.reply_partitions = app.default_partitions
+    if running.has_log:
+        running.reply_partitions = existing[app.id + replies.SUFFIX].partitions
     if app.delays is not None:
         exists = app.delays.name in existing
         running.delays = Delays(app.delays, exists, transport, running.roster, running.send, app.clock)
@@ -293,10 +295,10 @@ async def _declare(app: App, transport: Transport) -> Mapping[str, TopicInfo]:
         TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log, truncated=has_log)
         for plan in plans
     )
-    await transport.declare(internal)
+    made = {info.name: info for info in await transport.declare(internal)}
     if has_log:
         await check_leftovers(app, transport, existing)
-    return existing
+    return existing | made
 
 
 def _delays_topic(app: App, transport: Transport, existing: Mapping[str, TopicInfo]) -> TopicPlan | None:
@@ -304,13 +306,12 @@ def _delays_topic(app: App, transport: Transport, existing: Mapping[str, TopicIn
     if Capability.LOG not in transport.capabilities or not app.topics:
         return None
     name = app.id + delays.SUFFIX
-    counts = [group.partitions for group in groups_of(app, transport, None).values() if group.name != LEADER_GROUP]
     if name in existing:
         partitions = existing[name].partitions
-    elif app.default_partitions in counts:
-        partitions = app.default_partitions
     else:
-        partitions = max(counts, default=1)
+        groups = groups_of(app, transport, None).values()
+        counts = [group.partitions for group in groups if group.name != LEADER_GROUP]
+        partitions = app.default_partitions if app.default_partitions in counts else max(counts, default=1)
     spec = TopicSpec(name, None, partitions, truncated=True)
     raw = codec_for(bytes)
     return TopicPlan(spec, raw, raw, partitioner_for("murmur2"), "murmur2", partitions=partitions)

@@ -49,7 +49,7 @@ class Store(Protocol):
         """Write all changes (None deletes) and the checkpoint in one atomic step: all or nothing after a crash.
 
         Need not be durable at once: what a crash takes back, the journal gives again. Raises `StoreError` (nothing
-        was written).
+        was written); `StoreFull` where it can be written once there is space again, and what it has is sound.
         """
         ...
 

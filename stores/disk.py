@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from thalweg.errors import ConfigurationError, StoreError
+from thalweg.errors import ConfigurationError, StoreDamaged, StoreError, StoreFull
 from thalweg.store import check_name
 from thalweg.url import Url
 
@@ -35,13 +35,15 @@ class Place:
     Raises `StoreError` if it cannot be had: another store has it open, or the folder cannot be written.
 
     damage: set by the store once it has found any. What is here is then set aside at the latest by `release`, or the
-    next opener, if it does not read everything, would take it for sound.
+    next opener, if it does not read everything, would take it for sound. gone: others have deleted or replaced it.
+    full: it could not be written.
     """
 
     def __init__(self, folder: Path, name: str, suffix: str) -> None:
         self.path = folder / f"{check_name(name)}{suffix}"
         self.damage: Exception | None = None
         self._identity = (0, 0)
+        self.gone = self.full = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path.with_name(f"{self.path.name}.lock"))
@@ -57,7 +59,10 @@ class Place:
     def check(self) -> None:
         """Raise `StoreError` if someone has deleted or replaced what `remember` saw: writing to it would be lost."""
         if self._found() != self._identity:
-            raise StoreError(f"store {self.path} was deleted or replaced while open; open it again to rebuild it")
+            if not self.gone:
+                self.gone = True
+                log.warning("store %s was deleted or replaced while open, and will be rebuilt", self.path)
+            raise StoreDamaged(f"store {self.path} was deleted or replaced while open; open it again to rebuild it")
 
     def set_aside(self) -> None:
         """Move what is damaged out of the way (one earlier such thing is overwritten) and log it."""
@@ -71,6 +76,18 @@ class Place:
             raise StoreError(f"store {self.path} is damaged ({self.damage}), and stays in place: {error}") from error
         log.warning("store %s is damaged and will be rebuilt; set aside as %s: %s", self.path, aside, self.damage)
         self.damage = None
+
+    def error(self, text: str, full: bool = False) -> StoreError:
+        """What to raise for what went wrong here."""
+        if self.damage is not None:
+            return StoreDamaged(f"store {self.path}: {text}")
+        if full:
+            self.full = True
+            return StoreFull(
+                f"store {self.path} cannot be written: {text}. Nothing is lost: what it lacks is in the journal. Make "
+                "room, and it goes on by itself"
+            )
+        return StoreError(f"store {self.path}: {text}")
 
     def release(self) -> None:
         """Let others open it. Twice is harmless."""

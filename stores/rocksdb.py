@@ -5,15 +5,21 @@ locked by `bank-3.rocksdb.lock`, which stays. Options: see `RocksdbOptions`.
 
 Each `apply` is one write batch that goes to RocksDB's own log, not synced: a killed process loses nothing, a power cut
 the last batches, and these the journal gives again. Rows and checkpoint share one column family: its parts reach the
-disk in the order of their writing, so that the checkpoint is never ahead of the rows. Damage is found by RocksDB's
-checksums, with one exception that it has no means against: a MANIFEST file that lost its last, once synced, records.
+disk in the order of their writing, so that the checkpoint is never ahead of the rows.
+
+Damage is found by RocksDB's checksums, with one exception that it has no means against: a MANIFEST file that lost its
+last, once synced, records. So a store that is closed notes the sizes of its files, and checksums of the small ones, and
+compares them when it is opened next. After a kill there is no such note: then a MANIFEST whose end a disk has lost may
+pass for sound.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +29,7 @@ from thalweg.errors import StoreError
 from thalweg.store import Checkpoint
 from thalweg.url import Url
 
+from . import sums
 from .disk import Place, folder_of, log, remove
 from .paging import in_pages
 
@@ -48,6 +55,8 @@ _ROW = b"\1"  # before each key
 _END = b"\2"
 _POSITION_AND_CHECKSUM = struct.Struct(">qI")
 _MIB = 1 << 20
+_DAMAGE = ("Corruption", "No such file", "File exists", "Invalid argument")
+_FULL = ("No space left", "Disk quota exceeded", "File too large", "Input/output error", "previous error")
 
 
 class RocksdbOptions(msgspec.Struct, frozen=True):
@@ -176,7 +185,8 @@ class RocksdbStore:
     def clear(self) -> None:
         self._place.check()
         if self._place.damage is not None:
-            self._database.close()
+            with suppress(Exception):  # what it has not written, nobody wants; closed it is
+                self._database.close()
             self._place.set_aside()
             self._database = self._connect()
         batch = WriteBatch(raw_mode=True)
@@ -187,10 +197,13 @@ class RocksdbStore:
     def close(self) -> None:
         try:
             self._database.close()
+            if self._place.damage is None and not self._place.gone:
+                sums.write(self._place.path)
         except DbClosedError:
             pass
         except Exception as error:  # it is closed nevertheless; what it could not write, the journal gives again
-            log.warning("store %s: %s", self._place.path, error)
+            known = self._place.damage is not None or self._place.gone or self._place.full
+            log.log(logging.DEBUG if known else logging.WARNING, "store %s: %s", self._place.path, error)
         self._place.release()
         self._closed(self)
 
@@ -214,13 +227,17 @@ class RocksdbStore:
 
     def _try_to_connect(self) -> Rdict:
         try:
+            sums.check(self._place.path)
             return Rdict(str(self._place.path), self._settings())
+        except sums.Differs as error:
+            self._place.damage = error
+            raise self._place.error(str(error)) from error
         except Exception as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
         """What to raise for it. rocksdict raises plain `Exception`s, so that only their texts tell what happened."""
         text = str(error)
-        if any(sign in text for sign in ("Corruption", "No such file", "File exists", "Invalid argument")):
+        if any(sign in text for sign in _DAMAGE):
             self._place.damage = error
-        return StoreError(f"store {self._place.path}: {text}")
+        return self._place.error(text, full=any(sign in text for sign in _FULL))

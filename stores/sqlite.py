@@ -62,6 +62,17 @@ _DAMAGE = (
 )
 
 
+_UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
+_UNWRITABLE = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+)
+
+
 class SqliteOptions(msgspec.Struct, frozen=True):
     """Options of `sqlite:///folder`.
 
@@ -232,9 +243,10 @@ class SqliteStore:
             self._connection.close()  # which rolls back too
 
     def _failed(self, error: sqlite3.Error | _Damage) -> StoreError:
-        if isinstance(error, _Damage) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if isinstance(error, _Damage) or code & 0xFF in _DAMAGE or code in _UNREADABLE:
             self._place.damage = error
-        return StoreError(f"store {self._place.path}: {error}")
+        return self._place.error(str(error), full=code in _UNWRITABLE)
 
 
 def _checked(key: bytes, value: object, crc: object) -> bytes:

@@ -1,4 +1,4 @@
-"""`python -m thalweg.contrib.conformance` lists all properties by profile, as Markdown; with FILE, certificates."""
+"""`python -m thalweg.contrib.conformance` lists all properties by profile, as Markdown; with FILE…, certificates."""
 
 from __future__ import annotations
 
@@ -32,5 +32,6 @@ def listing() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    lines = page(msgspec.json.decode(Path(sys.argv[1]).read_bytes())) if len(sys.argv) > 1 else listing()
+    documents = [msgspec.json.decode(Path(name).read_bytes()) for name in sys.argv[1:]]
+    lines = page(*documents) if documents else listing()
     print("\n".join(lines).rstrip())

@@ -17,12 +17,14 @@ COUNTS = ("passed", "failed", "skipped", "waived", "undeclared")
 COMMON = ("python", "thalweg")
 
 
-def page(document: Mapping[str, Any]) -> Iterator[str]:
-    """The lines for a document as `--thalweg-certificate` writes it."""
-    certificates: Sequence[Certificate] = document["certificates"]
-    modes = {f"mode {one['mode']}, seed {one['seed']}" for one in certificates}
+def page(*documents: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for documents as `--thalweg-certificate` writes them, each of a run."""
+    certificates: Sequence[Certificate] = [one for document in documents for one in document["certificates"]]
+    written = sorted({document["written"][:10] for document in documents})
+    modes = {f"mode {one['mode']}" for one in certificates}
+    seeds = ", ".join(map(str, sorted({one["seed"] for one in certificates})))
     common = {f"{name.capitalize()} {one['versions'][name]}" for one in certificates for name in COMMON}
-    yield f"Written {document['written'][:10]}; {', '.join(sorted(modes))}; {', '.join(sorted(common))}."
+    yield f"Written {', '.join(written)}; {', '.join(sorted(modes))}, seed {seeds}; {', '.join(sorted(common))}."
     yield ""
     yield "| target | server | client | properties | passed | failed | skipped | waived | not offered |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -59,17 +61,19 @@ def _verdict(row: Mapping[str, Any] | None) -> str:
 
 def _not_passed(certificates: Sequence[Certificate]) -> Iterator[str]:
     for word, title in (("failed", "Failed"), ("waived", "Waived"), ("skipped", "Skipped")):
-        by_reason: dict[tuple[str, str], list[str]] = {}
+        by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
         for one in certificates:
             for prop in one["properties"]:
                 for case in prop["cases"]:
                     if case["outcome"] == word:
-                        name = prop["name"].replace("_", " ") + (f" ({case['case']})" if case["case"] else "")
-                        by_reason.setdefault((_target(one), case.get("reason", "")), []).append(name)
+                        names = by_reason.setdefault((_target(one), case.get("reason", "")), {})
+                        names.setdefault(prop["name"].replace("_", " "), []).append(case["case"])
         yield f"## {title}"
         yield ""
         for (target, reason), names in by_reason.items():
-            yield f"- {target}: {reason}: {'; '.join(names)}"
+            yield f"- {target}: {reason}:"
+            for name, cases in names.items():
+                yield f"    - {name}" + (f" ({', '.join(cases)})" if any(cases) else "")
         if not by_reason:
             yield "Nothing."
         yield ""

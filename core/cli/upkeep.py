@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from thalweg.app import App
 from thalweg.upkeep import backup as backups
@@ -14,7 +16,7 @@ from thalweg.upkeep import restore as restores
 from thalweg.upkeep.reset import plan_reset
 from thalweg.upkeep.reset import reset as reset_now
 
-from .output import Output
+from .output import Output, to_json
 from .session import session_of
 
 __all__ = ["backup", "reset", "restore"]
@@ -43,6 +45,7 @@ def reset(context: typer.Context, yes: Yes = False) -> None:
     _confirm(output, yes)
     removed = session.run(reset_now(app))
     output.note(f"reset; {removed} local stores removed")
+    _tell(output, {"app": app.id, "groups": plan.groups, "stores_removed": removed})
 
 
 def backup(context: typer.Context, file: File) -> None:
@@ -56,6 +59,7 @@ def backup(context: typer.Context, file: File) -> None:
     session.warn_if_nothing_lasts(app)
     made = session.run(backups.backup(app, file, output.note))
     output.note(f"{file}: {made.tasks} tasks, {made.rows:,} rows, {made.bytes:,} bytes")
+    _tell(output, {"app": app.id, "file": str(file), **msgspec.structs.asdict(made)})
 
 
 def restore(
@@ -85,11 +89,17 @@ def restore(
         f"restored: {done.tasks} tasks, {done.rows:,} rows; positions: {done.exact} as they were, {done.chosen} as "
         f"--inputs says; {done.sent:,} messages of the app's own sent again"
     )
+    _tell(output, {"app": app.id, "file": str(file), **msgspec.structs.asdict(done)})
 
 
 def _tables(app: App, group: str) -> str:
     names = [name for name, table in app.tables.items() if table.group == group]
     return f" (tables: {', '.join(names)})" if names else ""
+
+
+def _tell(output: Output, result: Mapping[str, object]) -> None:
+    if output.json:
+        output.line(to_json(result))
 
 
 def _confirm(output: Output, yes: bool) -> None:

@@ -6,6 +6,7 @@ compressed by zlib. The first is a `Head`, the last an `End` with the SHA-256 of
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -110,7 +111,8 @@ class Archive:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._out.close()
+        with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+            self._out.close()
         self._part.unlink(missing_ok=True)
 
     @staticmethod

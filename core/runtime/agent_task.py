@@ -295,6 +295,7 @@ class AgentTask:
     async def failed(self, lane: Lane, tickets: list[Ticket], error: Exception) -> None:
         tainted = lane.tainted
         lane.discard()
+        await self.task.until_restarted(error)
         if not tickets:
             await self._failed_outside(error)
             return

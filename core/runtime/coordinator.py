@@ -27,13 +27,16 @@ QUIET = 1.0
 """Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LEAST, LONGEST_BACKOFF = 0.001, 5.0
+LEAST, LONGEST_BACKOFF = 0.001, 2.0
+CATCHING_UP = 5.0
+"""Seconds, at most, for which a new coordinator reads what was planned before it."""
 
 
 class Coordinator:
     """In each worker of an app; one of them holds the lock.
 
-    live: the workers that the broker has as members now, by their `me`. Whoever sets it calls `look` after.
+    live: the workers that the broker has as members now, by their `me`. sure: that they are so still. Whoever sets
+    these calls `look` after.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Coordinator:
         send: Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]],
     ) -> None:
         self.live: frozenset[str] = frozenset()
+        self.sure = False
         self._locks, self._lock, self._me = locks, f"{app_id}-coordinator", me
         self._roster, self._settings, self._send = roster, settings, send
         self._assignor = load_assignor(settings.assignor)
@@ -115,6 +119,8 @@ class Coordinator:
     async def _lead(self, held: Held) -> None:
         """Until the lock is lost, or a plan of another counts for more."""
         self._coming = frozenset()
+        if not await in_time(self._clock, CATCHING_UP, self._roster.catch_up()):
+            return
         before = self._roster.plan
         number = held.number if before is None else max(held.number, before.number + 1)
         said, repeat = before, self._time()
@@ -126,7 +132,7 @@ class Coordinator:
                 now = self._time()
                 members, ends = self._members(now)
                 due = self._due(members, said, now)
-                if due <= now and members:
+                if due <= now and members and self.sure:
                     plan = self._plan(members, said, number)
                     if said is None or _what(plan) != _what(said):
                         said, repeat = plan, now

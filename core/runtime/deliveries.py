@@ -25,7 +25,7 @@ __all__ = ["Deliveries"]
 
 log = logging.getLogger("thalweg")
 
-LONGEST_BACKOFF = 10.0
+LONGEST_BACKOFF = 2.0
 SETTLE = 5.0
 """Seconds that a task which is given up in good order waits for its last outputs."""
 Send = Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]]

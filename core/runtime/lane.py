@@ -31,6 +31,8 @@ EVENTS = object()
 
 SUSPEND_EVERY = 0.010
 """Seconds (design rule 16)."""
+FEW, MANY = 8, 128
+"""Events, at first and at most, between two looks at the clock."""
 
 
 def _events_of(values: Iterable[tuple[Any, Ticket, bool]]) -> list[Ticket]:
@@ -46,7 +48,7 @@ class Lane(OpenEvent):
         self.number = number
         self.queue: deque[Ticket] = deque()  # keyed tickets that must follow one this lane has
         self._tickets: Iterator[Ticket] = iter(())
-        self._steps = 64
+        self._steps = FEW
         self._suspended = perf_counter()
         self._streams: list[AsyncGenerator[Any, None]] = []
         self._how: object = None  # the steps of the stream that is open
@@ -214,7 +216,7 @@ class Lane(OpenEvent):
             if self.host.commit_waits and not self.host.draining:
                 self._leave()
                 await self.host.let_commit()
-                self._suspended_now()
+                self.suspended()
             while not self.host.draining and (ticket := next(self._tickets, None)) is not None:
                 if self.gathering and self.host.judged(ticket):
                     self.give_back([ticket])  # what becomes of it must not come before those that are gathered
@@ -223,7 +225,6 @@ class Lane(OpenEvent):
                     return ticket
             self._leave()
             part = await self.host.next(self, until)
-            self._suspended_now()
             if part is None:
                 return None
             self.part = part
@@ -276,19 +277,22 @@ class Lane(OpenEvent):
         if perf_counter() - self._suspended > SUSPEND_EVERY:
             self._leave()
             await asyncio.sleep(0)
-            self._suspended_now()
+            self.suspended()
 
     async def _breathe(self) -> None:
-        """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond."""
+        """Called every `_steps` events; adapts their number so that the clock is read about once a millisecond, and
+        keeps it small enough that events which suddenly take long are noticed soon.
+        """
         elapsed = perf_counter() - self._suspended
         if elapsed > SUSPEND_EVERY:
             self._steps = max(1, self._steps // 2) if elapsed > 2 * SUSPEND_EVERY else self._steps
             await asyncio.sleep(0)
-            self._suspended_now()
+            self.suspended()
         elif elapsed < SUSPEND_EVERY / 8:
-            self._steps = min(1024, self._steps * 2)
+            self._steps = min(MANY, self._steps * 2)
 
-    def _suspended_now(self) -> None:
+    def suspended(self) -> None:
+        """All others had their turn. (That something was awaited does not tell: it may have been there at once.)"""
         self._suspended = perf_counter()
 
     # --- running the agent ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Lanes(list[Lane]):
         timer = None if until is None else self._clock.call_later(until - self._clock.now(), lambda: self._wake(lane))
         try:
             await woken
+            lane.suspended()
         finally:
             self._woken.pop(lane, None)
             if timer is not None:

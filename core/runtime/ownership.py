@@ -37,7 +37,7 @@ PATIENCE = 2.0
 """Seconds until the lock of a task is tried again whose owner says that it still runs it."""
 MISSED = 2.0
 """Seconds, at most, until it is seen that a worker is away whose place is kept."""
-LONGEST_BACKOFF = 5.0
+LONGEST_BACKOFF = 2.0
 """Seconds, at most, until a broker that does not answer is tried again."""
 
 
@@ -73,6 +73,8 @@ class Ownership:
         self._refused: dict[TaskKey, tuple[str | None, Timer]] = {}
         # tasks whose lock could not be had: who said that it runs it, and what ends the pause until the next try
         self._backoff = RETRY
+        self._away: Timer | None = None  # ends the pause after a broker that did not answer
+        self._failed: TaskKey = ("", -1)  # for which it did not answer last; another is asked for next
         self._coordinator: Coordinator | None = None
         if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
             self._coordinator = Coordinator(transport, app_id, me, roster, settings, send)
@@ -98,13 +100,14 @@ class Ownership:
                 try:
                     async with aclosing(self._members(peers)) as members:
                         async for live in members:
-                            coordinator.live = live
+                            coordinator.live, coordinator.sure = live, True
                             coordinator.look()
                             self._changed.set()
                             planning = planning or asyncio.get_running_loop().create_task(coordinator.run())
                             backoff = RETRY
                 except BrokerError as error:
                     self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
+                coordinator.sure = False
                 await self._settings.clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
         finally:
@@ -182,15 +185,19 @@ class Ownership:
                 had = self._holding.opening.keys()
                 for key in sorted(had - wanted):
                     self._group.create_task(self._give_up(key))
-                for key in sorted(wanted - had - self._holding.closing.keys() - self._locking):
+                waiting = wanted - had - self._holding.closing.keys() - self._locking
+                for key in sorted(waiting, key=lambda key: (key <= self._failed, key)):
+                    if self._away is not None or (self._backoff > RETRY and self._locking):
+                        break  # one task finds out for all whether the broker is back
                     if not self._is_paused(key):
                         self._locking.add(key)
-                        self._group.create_task(self._take(key))
+                        self._group.create_task(self._take(key, self._backoff))
                 if wanted <= had - self._holding.unopened and self._is_planned_for():
                     self.settled.set()
         finally:
-            for _, timer in self._refused.values():
-                timer.cancel()
+            for timer in (self._away, *(timer for _, timer in self._refused.values())):
+                if timer is not None:
+                    timer.cancel()
 
     def _is_planned_for(self) -> bool:
         if self._coordinator is None or self._presence is None:
@@ -213,8 +220,8 @@ class Ownership:
         owner = None if self._coordinator is None else self._roster.owner(*key)
         return None if owner is None or owner.me == self._me else owner.me
 
-    async def _take(self, key: TaskKey) -> None:
-        """Open the task if its lock can be had."""
+    async def _take(self, key: TaskKey, backoff: float) -> None:
+        """Open the task if its lock can be had. backoff: as it was; tasks that fail together double it once."""
         held, free, runs = None, True, self._runs(key)
         try:
             if isinstance(self._transport, Locks):
@@ -223,7 +230,9 @@ class Ownership:
             self._backoff = RETRY
         except BrokerError as error:
             self._complaints.warn("lock", "task %s/%d: its lock cannot be had: %s", *key, error)
-            free, self._backoff = False, min(2 * self._backoff, LONGEST_BACKOFF)
+            self._failed = key
+            self._wait_for_broker(min(2 * backoff, LONGEST_BACKOFF))
+            return
         finally:
             self._locking.discard(key)
         if not free:
@@ -239,7 +248,7 @@ class Ownership:
     def _pause(self, key: TaskKey, runs: str | None) -> None:
         """runs: who said before the lock was tried that it runs the task; if that has changed, there is no pause."""
         lives = self._coordinator is not None and runs in self._coordinator.live
-        seconds = max(self._backoff, PATIENCE if lives else RETRY)
+        seconds = PATIENCE if lives else RETRY
 
         def over() -> None:
             del self._refused[key]
@@ -247,6 +256,16 @@ class Ownership:
 
         self._refused[key] = (runs, self._settings.clock.call_later(seconds, over))
         self._changed.set()
+
+    def _wait_for_broker(self, seconds: float) -> None:
+        self._backoff = max(self._backoff, seconds)
+
+        def over() -> None:
+            self._away = None
+            self._changed.set()
+
+        if self._away is None:
+            self._away = self._settings.clock.call_later(self._backoff, over)
 
     async def _watch(self, key: TaskKey, held: Held) -> None:
         await held.lost.wait()

@@ -27,7 +27,7 @@ RECOVERING_EVERY = 2.0
 """Seconds between two words of how a recovery goes."""
 LAST_WORD = 1.0
 """Seconds that a worker which stops waits for its last word to be written."""
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 
 Send = Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]]
 

@@ -32,7 +32,7 @@ __all__ = ["QueueRunner"]
 
 log = logging.getLogger("thalweg")
 
-LONGEST_BACKOFF = 10.0
+LONGEST_BACKOFF = 2.0
 LEASE = 30.0
 """Seconds that a delivery is kept for, renewed every third of it while it is being handled."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.journal import rows as journal_rows
-from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Rows, checksum
+from thalweg.journal.records import Fold, Marker, checksum, rows_of
 from thalweg.journal.rows import encode
 from thalweg.journal.snapshot import LOCAL_MARKER, Growth
 from thalweg.message import Batch, Position
@@ -22,7 +21,8 @@ __all__ = ["READ_BYTES", "READ_RECORDS", "Numbered", "Replay", "numbered", "stan
 
 log = logging.getLogger("thalweg")
 
-REPLAY_ROWS = 10_000
+REPLAY_ROWS, REPLAY_BYTES = 10_000, 8 << 20
+"""What goes to the store in one step, or as much as one read gave."""
 READ_RECORDS, READ_BYTES = 2000, 16 << 20
 WAIT = 10.0
 """Seconds that a log may take to give a record that it has."""
@@ -49,14 +49,6 @@ def standing_of(store: Store) -> Standing | None:
     return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
 
 
-def _rows_of(entry: Entry) -> Mapping[bytes, bytes | None] | None:
-    if isinstance(entry, Rows | Part):
-        return entry.rows
-    if isinstance(entry, Begin) and entry.anew:
-        return {journal_rows.UNFINISHED: entry.anew.encode()}
-    return None
-
-
 class Replay:
     """Feeds a journal to a store, from the store's checkpoint on.
 
@@ -68,6 +60,7 @@ class Replay:
         self.after: Position | None = None
         self.fold = Fold()
         self.keys = self.records = 0
+        self._size = 0  # bytes in `_pending`, about
         self._growth = Growth()
         self._journal, self._partition = journal, partition
         self._pending: dict[bytes, bytes | None] = {}
@@ -82,9 +75,10 @@ class Replay:
         """Read what lies there now."""
         if not await self.fits():
             self.start_over()
+        began = self.after
         while await self._step(0):
             if progress is not None and self.after is not None:
-                await progress.read(self._journal, self._partition, self.after, self.keys)
+                await progress.read(self._journal, self._partition, began, self.after, self.keys)
         self.flush()
 
     async def to(self, last: Position | None) -> None:
@@ -125,6 +119,7 @@ class Replay:
 
     def start_over(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         self.store.clear()
         self.after = None
@@ -152,18 +147,20 @@ class Replay:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
                 break
-            rows = _rows_of(entry)
+            rows = rows_of(entry)
             if rows is not None:
                 self.keys += len(rows)
+                self._size += len(record.value or b"")
                 self._pending.update(rows)
                 self._seen = Checkpoint(position, checksum(record.value))
                 assert self.fold.marker is not None
                 self._there = Numbered(self.fold.marker, self.fold.number, self._growth)
-        if len(self._pending) > REPLAY_ROWS:
+        if len(self._pending) > REPLAY_ROWS or self._size > REPLAY_BYTES:
             self.flush()
 
     def _forget_rows(self) -> None:
         self._pending.clear()
+        self._size = 0
         self._seen = None
         if self.store.checkpoint() is not None:
             self.store.clear()
@@ -174,4 +171,5 @@ class Replay:
             return
         self.store.apply({**self._pending, LOCAL_MARKER: encode(self._there)}, self._seen)
         self._pending.clear()
+        self._size = 0
         self._seen = None

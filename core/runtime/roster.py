@@ -35,7 +35,7 @@ BEAT = 20.0
 BACK = 3
 """Beats: how far back a reader begins, and after how many without a word of it a worker counts as gone."""
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 2.0
 
 
 Size: TypeAlias = tuple[int, int]
@@ -158,8 +158,8 @@ class _Pieces:
 class Roster:
     """Follows the log.
 
-    workers: the last word of each worker that is there, by its `me`. heard: when it was said, by the worker's own
-    clock, in seconds since the epoch. plan: the one in force, if there is one.
+    workers: the last word of each worker that is there, by its `me`, in the order of these words. heard: when it was
+    said, by the worker's own clock, in seconds since the epoch. plan: the one in force, if there is one.
     delaying: whether messages are known to be delayed, so that somebody must see to them.
     ready: set once the past has been read. limit: the largest message that the broker takes, in bytes.
     """
@@ -178,6 +178,8 @@ class Roster:
         """Shared by all that read and write the roster: where one fails, the others do."""
         self._open_log, self._clock = open_log, clock
         self._changed = asyncio.Event()
+        self._position: Position | None = None
+        self._read_on = asyncio.Event()
         self._silent: dict[str, int] = {}  # beats of ours since the last word of each worker
         self._gone: dict[str, int] = {}  # and since each said that it goes
         self._following: list[asyncio.Task[None]] = []
@@ -197,6 +199,16 @@ class Roster:
         awaited in between."""
         await self._changed.wait()
 
+    async def catch_up(self) -> None:
+        """Return when all has been read that lies there now. Raises BrokerError."""
+        reader = await self._open_log(self.topic)
+        try:
+            end = (await reader.bounds(0)).last
+        finally:
+            await reader.close()
+        while end is not None and (self._position is None or self._position < end):
+            await self._read_on.wait()
+
     def cancel(self) -> None:
         """Follow no longer."""
         for task in self._following:
@@ -213,9 +225,8 @@ class Roster:
         return max(found, key=lambda here: (here.since, here.me), default=None)
 
     def owner(self, group: str, index: int) -> Here | None:
-        """Who says that it runs the task; the one who said so last, where there are two."""
-        found = [here for here in self.workers.values() if index in here.owns.get(group, ())]
-        return max(found, key=lambda here: self.heard[here.me], default=None)
+        """Who says that it runs the task; the one who said so last, where there are two, whatever their clocks say."""
+        return next((here for here in reversed(self.workers.values()) if index in here.owns.get(group, ())), None)
 
     def standbys(self, group: str, index: int) -> list[Here]:
         """Who says that it stands by for the task."""
@@ -240,6 +251,7 @@ class Roster:
                         reader = await self._open_log(self.topic)
                     if lost:
                         position, lost = await self._past(reader), False
+                        self._reach(position)
                         self.ready.set()
                     position = await self._read(reader, position, FOLLOWING)
                     backoff = FIRST_BACKOFF
@@ -271,7 +283,13 @@ class Roster:
         news = [self._hear(record) for record in batch.records]
         if any(news):
             self._tell()
+        self._reach(batch.positions[-1])
         return batch.positions[-1]
+
+    def _reach(self, position: Position | None) -> None:
+        self._position = position
+        self._read_on.set()
+        self._read_on = asyncio.Event()
 
     def _hear(self, record: Record) -> bool:
         """Whether it tells anything new."""
@@ -298,7 +316,8 @@ class Roster:
         if word.me in self._gone or (before is not None and word.said <= before.said):
             return False
         self._silent[word.me] = 0
-        self.workers[word.me] = word
+        self.workers.pop(word.me, None)
+        self.workers[word.me] = word  # as the last
         self.heard[word.me] = record.timestamp / 1000
         return before is None or msgspec.structs.replace(word, said=before.said) != before
 

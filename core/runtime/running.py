@@ -256,7 +256,13 @@ class Running:
         partition = plan.partition_of(raw, plan.partitions)
         task = None if self.worker is None else self.worker.serving(plan.group, partition)
         if task is None:
-            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(f'partition {partition} (of key {key!r})')}")
+            what = f"partition {partition} (of key {key!r})"
+            if self.worker is not None and self.worker.copy_of(plan.group, partition) is not None:
+                why = f"{what} is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
+                raise StaleRead(
+                    f"table {plan.name!r}: {why}; `await table.ask(key, stale_ok=True)` takes what there is"
+                )
+            raise StaleRead(f"table {plan.name!r}: {self._why_not_here(what)}")
         return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
@@ -285,7 +291,10 @@ class Running:
         state = task.tables.get(question.table)
         if state is None:
             return Row(refused="which knows no such table: another version of the program?")
-        return Row(state.committed(state.row_of(question.key)))
+        try:
+            return Row(state.committed(state.row_of(question.key)))
+        except StoreError as error:  # the task is about to start over
+            return Row(refused=str(error))
 
     def _copied(self, question: Question) -> Row | None:
         store = None if self.worker is None else self.worker.copy_of(question.group, question.index)

@@ -18,7 +18,7 @@ __all__ = ["Source"]
 
 log = logging.getLogger("thalweg")
 
-LONGEST_BACKOFF = 10.0
+LONGEST_BACKOFF = 2.0
 
 
 class Source:

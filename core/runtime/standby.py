@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection
 
 from thalweg.capabilities import FOLLOWING, Log
-from thalweg.errors import BrokerError, ConfigurationError, Gap, StoreError
+from thalweg.errors import BrokerError, ConfigurationError, Gap, StoreError, StoreFull
 from thalweg.store import Store
 
 from .complaints import Complaints
@@ -154,16 +154,17 @@ class _Follower:
                 try:
                     replay.feed(batch)
                     replay.flush()
-                except StoreError:
-                    self._discard(index)
+                except StoreError as error:
+                    self._discard(index, error)
                     raise
                 await asyncio.sleep(0)
 
-    def _discard(self, index: int) -> None:
-        """Its store cannot be trusted: another one begins from nothing."""
+    def _discard(self, index: int, error: StoreError) -> None:
+        """Another one begins where the store stands, or from nothing, if that cannot be trusted."""
         store = self.replays.pop(index).store
-        with contextlib.suppress(StoreError):
-            store.clear()
+        if not isinstance(error, StoreFull):
+            with contextlib.suppress(StoreError):
+                store.clear()
         store.close()
 
     def _has(self, index: int, replay: Replay) -> bool:

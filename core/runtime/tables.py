@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from thalweg.codec import DECODE_ERRORS, ENCODE_ERRORS, Form
-from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, WrongPartition
+from thalweg.errors import ConcurrentTableError, DecodeError, EncodeError, StoreError, WrongPartition
 from thalweg.journal.rows import below, prefix
 from thalweg.mirror import Mirrors
 from thalweg.store import Store
@@ -30,8 +30,10 @@ class _Missing:
 MISSING: Final = _Missing()
 """A row known to be absent; never shown to users."""
 
-HOT_ROWS = 100_000
-"""How many rows a task keeps as Python objects per table, beyond those that changed since the last commit."""
+HOT_ROWS, HOT_BYTES, FEWEST = 100_000, 32 << 20, 1000
+"""How many rows a task keeps as Python objects per table, beyond what changed since the last commit. Of large ones
+fewer: bytes as encoded, by the size of some of them.
+"""
 
 
 class TablePlan(msgspec.Struct):
@@ -81,16 +83,21 @@ class TablePlan(msgspec.Struct):
 class TableState:
     """One table's rows in one task."""
 
-    __slots__ = ("_prefix", "_store", "dirty", "flying", "hot", "partition", "plan")
+    __slots__ = ("_broken", "_prefix", "_sampled", "_samples", "_store", "dirty", "flying", "hot", "partition", "plan")
 
-    def __init__(self, plan: TablePlan, partition: int, store: Store) -> None:
+    def __init__(
+        self, plan: TablePlan, partition: int, store: Store, broken: Callable[[StoreError], None] = lambda _: None
+    ) -> None:
+        """broken: told when the store cannot be read, whoever reads, and whatever they make of the error."""
         self.plan = plan
+        self._broken = broken
         self.partition = partition
         self.hot: dict[Any, Any] = {}
         self.dirty: dict[Any, bool | None] = {}  # True: but for an open event's change, a cut has the row already
         self.flying: Mapping[bytes, bytes | None] = {}  # of the commit in flight: the store does not have it yet
         self._store = store
         self._prefix = prefix(plan.name)
+        self._sampled, self._samples = 0, 1  # bytes of so many rows
 
     def fetch(self, key: Any) -> Any:
         """The value as it is now, or MISSING."""
@@ -103,12 +110,25 @@ class TableState:
     def stored(self, key: Any) -> Any:
         """The value as the last commit has it, the one in flight included; a new object each time."""
         raw_key = self._prefix + self.plan.encode_key(key)
-        raw = self.flying[raw_key] if raw_key in self.flying else self._store.get(raw_key)
-        return MISSING if raw is None else self.plan.decoded(key, raw)
+        raw = self.flying[raw_key] if raw_key in self.flying else self.committed(raw_key)
+        if raw is None:
+            return MISSING
+        self._sample(raw)
+        return self.plan.decoded(key, raw)
+
+    def _sample(self, raw: bytes) -> None:
+        self._sampled += len(raw)
+        self._samples += 1
+        if self._samples > FEWEST:
+            self._sampled, self._samples = self._sampled // 2, self._samples // 2
 
     def committed(self, row: bytes) -> bytes | None:
         """What the store has in a row."""
-        return self._store.get(row)
+        try:
+            return self._store.get(row)
+        except StoreError as error:
+            self._broken(error)
+            raise
 
     def key_of(self, row: bytes) -> bytes:
         """The key, encoded, of a row in the store."""
@@ -138,6 +158,7 @@ class TableState:
             before.update(lane.before(self))
         lent = self._lent(open_lanes)
         plan = self.plan
+        raw: bytes | None = None
         for key, collected in self.dirty.items():
             if key in lent or (collected and key in before):
                 continue
@@ -154,6 +175,8 @@ class TableState:
             if plan.mutable and self._unchanged(raw_key, raw):
                 continue
             rows[raw_key] = raw
+        if raw is not None:
+            self._sample(raw)
         kept = {key: key in before for key in self.dirty if key in before or key in lent}
         self.dirty.clear()
         self.dirty.update(kept)
@@ -173,11 +196,12 @@ class TableState:
         return raw == stored
 
     def trim(self) -> None:
-        """Forget the oldest clean rows beyond HOT_ROWS. Only with no commit in flight: clean rows are in the store."""
-        surplus = len(self.hot) - HOT_ROWS
+        """Forget the oldest clean rows beyond what is kept. With no commit in flight: the store has what is clean."""
+        most = min(HOT_ROWS, max(FEWEST, HOT_BYTES * self._samples // (self._sampled + 1)))
+        surplus = len(self.hot) - most
         if surplus > 0:
             clean = (key for key in self.hot if key not in self.dirty)
-            for key in [key for _, key in zip(range(surplus + HOT_ROWS // 10), clean, strict=False)]:
+            for key in [key for _, key in zip(range(surplus + most // 10), clean, strict=False)]:
                 del self.hot[key]
 
     def look(self, key: Any, open_lanes: Sequence[OpenEvent]) -> Any:
@@ -207,10 +231,14 @@ class TableState:
         before = self._before(open_lanes)
         changed = {key: before[key] if key in before else self._apart(value) for key, value in self.hot.items()}
         cut = len(self._prefix)
-        for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
-            key = self.plan.decode_key(raw_key[cut:])
-            if key not in changed:
-                yield key, self.plan.decoded(key, raw)
+        try:
+            for raw_key, raw in self._store.scan(self._prefix, below(self._prefix)):
+                key = self.plan.decode_key(raw_key[cut:])
+                if key not in changed:
+                    yield key, self.plan.decoded(key, raw)
+        except StoreError as error:
+            self._broken(error)
+            raise
         for key, value in changed.items():
             if value is not MISSING:
                 yield key, value

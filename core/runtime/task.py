@@ -23,6 +23,7 @@ from thalweg.errors import (
     Fenced,
     HistoryChanged,
     StoreError,
+    StoreFull,
     TableMismatch,
 )
 from thalweg.journal import rows as journal_rows
@@ -66,6 +67,9 @@ TaskKey = tuple[str, int]
 
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
+CALM_EVENTS = 256
+"""So do so many events that it has finished, for what was deadly lay near the beginning: else deaths that have nothing
+to do with events would slow down those who inherit."""
 MOST_CAREFUL = 64
 REFUSALS = 3
 """After so many commits with outputs that failed in a row, the next one is tried without."""
@@ -139,6 +143,7 @@ class Task:
         """In the tasks whose agents include the one that reads the topic of delays."""
         self.feeds: list[Feed] = []
         self._stopping = False
+        self._broken = False  # its store could not be read
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
@@ -154,7 +159,7 @@ class Task:
         self._fold = fold
         here = numbered(store)
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
-        self.tables = {plan.name: TableState(plan, self.index, store) for plan in self._table_plans}
+        self.tables = {plan.name: TableState(plan, self.index, store, self._store_broken) for plan in self._table_plans}
         self.changes = {
             plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
             for plan in self._table_plans
@@ -257,6 +262,10 @@ class Task:
             self.has_work = True
         self._calm_at = self.settings.clock.now() + CALM if crashes else None
         return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
+
+    def _is_calm(self, at: float) -> bool:
+        finished = sum(input_.watermark.finished for agent in self.agents for input_ in agent.inputs)
+        return finished >= CALM_EVENTS or self.settings.clock.now() >= at
 
     async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
         topic = await self.worker.log(input_.topic.name)
@@ -436,7 +445,7 @@ class Task:
             self.held_up.set_result(None)
             self.held_up = None
         rows = self.rows
-        if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
+        if self._calm_at is not None and self._is_calm(self._calm_at):
             self._calm_at = None
             rows[CRASHES] = encode(0)
         for table in self.tables.values():
@@ -525,7 +534,7 @@ class Task:
 
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
-        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit):
+        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
             self._refusals += 1
 
     def made(self, cut: Cut) -> bool:
@@ -577,6 +586,17 @@ class Task:
             self._truncating = None
 
     # --- closing ---------------------------------------------------------------------------------------------
+
+    def _store_broken(self, error: StoreError) -> None:
+        """No event is to suffer for it: nothing is committed any more, and the task starts over."""
+        self._broken = True
+        self.failed(error)
+
+    async def until_restarted(self, error: Exception) -> None:
+        """Called by a lane whose event failed: returns at once if it was not for the task's store, else never."""
+        if isinstance(error, StoreError) or self._broken:
+            self._store_broken(error if isinstance(error, StoreError) else StoreError(str(error)))
+            await asyncio.get_running_loop().create_future()
 
     async def roll_back(self) -> None:
         """Go back to the last commit (a failed event touched a mutable value): called by a lane, which ends here."""
@@ -656,14 +676,13 @@ class Task:
             self._store.close()
             self._store = None
 
-    def forget_store(self) -> None:
-        """The store cannot be trusted: empty it, and let the journal fill it again."""
-        log.warning("task %s/%d: its store is damaged; it is rebuilt from the journal", *self.key)
+    def forget_store(self, error: StoreError) -> None:
+        """The journal will fill what the store lacks: all, unless it only could not be written."""
         try:
-            if self._store is not None:
+            if self._store is not None and not isinstance(error, StoreFull):
                 self._store.clear()
         except StoreError:
-            pass
+            pass  # what cannot be emptied, the next opening replaces
         self.close_store()
 
     # --- reading from outside ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from thalweg.capabilities import Grouped, Log, Logs
 from thalweg.channel import Capability, Transport
-from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreError
+from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreDamaged, StoreError
 from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
@@ -45,7 +45,7 @@ __all__ = ["Group", "Worker"]
 
 log = logging.getLogger("thalweg")
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 10.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
 """Seconds until a task starts over, the first time and at most."""
 
 AFTER_FENCED = 0.5
@@ -339,7 +339,7 @@ class Worker:
                         return
                     await self.settings.clock.sleep(delay)
                 if isinstance(error, StoreError):
-                    task.forget_store()
+                    task.forget_store(error)
                 try:
                     if not self.ownership.holds(task.key):  # who watches that closes the task, if it lasts
                         raise BrokerError("another worker may own it")
@@ -366,7 +366,9 @@ class Worker:
         if isinstance(error, Fenced):
             delay = max(delay, AFTER_FENCED)
         says = ("task %s/%d starts over in %.2f s: %s", *task.key, delay, error or type(error).__name__)
-        if known:
+        if isinstance(error, StoreDamaged):
+            log.info(*says)  # the store itself has warned, or will as it sets aside what is damaged
+        elif known:
             self.complaints.warn(f"restart: {type(error).__name__}", *says)
         else:
             log.warning(*says, exc_info=error)

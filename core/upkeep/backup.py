@@ -50,7 +50,7 @@ async def backup(app: App, file: Path, tell: Callable[[str], None]) -> Summary:
         groups = journals_of(app, existing)
         if not groups:
             raise ConfigurationError(f"app {app.id!r} has no state on {app.running.transport.description}")
-        own = [plan for plan in own_topics(app) if plan.name in existing and any(True for _ in reads(app, plan.name))]
+        own = [plan for plan in own_topics(app, existing) if reads(app, plan.name)]
         workers = await live_workers(app, existing)
         if workers and own:
             raise ConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from thalweg.capabilities import Log
@@ -20,7 +20,16 @@ from thalweg.starting import LEADER_GROUP
 if TYPE_CHECKING:
     from thalweg.app import App
 
-__all__ = ["PARTITIONER", "Journals", "journals_of", "live_workers", "own_topics", "reads", "refuse_beside_workers"]
+__all__ = [
+    "PARTITIONER",
+    "Journals",
+    "inputs_of",
+    "journals_of",
+    "live_workers",
+    "own_topics",
+    "reads",
+    "refuse_beside_workers",
+]
 
 PARTITIONER = "murmur2"
 
@@ -32,21 +41,33 @@ def journals_of(app: App, existing: Mapping[str, TopicInfo]) -> dict[str, int]:
     return {group: n for group, n in sorted(found.items()) if group.isdigit() or group == LEADER_GROUP}
 
 
-def own_topics(app: App) -> list[TopicPlan]:
-    """Those through which its agents send to one another: of group_by and repartition, and of changes."""
+def own_topics(app: App, existing: Mapping[str, TopicInfo]) -> list[TopicPlan]:
+    """Those through which its agents send to one another: of group_by and repartition, of changes, of delays."""
     changes = {table.changes for table in app.tables.values()}
-    made = [
-        plan for name, plan in app.topics.items() if name.startswith(f"{app.id}-") and name.endswith("-repartition")
+    own = [
+        plan
+        for name, plan in app.topics.items()
+        if name in changes or (name.startswith(f"{app.id}-") and name.endswith("-repartition"))
     ]
-    return made + [plan for name, plan in app.topics.items() if name in changes]
+    own += [] if app.delays is None else [app.delays]
+    return [plan for plan in own if plan.name in existing]
 
 
-def reads(app: App, topic: str) -> Iterator[str]:
-    """The names of the inputs by which agents read a topic."""
-    for agent in app.agents.values():
-        for source in agent.plan.sources:
-            if source.topic.name == topic:
-                yield f"{agent.name}/{topic}"
+def inputs_of(app: App) -> dict[str, TopicPlan]:
+    """By name, what is read of all topics."""
+    found = {
+        f"{agent.name}/{source.topic.name}": source.topic
+        for agent in app.agents.values()
+        for source in agent.plan.sources
+    }
+    if app.delays is not None:
+        found[f"{app.delays.name}/{app.delays.name}"] = app.delays
+    return found
+
+
+def reads(app: App, topic: str) -> list[str]:
+    """The names of the inputs by which a topic is read."""
+    return [name for name, plan in inputs_of(app).items() if plan.name == topic]
 
 
 async def live_workers(app: App, existing: Mapping[str, TopicInfo]) -> list[Here]:

@@ -36,7 +36,7 @@ async def plan_reset(app: App) -> ResetPlan:
         groups = journals_of(app, existing)
         if not groups:
             raise ConfigurationError(f"app {app.id!r} has no state on {app.running.transport.description}")
-        own = [plan.name for plan in own_topics(app) if plan.name in existing]
+        own = [plan.name for plan in own_topics(app, existing)]
         store = load_stores(app.store).description
         return ResetPlan(app.running.transport.description, store, groups, own)
 
@@ -47,13 +47,12 @@ async def reset(app: App) -> int:
         await refuse_beside_workers(app, existing, "reset")
         groups = journals_of(app, existing)
         ends: dict[tuple[str, int], dict[bytes, bytes]] = {}
-        for plan in own_topics(app):
-            if plan.name in existing:
-                log = await journals.log(plan.name)
-                for partition in range(plan.partitions):
-                    row = encode(Reached((await log.bounds(partition)).last, 0))
-                    for name in reads(app, plan.name):
-                        ends.setdefault((plan.group, partition), {})[reached_key(name)] = row
+        for plan in own_topics(app, existing):
+            log = await journals.log(plan.name)
+            for partition in range(plan.partitions):
+                row = encode(Reached((await log.bounds(partition)).last, 0))
+                for name in reads(app, plan.name):
+                    ends.setdefault((plan.group, partition), {})[reached_key(name)] = row
         tasks = {(g, i): await journals.rewriting(g, i) for g, n in groups.items() for i in range(n)}
         for (group, _), task in tasks.items():
             await task.claim(groups[group], PARTITIONER)

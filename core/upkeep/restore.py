@@ -6,11 +6,14 @@ which they were taken:
 - of a topic whose record at the position is the one that was read there, or that holds nothing, they are plain;
 - of another, the operator says (`Inputs`) whether to begin at its start, at its end, or to believe the position;
 - what the app had sent to itself is sent again from the backup, and what lies there by now is passed over.
+
+Ids that were made of positions (of parked events, and of messages that wait for their time) become such as no event of
+another log has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +29,8 @@ from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.rows import (
     Parked,
     Reached,
-    Suspect,
+    Remembered,
+    Suspects,
     ahead_key,
     decode,
     encode,
@@ -34,11 +38,11 @@ from thalweg.journal.rows import (
     reached_key,
     watermark_key,
 )
-from thalweg.message import Position
+from thalweg.message import Message, Position
 from thalweg.plan import TopicPlan
 from thalweg.starting import client_running, groups_of
 
-from .found import PARTITIONER, Journals, own_topics, reads, refuse_beside_workers
+from .found import PARTITIONER, Journals, inputs_of, own_topics, reads, refuse_beside_workers
 from .reset import remove_stores
 
 if TYPE_CHECKING:
@@ -86,6 +90,9 @@ async def restore(app: App, file: Path, inputs: Inputs | None, tell: Callable[[s
     head, _ = inspect(app, file)
     async with client_running(app), Journals(app) as journals:
         transport = app.running.transport
+        tails = {piece.topic for piece in read(file) if isinstance(piece, Tail)}
+        if app.delays is not None and app.delays.name in tails:  # which is made at its first use only
+            await transport.declare([app.delays.spec])
         existing = {info.name: info for info in await transport.topics()}
         await refuse_beside_workers(app, existing, "restored")
         groups = {name: group.partitions for name, group in groups_of(app, transport, app.delays).items()}
@@ -98,7 +105,7 @@ async def restore(app: App, file: Path, inputs: Inputs | None, tell: Callable[[s
                 f"{', '.join(f'{group} of {n}' for group, n in groups.items())}. Give topics and tables the partitions "
                 "that they had, or restore with the program of then"
             )
-        positions = _Positions(app, journals, inputs)
+        positions = _Positions(app, journals, inputs, own_topics(app, existing), head.taken)
         await positions.look(file)
         tasks: dict[tuple[str, int], Rewriting] = {}
         for group, n in groups.items():
@@ -147,15 +154,20 @@ class _Input(msgspec.Struct):
 class _Positions:
     """Of all inputs in the backup, by task and name."""
 
-    def __init__(self, app: App, journals: Journals, choice: Inputs | None) -> None:
-        self._app, self._journals, self._choice = app, journals, choice
-        self._own = {plan.name for plan in own_topics(app)}
+    def __init__(
+        self, app: App, journals: Journals, choice: Inputs | None, own: Sequence[TopicPlan], taken: int
+    ) -> None:
+        self._topics, self._journals, self._choice = inputs_of(app), journals, choice
+        self._own = {plan.name for plan in own}
+        self._delays = None if app.delays is None else app.delays.name
         self._inputs: dict[tuple[str, int], dict[str, _Input]] = {}
-        for plan in own_topics(app):
+        for plan in own:
             for partition in range(plan.partitions):
                 for name in reads(app, plan.name):  # one without a position is not to find what lies there by now
                     self._inputs.setdefault((plan.group, partition), {})[name] = _Input(plan, partition)
         self.exact = self.chosen = 0
+        self._elsewhere = False  # some agents go on in other logs, whose positions may be those of old ones
+        self._mark = b"@%d" % taken
 
     async def look(self, file: Path) -> None:
         """Raises BackupError, naming the topics, if some cannot be trusted and nobody has said what to do."""
@@ -170,6 +182,7 @@ class _Positions:
             for one in task.values():
                 if one.topic.name not in self._own and not await self._is_plain(one):
                     doubtful.add(one.topic.name)
+                self._elsewhere = self._elsewhere or one.new is not None
         if doubtful and self._choice is None:
             raise BackupError(
                 f"what lies in {', '.join(sorted(doubtful))} is not certainly what the backup's positions were taken "
@@ -178,13 +191,8 @@ class _Positions:
             )
 
     def _gather(self, key: tuple[str, int], rows: Mapping[bytes, bytes]) -> None:
-        topics = {
-            f"{agent.name}/{source.topic.name}": source.topic
-            for agent in self._app.agents.values()
-            for source in agent.plan.sources
-        }
         inputs = self._inputs.setdefault(key, {})
-        for name, topic in topics.items():
+        for name, topic in self._topics.items():
             raw, ahead = rows.get(reached_key(name)), rows.get(ahead_key(name))
             if raw is not None or ahead is not None:
                 one = inputs.setdefault(name, _Input(topic, key[1]))
@@ -219,7 +227,7 @@ class _Positions:
             log = await self._journals.log(piece.topic)
             before = (await log.bounds(piece.partition)).last
             if piece.messages:
-                await log.append({piece.partition: piece.messages}, positions=False)
+                await log.append({piece.partition: self._renamed(piece)}, positions=False)
             positions = [position async for position, _ in records_until_now(log, piece.partition, before)]
             if len(positions) != len(piece.messages):
                 raise BrokerError(f"topic {piece.topic!r} partition {piece.partition} was written to by somebody else")
@@ -244,18 +252,40 @@ class _Positions:
             elif any(start <= was <= stop for start, stop in one.ahead):
                 one.new_ahead.append((now, now))
 
+    def _renamed(self, tail: Tail) -> list[Message]:
+        """The messages, and those that are to wait under names that events of other logs do not give."""
+        if self._delays is None or tail.topic != self._delays or not self._elsewhere:
+            return tail.messages
+        return [
+            message
+            if message.key is None or message.key == (key := self._name(message.key))
+            else msgspec.structs.replace(message, key=key, headers=(*message.headers, (names.PLACED, b"")))
+            for message in tail.messages
+        ]
+
+    def _name(self, waiting: bytes) -> bytes:
+        """Of what waits without an id of the program's own, which is made of the event that sent it."""
+        return waiting + self._mark if b"\0\0" in waiting else waiting
+
     # --- rows ----------------------------------------------------------------------------------------------------
 
     def of_rows(self, key: tuple[str, int], rows: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         """The rows as they are to be: without those that hold positions in other logs."""
         moved = {name: one for name, one in self._inputs.get(key, {}).items() if one.new is not None}
-        if not moved:
+        if not moved and not self._elsewhere:
             return dict(rows)
         gone = {row for name in moved for row in (reached_key(name), ahead_key(name), watermark_key(name, b""))}
         parked = {b"r" + name.encode() + b"\0": (name, one) for name, one in moved.items()}
         found: dict[bytes, bytes] = {}
         for row, value in rows.items():
-            if row in gone or (row[:1] == b"s" and decode(value, type=Suspect).input in moved):
+            if row in gone or (row[:1] == b"s" and not _suspected(value).isdisjoint(moved)):
+                continue
+            if self._elsewhere and row[:1] in (b"y", b"x"):
+                cut = 1 if row[:1] == b"y" else 9
+                found[row[:cut] + self._name(row[cut:])] = value
+                continue
+            if row[:1] == b"d" and row[1:].partition(b"\0")[0].decode() in moved:
+                found[row] = encode(msgspec.structs.replace(decode(value, type=Remembered), position=-1))
                 continue
             if row[:1] == b"r" and row[:-8] in parked:
                 name, one = parked[row[:-8]]
@@ -286,6 +316,12 @@ async def _is_there(log: Log, partition: int, reached: Reached) -> bool:
     if batch is None or batch.positions[0] != reached.position:
         return False
     return not reached.checksum or checksum(batch.records[0].value) == reached.checksum
+
+
+def _suspected(value: bytes) -> set[str]:
+    """The inputs whose events are suspected."""
+    suspects = decode(value, type=Suspects)
+    return {one.input for one in (suspects.noted, *suspects.before) if one is not None}
 
 
 def _elsewhere(one: _Input, row: bytes, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A program with state of every kind: two tables, one behind a group_by, and events that wait for another attempt."""
+"""A program with state of every kind: tables, one behind a group_by, events to try again, messages that wait."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,6 +18,7 @@ UNLUCKY = 13
 
 app = App("bank", store="sqlite:///state", partitions=2, lease=2)
 sales = app.topic("sales", key=str, value=Sale, key_of=lambda sale: sale.shop)
+thanks = app.topic("thanks", value=str)
 totals = app.table("totals", key=str, value=int, default=int)
 countries = app.table("countries", key=str, value=int, default=int)
 
@@ -32,6 +33,8 @@ async def total(stream: Stream[Sale]) -> None:
         if sale.amount == UNLUCKY and not there_is("mended"):
             raise ValueError("unlucky")
         totals[sale.shop] += sale.amount
+        if sale.shop == "s2":
+            await thanks.send(sale.shop, delay=3600)
 
 
 @app.agent(sales.stream().group_by(lambda sale: sale.country, name="by-country"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,6 +17,10 @@ from typing import Any
 
 import pytest
 from forked import run_thalweg
+from thalweg.capabilities import Logs
+from thalweg.journal.replay import committed_rows
+
+from brokers.program_runs import opened
 
 PATIENCE = 60.0
 THALWEG = str(Path(sys.executable).with_name("thalweg"))
@@ -58,6 +63,17 @@ class Console:
     def table(self, name: str) -> dict[str, int]:
         return {row["key"]: row["value"] for row in self.rows("table", name)}
 
+    def waiting(self) -> int:
+        """How many messages wait for their time."""
+
+        async def count() -> int:
+            async with opened(self.environment["THALWEG_BROKER"]) as transport:
+                assert isinstance(transport, Logs)
+                journal = await transport.log("bank-journal-2")
+                return sum([len(await committed_rows(journal, partition, b"y", b"z")) for partition in range(2)])
+
+        return asyncio.run(count())
+
     def behind(self) -> dict[str, tuple[int, int]]:
         return {row["agent"]: (row["behind"], row["retrying"]) for row in self.rows("lag")}
 
@@ -83,6 +99,14 @@ class Console:
         end = time.monotonic() + PATIENCE
         while not is_so():
             assert time.monotonic() < end, (self.folder / "worker.err").read_text()
+
+
+def all_is_right(console: Console) -> bool:
+    """All sales are handled, each once."""
+    sales = [*SALES, *LATER]
+    assert console.table("totals") == sums(sales, "shop")
+    assert console.table("countries") == sums(sales, "country")
+    return console.waiting() == sum(sale["shop"] == "s2" for sale in sales)
 
 
 def sums(sales: list[dict[str, Any]], by: str) -> Mapping[str, int]:
@@ -114,8 +138,9 @@ def operate(folder: Path, broker: str, other: str) -> None:
     console.work_off()
     assert "has state" in console.refused("restore", "kept", "--yes")
     assert "--yes" in console.refused("reset")
-    assert console.table("totals") == sums([*SALES, *LATER], "shop")
+    assert all_is_right(console)
     console.done("reset", "--yes")
+    assert console.waiting() == 0
     assert (console.table("totals"), console.behind()["total"]) == ({}, (len(SALES) + len(LATER), 0))
 
     data = (folder / "kept").read_bytes()
@@ -125,20 +150,17 @@ def operate(folder: Path, broker: str, other: str) -> None:
     console.done("restore", "kept", "--yes")
     assert console.table("totals") == at_backup
     console.work_off()
-    assert console.table("totals") == sums([*SALES, *LATER], "shop")
-    assert console.table("countries") == sums([*SALES, *LATER], "country")
+    assert all_is_right(console)
 
     console.done("reset", "--yes")
     console.work_off()  # from the beginning, and what it once had sent to itself counts no more
-    assert console.table("totals") == sums([*SALES, *LATER], "shop")
-    assert console.table("countries") == sums([*SALES, *LATER], "country")
+    assert all_is_right(console)
 
     elsewhere = Console(folder, other)
     elsewhere.done("restore", "kept", "--yes")
     elsewhere.send(LATER)
     elsewhere.work_off()
-    assert elsewhere.table("totals") == sums([*SALES, *LATER], "shop")
-    assert elsewhere.table("countries") == sums([*SALES, *LATER], "country")
+    assert all_is_right(elsewhere)
     elsewhere.done("reset", "--yes")
     assert "--inputs" in elsewhere.refused("restore", "kept", "--yes")  # other sales lie there than in the backup
     elsewhere.done("restore", "kept", "--yes", "--inputs", "end")
@@ -152,7 +174,7 @@ def flipped(data: bytes) -> bytes:
 
 
 def test_state_is_taken_away_kept_and_put_back_on_sqlite(tmp_path: Path) -> None:
-    operate(tmp_path, "sqlite:///broker.db", "sqlite:///other.db")
+    operate(tmp_path, f"sqlite:///{tmp_path}/broker.db", f"sqlite:///{tmp_path}/other.db")
 
 
 @pytest.mark.parametrize("broker", ["nats without fencing"], indirect=True)

@@ -18,7 +18,7 @@ ATTEMPTS = 3
 
 class Program:
     def __init__(self, broker: str) -> None:
-        self.app = app = App("poison", broker=broker, partitions=3, lease=2.0)
+        self.app = app = App("poison", broker=broker, partitions=3, lease=1.0)
         self.numbers: Topic[str, int] = app.topic("numbers", key=str, value=int)
         self.sums: Table[str, int] = app.table("sums", key=str, value=int, default=int)
 

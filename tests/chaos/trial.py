@@ -26,11 +26,11 @@ from chaos.servers import own_broker
 
 __all__ = ["Trial", "in_memory", "trial"]
 
-RATE = 1000
+RATE = 2000
 """Transfers a second, at most."""
 PACE = 1.0
 """Seconds from when all is well again to the next fault, about."""
-SNAPSHOT = 200_000
+SNAPSHOT = 100_000
 """Bytes: a task of the bank writes so much in a few seconds, and is compacting for half of the time."""
 
 

@@ -11,7 +11,7 @@ from thalweg import App, Event, Stream, Table
 from thalweg.capabilities import Log, Logs
 from thalweg.channel import Transport
 from thalweg.errors import BrokerError, Gap
-from thalweg.journal.records import Chunk, End, Fold, Marker, decode_entry
+from thalweg.journal.records import Begin, Chunk, End, Fold, Marker, decode_entry
 from thalweg.message import Position, Record
 from thalweg.registry import load_transport
 
@@ -189,13 +189,17 @@ class Audit:
                 self._after[topic][partition] = batch.positions[-1]
             self.reached.set()
 
+    def _claimed(self, topic: str, partition: int, marker: Marker) -> None:
+        pid = self._pids[marker.token] = int(marker.owner.rpartition("/")[2])
+        self._history.claimed(topic, partition, pid, marker.token)
+
     def _feed(self, topic: str, partition: int, record: Record) -> None:
         fold = self._folds.setdefault((topic, partition), Fold())
         entry = fold.feed(record.value)
+        if isinstance(entry, Begin) and entry.marker.token not in self._pids:  # its marker was truncated behind us
+            self._claimed(topic, partition, entry.marker)
         if isinstance(entry, Marker):
-            pid = int(entry.owner.rpartition("/")[2])
-            self._pids[entry.token] = pid
-            self._history.claimed(topic, partition, pid, entry.token)
+            self._claimed(topic, partition, entry)
             return
         raw = decode_entry(record.value or b"")
         pid = self._pids.get(raw.token, 0)

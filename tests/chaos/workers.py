@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thalweg import starting
+from thalweg.journal import snapshot
 from thalweg.serving import serve
 
 from chaos.ending import die_with_starter
@@ -161,7 +162,7 @@ def work(name: str, folder: Path, options: Options, traced: bool) -> None:
     speak_into(folder / f"{name}.log")
     trace = Trace(folder / f"{name}.trace") if traced else None
     if options.snapshot_bytes is not None:
-        starting.SNAPSHOT_BYTES = options.snapshot_bytes
+        starting.SNAPSHOT_BYTES, snapshot.PART_BYTES = options.snapshot_bytes, options.snapshot_bytes // 20
     program = program_of(options, trace)
     asyncio.run(serve(program.app, lambda _: (folder / f"{name}.ready").touch()))
 

@@ -49,4 +49,7 @@ class NatsRig(ServerRig):
 
 
 nats = transport("nats://", NatsRig)
-nats_without_fencing = transport("nats://?fencing=false", lambda: NatsRig("&fencing=false"))
+# Appends and puts go another way; what is read, lent and locked is the same.
+nats_without_fencing = transport(
+    "nats://?fencing=false", lambda: NatsRig("&fencing=false"), profiles=["Durable", "Ordered", "Replay", "Fenced"]
+)

@@ -43,4 +43,5 @@ class RabbitRig(ServerRig):
 
 
 rabbitmq = transport("amqp://", RabbitRig)
-over_amqp = transport("amqp://?streams=amqp", lambda: RabbitRig("&streams=amqp"))
+# Queues, locks and members are the same; logs are read another way.
+over_amqp = transport("amqp://?streams=amqp", lambda: RabbitRig("&streams=amqp"), profiles=["Ordered", "Replay"])

@@ -48,6 +48,8 @@ class RedisRig(ServerRig):
 class ClusterRig(RedisRig):
     """A cluster of its own, one a process."""
 
+    lease = 1.0  # three servers share the machine, and a client that connects asks all of them
+
     def __init__(self) -> None:
         super().__init__()
         if not lacking():
@@ -85,6 +87,5 @@ def own_cluster() -> Cluster:
 
 
 redis = transport("redis://", RedisRig)
-redis_cluster = transport(
-    "redis:// (cluster)", ClusterRig, profiles=["Fenced"]
-)  # by its scripts, which must be of one slot
+# Its scripts must be of one slot.
+redis_cluster = transport("redis:// (cluster)", ClusterRig, profiles=["Fenced"])

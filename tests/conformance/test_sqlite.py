@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from functools import cache
 
-from thalweg.contrib.conformance import Rig, transport
+from thalweg.contrib.conformance import Rig, Unavailable, transport
 
 
 @cache
@@ -22,6 +22,12 @@ class SqliteRig(Rig):
 
     def __init__(self) -> None:
         super().__init__(url())
+
+    async def own_broker(self) -> None:
+        raise Unavailable("a file has no server to restart; the processes that have it open are killed all the same")
+
+    def address(self) -> tuple[str, int]:
+        raise Unavailable("there is no network before a file")
 
 
 sqlite = transport("sqlite://", SqliteRig)

@@ -10,7 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
+from . import planted_bugs
 from .simulate import Run, run
 
 SEEDS_A_PROCESS = 50
@@ -24,12 +27,16 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=1, help="from one to the next (default: 1)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time (default: one a core)")
     parser.add_argument("--seed", type=int, help="simulate this one alone, and print all that happened")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more seeds after so long")
     parser.add_argument("--bug", default="", help="with this planted bug (a module of simulation.planted_bugs)")
+    parser.add_argument("--bugs", action="store_true", help="find all planted bugs, each within --seeds: a table")
     parser.add_argument("--until-found", action="store_true", help="stop at the first violation")
     parser.add_argument("--courses", action="store_true", help="print a fingerprint of each seed's course")
     options = parser.parse_args()
     if options.seed is not None:
         return one(options.seed, options.bug)
+    if options.bugs:
+        return table(options)
     return many(range(options.first, options.first + options.seeds * options.step, options.step), options)
 
 
@@ -57,12 +64,15 @@ def many(seeds: range, options: argparse.Namespace) -> int:
             print(f"\nseed {found.seed} VIOLATED {'; '.join(found.violations)}", flush=True)
             if options.until_found:
                 break
+        if time.monotonic() - begin > options.seconds:
+            break
         if sys.stderr.isatty() or done % 500 == 0:
             rate = done / (time.monotonic() - begin)
             line = f"{done}/{len(seeds)} seeds, {rate:.1f} a second, {len(failed)} failed"
             print(f"\r{line}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begin
-    print(f"\n{done} seeds from {seeds[0]} in {seconds:.0f} s: {steps} steps, {commits} commits; {len(failed)} failed")
+    what = f"{steps} steps, {commits} commits; {len(failed)} failed"
+    print(f"\n{done} seeds from {seeds[0]} on in {seconds:.0f} s: {what}")
     if failed:
         first = min(failed, key=lambda run: run.seed)
         bug = f" --bug {options.bug}" if options.bug else ""
@@ -72,16 +82,32 @@ def many(seeds: range, options: argparse.Namespace) -> int:
     return bool(failed)
 
 
+def table(options: argparse.Namespace) -> int:
+    """Which rule each bug breaks, and at which seed it is found."""
+    missed = 0
+    for bug in sorted(path.stem for path in Path(planted_bugs.__file__).parent.glob("[a-z]*.py")):
+        module, begin = planted(bug), time.monotonic()
+        seeds = range(options.first, options.first + options.seeds)
+        found = next((run for run in runs(seeds, bug, 1) if run.violations), None)
+        missed += found is None
+        where = "NOT FOUND" if found is None else f"{found.seed} ({time.monotonic() - begin:.0f} s)"
+        print(f"| {module.RULE} | `{bug}`: {module.__doc__} | {where} |", flush=True)
+    return bool(missed)
+
+
+def planted(bug: str) -> Any:
+    return importlib.import_module(f"simulation.planted_bugs.{bug}")
+
+
 def runs(seeds: range, bug: str, processes: int) -> Iterator[Run]:
     jobs = [(seed, bug, False) for seed in seeds]
     with get_context("fork").Pool(processes, maxtasksperchild=SEEDS_A_PROCESS) as pool:
-        yield from (pool.imap if processes == 1 else pool.imap_unordered)(simulated, jobs)
+        yield from pool.imap(simulated, jobs)
 
 
 def simulated(job: tuple[int, str, bool]) -> Run:
     seed, bug, keep = job
-    planted = importlib.import_module(f"simulation.planted_bugs.{bug}").planted() if bug else nullcontext()
-    with planted:
+    with planted(bug).planted() if bug else nullcontext():
         return run(seed, keep)
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from thalweg.exclusion import HeldLock
+from thalweg.journal.inbox import Inbox
+from thalweg.journal.origin import Origin, destination_of, origin_of
 from thalweg.journal.records import Fold
 from thalweg.journal.writer import JournalKey
+from thalweg.message import Position, Record
+from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import Cut, Task, TaskKey
 from thalweg.runtime.worker import Worker
+
+from .plans import Plans
 
 if TYPE_CHECKING:
     from .cluster import Cluster, Member
@@ -33,6 +39,7 @@ class Audit:
         self.commits = 0
         self._last_number = -1
         self._journals: dict[JournalKey, _Journal] = {}
+        self._plans = Plans(self.violated)
 
     def violated(self, what: str) -> None:
         if len(self.violations) < ENOUGH:
@@ -46,6 +53,8 @@ class Audit:
         for topic in topics:
             if "-journal-" in topic:
                 self._read_on(topic)
+            elif topic.endswith("-workers"):
+                self._plans.read_on(self._cluster.broker.log(topic).partitions[0])
 
     def _read_on(self, topic: str) -> None:
         for partition in self._cluster.broker.log(topic).partitions:
@@ -97,6 +106,37 @@ class Audit:
             self.violated(f"a new holder of the lock {held.name!r} has the number {held.number}, no larger than before")
         self._last_number = held.number
 
+    # --- outputs ---------------------------------------------------------------------------------------------
+
+    def look_at_late_readers(self, topic: str) -> None:
+        """Whoever begins in the midst of a topic gets all outputs of which no copy lies before, once and in order."""
+        for partition in self._cluster.broker.log(topic).partitions:
+            records = list(self._cluster.network.server.records(topic))
+            records = [(position, record) for number, position, record in records if number == partition.number]
+            for start in range(0, len(records), max(1, len(records) // 4)):
+                self._look_at_late_reader(topic, partition.number, records, start)
+
+    def _look_at_late_reader(
+        self, topic: str, partition: int, records: Sequence[tuple[Position, Record]], start: int
+    ) -> None:
+        def origins(some: Sequence[tuple[Position, Record]]) -> list[Origin]:
+            found = [origin_of(record.headers, destination_of(topic, partition)) for _, record in some]
+            return [origin for origin in found if origin is not None]
+
+        inbox = Inbox(topic, partition, records[start - 1][0] if start else None)
+        got = [one for position, record in records[start:] for one in inbox.receive(position, record)]
+        before = {(origin.journal, origin.id) for origin in origins(records[:start])}
+        owed = {(origin.journal, origin.id) for origin in origins(records[start:])} - before
+        ids = [(one.journal, one.id) for one in got if one.journal]
+        if len(set(ids)) < len(ids):
+            self.violated(f"who reads {topic}/{partition} from record {start} on gets some twice")
+        if owed - set(ids):
+            self.violated(f"who reads {topic}/{partition} from record {start} on misses {len(owed - set(ids))}")
+        for journal in {journal for journal, _ in ids}:
+            of_one = [id for other, id in ids if other == journal]
+            if of_one != sorted(of_one):
+                self.violated(f"who reads {topic}/{partition} from record {start} on gets them in another order")
+
     def moved(self, worker: Worker, what: str, key: TaskKey) -> None:
         cluster = self._cluster
         name = next((m.name for m in cluster.members if m.program.app is worker.app), "?")
@@ -107,6 +147,7 @@ class Audit:
     def watching(self) -> Iterator[None]:
         """Workers tell of what they do."""
         committed, opens, closes = Task.committed, Worker._open_task, Worker._close_task
+        planned = Ownership._stand_by_as_planned
         audit = self
 
         def committed_(task: Task, cut: Cut, written: Any) -> None:
@@ -118,11 +159,18 @@ class Audit:
             await opens(worker, key)
 
         async def closes_(worker: Worker, key: TaskKey, in_good_order: bool) -> None:
+            if in_good_order and not worker._stopping and isinstance(worker.ownership, Ownership):
+                audit._plans.gives_up(worker, worker.ownership._plan, key)
             audit.moved(worker, "gives up" if in_good_order else "drops", key)
             await closes(worker, key, in_good_order)
 
+        def planned_(ownership: Ownership) -> None:
+            audit._plans.follows(ownership._me, ownership._plan)
+            planned(ownership)
+
         with (
             patch.object(Task, "committed", committed_),
+            patch.object(Ownership, "_stand_by_as_planned", planned_),
             patch.object(Worker, "_open_task", opens_),
             patch.object(Worker, "_close_task", closes_),
         ):

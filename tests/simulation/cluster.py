@@ -55,6 +55,7 @@ class Member:
         self.program.die = self.die  # type: ignore[method-assign]
         self.process = cluster.loop.process(name)
         self.link = cluster.network.link(self.process)
+        self.link.misbehaved = cluster.audit.violated
         self.clock = self.program.app.clock = ProcessClock(cluster.loop)
         self.program.entered = lambda held: cluster.audit.alone(self, held)
         self.worker: Worker | None = None
@@ -213,7 +214,10 @@ class Cluster:
         for key, owners in self.audit.owners().items():
             if len(owners) != 1:
                 return f"task {key} has the owners {owners}"
-        outcome = await self.client.outcome([member.program for member in running], self.sent)
+        try:
+            outcome = await self.client.outcome([member.program for member in running], self.sent)
+        except AssertionError as error:
+            return str(error)
         return outcome.differs(self.client.expected())
 
     async def differs_when_asked(self) -> str:
@@ -221,7 +225,11 @@ class Cluster:
         for name, rows in self.client.expected().sums.items():
             table = next(node.sums for node in self.client.nodes if node.sums.name == name)
             for key, value in rows.items():
-                if (answer := await table.ask(key)) != value:
+                try:
+                    answer = await table.ask(key)
+                except TimeoutError as error:
+                    return f"{name}.ask({key!r}): {error}"
+                if answer != value:
                     return f"{name}.ask({key!r}) gives {answer}, expected {value}"
         return ""
 

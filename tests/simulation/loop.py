@@ -25,7 +25,7 @@ LAST_STEPS = 400
 """How many steps are remembered for whoever asks how it came to a failure."""
 
 
-STARVED = 0.1
+STARVED = 0.15
 """Seconds that one step may keep its process from doing anything else (design rule 16: about 0.01)."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -91,6 +92,9 @@ class Link(MemoryTransport):
         self.network, self.process = network, process
         self.weather = Weather()
         self._busy_until: dict[str, float] = {}
+        self._locks: set[str] = set()
+        """Those that it has taken, and not given back: it may have lost them."""
+        self.misbehaved: Callable[[str], None] = lambda what: None
 
     # --- faults ----------------------------------------------------------------------------------------------
 
@@ -108,17 +112,35 @@ class Link(MemoryTransport):
         chance = self.network.chance.random
         return slow * chance() ** 4 if slow else 0.002 * chance() if chance() < 0.3 else 0.0
 
-    async def write(self, topic: str, effect: Callable[[], Coroutine[Any, Any, T]], others: Iterable[str] = ()) -> T:
+    def _look_at_locks(self, journals: Iterable[tuple[str, int]]) -> None:
+        """Only who has taken the lock of a task writes to its journal, and not after having given it back (rule 7)."""
+        for topic, partition in journals:
+            lock = f"{topic.replace('-journal-', '-task-')}-{partition}"
+            if "-journal-" in topic and self.network.options.locks and lock not in self._locks:
+                self.misbehaved(f"{self.process} writes to {topic}/{partition} without having its lock")
+
+    async def write(
+        self,
+        topic: str,
+        effect: Callable[[], Coroutine[Any, Any, T]],
+        others: Iterable[str] = (),
+        journals: Iterable[tuple[str, int]] = (),
+        in_part: Callable[[], Coroutine[Any, Any, T]] | None = None,
+    ) -> T:
         """Send a request and wait for its answer. Raises `BrokerError`, `AmbiguousCommit`, or what the broker says."""
         topics = {topic, *others}
         session, network = self._up(), self.network
+        self._look_at_locks(journals)
         fails, there, back = self._fails(), self._delay(), self._delay()
         if not (fails or there or back):
             result = await effect()
             network.written(topics)
             return result
         reply = _Reply()
-        fate = network.chance.choice(["refused", "lost", "unanswered", "late"]) if fails else ""
+        fates = ["refused", "lost", "unanswered", "late", *(["holed"] if in_part is not None else [])]
+        fate = network.chance.choice(fates) if fails else ""
+        if fate == "holed" and in_part is not None:
+            effect = in_part
         if fate == "refused":
             await asyncio.sleep(there)
             raise BrokerError(f"refused: a write to {topic!r}")
@@ -174,12 +196,15 @@ class Link(MemoryTransport):
         return LinkedLog(self, topic, await super().log(topic), await self.network.server.log(topic))
 
     async def claim(self, topic: str, partition: int, marker: Message) -> Claim:
-        return await self.write(topic, lambda: self.network.server.claim(topic, partition, marker))
+        return await self.write(
+            topic, lambda: self.network.server.claim(topic, partition, marker), (), [(topic, partition)]
+        )
 
     async def commit(self, commits: Mapping[Claim, Commit]) -> Mapping[Claim, Sequence[Position]]:
         commits = dict(commits)
-        topics = [claim.topic for claim in commits]
-        return await self.write(topics[0], lambda: self.network.server.commit(commits), topics)
+        journals = [(claim.topic, claim.partition) for claim in commits]
+        topics = [topic for topic, _ in journals]
+        return await self.write(topics[0], lambda: self.network.server.commit(commits), topics, journals)
 
     async def try_lock(self, name: str, lease: float) -> Held | None:
         """A lock whose answer was lost is nobody's, and ends with its lease."""
@@ -189,6 +214,8 @@ class Link(MemoryTransport):
             held = await super(Link, self).try_lock(name, lease)
             if held is not None:
                 got.append(held)
+                self._locks.add(name)
+                held.release = partial(self._release, name, held.release)  # type: ignore[method-assign]
             return held
 
         try:
@@ -199,6 +226,10 @@ class Link(MemoryTransport):
                 self.network.later(lease, held.expire)
             raise
 
+    async def _release(self, name: str, release: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._locks.discard(name)
+        await release()
+
 
 class LinkedLog:
     def __init__(self, link: Link, topic: str, own: Log, server: Log) -> None:
@@ -208,7 +239,22 @@ class LinkedLog:
         self, records: Mapping[int, Sequence[Message]], positions: bool = True
     ) -> Mapping[int, Sequence[Position]]:
         copies = {partition: list(messages) for partition, messages in records.items()}
-        return await self._link.write(self._topic, lambda: self._server.append(copies))
+        journals = [(self._topic, partition) for partition in copies]
+        holed = {partition: self._with_a_hole(messages) for partition, messages in copies.items()}
+        return await self._link.write(
+            self._topic,
+            lambda: self._server.append(copies),
+            (),
+            journals,
+            None if holed == copies else lambda: self._server.append(holed),
+        )
+
+    def _with_a_hole(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """One of them does not arrive, and those after it do: so it may go with appends that are pipelined."""
+        if len(messages) < 2:
+            return messages
+        lost = self._link.network.chance.randrange(len(messages) - 1)
+        return [message for index, message in enumerate(messages) if index != lost]
 
     async def read(
         self, after: Mapping[int, Position | None], limit: int, max_bytes: int, timeout: float

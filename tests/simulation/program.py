@@ -20,7 +20,7 @@ __all__ = ["SOMETIMES", "Bad", "Flaky", "Node", "Outcome", "Program"]
 
 SOMETIMES = 11.0
 """Seconds between two runs of the leader's timer."""
-SLOW = 0.004
+SLOW = 0.008
 """Seconds for which an agent that computes keeps its process from doing anything else, an event."""
 DEATHS = 3
 """After so many deaths of its process an event is given up."""
@@ -53,7 +53,7 @@ class Node:
             program.clustered and not self.takes and chance.random() < 0.1 and not any(n.deadly for n in program.nodes)
         )
         self.asks = program.clustered and chance.random() < 0.2
-        self.computes = program.clustered and chance.random() < 0.2
+        self.computes = program.clustered and chance.random() < 0.3
         standbys = chance.choice([0, 0, 0, 1, 2]) if program.clustered else 0
         self.source = chance.choice(program.sources)
         self.target = app.topic(f"target{number}", key=str, value=int)

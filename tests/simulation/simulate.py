@@ -44,6 +44,9 @@ BROKERS = (
 )
 
 
+FORGED = {"thalweg-only": b"nobody", "from": b"outside"}
+"""Headers of a client that pretends to be a part of Thalweg."""
+
 _GRAVEYARD: list[object] = []
 
 
@@ -149,7 +152,7 @@ class _Simulation:
         count = chance.choice([5, 20, 40])
         for number in range(count):
             topic, key = chance.choice(program.sources), chance.choice("abcd")
-            await topic.send(number, key=key)
+            await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None)
             program.sent.append((topic.name, key, number))
             if chance.random() < 0.5:
                 await asyncio.sleep(chance.random() * 2 * self.seconds / count)
@@ -172,6 +175,8 @@ class _Simulation:
             self.cluster.audit.violated(f"was right, and is no more: {difference}")
         if difference := await cluster.differs_when_asked():
             cluster.audit.violated(difference)
+        for node in cluster.client.nodes:
+            cluster.audit.look_at_late_readers(node.target.name)
         self.cluster.look_at_ticks(None if self.nemesis.jumped else calm)
 
     async def becomes_right(self, patience: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from thalweg.capabilities import Held, Role
-from thalweg.errors import Superseded
+from thalweg.errors import BrokerError, Superseded
 from thalweg.transports.memory.locks import MemoryLock
 
 from .base import Seeded, caught_by
@@ -165,6 +165,23 @@ class LeavesWithoutAWord(Seeded):
         self.broker.faults.left = members  # type: ignore[attr-defined]  # nobody closes it
         async for seen in members:
             yield seen
+
+
+@caught_by("a_member_whose_transport_closes_while_it_watches_leaves_and_does_not_come_back")
+class MembersComeBack(Seeded):
+    """One that is not a member any more joins again, though its transport is closing."""
+
+    async def peers(self, group: str, me: str, lease: float) -> AsyncGenerator[frozenset[str], None]:
+        try:
+            async for seen in super().peers(group, me, lease):
+                yield seen
+        except BrokerError:
+            other = Seeded(self.broker, self.options)
+            await other.open()
+            again = other.peers(group, me, lease)
+            self.broker.faults.left = again  # type: ignore[attr-defined]  # nobody closes it
+            await anext(again)
+            raise
 
 
 @caught_by("a_killed_member_is_gone_when_its_lease_has_ended_and_a_living_one_stays")

@@ -9,6 +9,8 @@ from thalweg.capabilities import Commit
 from thalweg.journal.readback import ReadBackWriter, _Tail
 from thalweg.journal.writer import JournalKey, Written
 
+RULE = "1"
+
 
 async def commit(self: ReadBackWriter, journal: JournalKey, commit: Commit, tail: _Tail) -> Written:
     async with self._topic(journal[0])._appender as log:

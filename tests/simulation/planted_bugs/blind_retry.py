@@ -10,6 +10,8 @@ from thalweg.capabilities import Claim, Commit
 from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.journal.writer import FencedWriter, JournalKey, Written
 
+RULE = "2"
+
 call = FencedWriter._call
 
 

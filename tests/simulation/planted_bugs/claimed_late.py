@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.runtime.replay import Replay
 
+RULE = "8"
+
 to_marker = Replay.to_marker
 
 

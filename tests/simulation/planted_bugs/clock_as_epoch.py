@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.journal.records import Fold
 
+RULE = "4"
+
 
 def planted() -> AbstractContextManager[object]:
     nothing = property(lambda self: 0, lambda self, epoch: None)

@@ -1,20 +1,21 @@
-"""A journal is cut off at the end of its snapshot instead of at the beginning."""
+"""A journal is cut off behind the beginning of its newest snapshot, instead of before it."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from unittest.mock import patch
 
-from thalweg.journal.snapshot import Snapshotter
 from thalweg.message import Position
+from thalweg.runtime.task import Task
 
-committed = Snapshotter.committed
+RULE = "5"
+
+truncate = Task._truncate
 
 
-def too_far(self: Snapshotter, first: Position, size: int) -> Position | None:
-    before = committed(self, first, size)
-    return None if before is None else first
+async def too_far(self: Task, before: Position) -> None:
+    await truncate(self, before + 1)
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(Snapshotter, "committed", too_far)
+    return patch.object(Task, "_truncate", too_far)

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from thalweg.journal.inbox import Inbox
 
+RULE = "4"
+
 
 def planted() -> AbstractContextManager[object]:
     return patch.object(Inbox, "export", lambda self: {})

@@ -9,6 +9,8 @@ from unittest.mock import patch
 from thalweg.runtime.lane import Lane
 from thalweg.runtime.tables import TableState
 
+RULE = "10"
+
 
 def planted() -> AbstractContextManager[object]:
     collect = TableState.collect

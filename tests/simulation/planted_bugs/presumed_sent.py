@@ -11,6 +11,8 @@ from thalweg.errors import AmbiguousCommit
 from thalweg.message import Message
 from thalweg.runtime.deliveries import Deliveries
 
+RULE = "4"
+
 init = Deliveries.__init__
 
 

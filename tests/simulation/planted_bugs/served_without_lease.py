@@ -8,6 +8,8 @@ from unittest.mock import patch
 from thalweg.runtime.membership import Membership
 from thalweg.runtime.ownership import Ownership
 
+RULE = "9"
+
 
 def planted() -> AbstractContextManager[object]:
     patches = ExitStack()

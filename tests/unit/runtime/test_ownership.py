@@ -133,6 +133,29 @@ async def test_when_the_coordinator_dies_another_plans(town: Town) -> None:
         assert (await plans(town))[-1].me in (second.me, third.me)
 
 
+async def test_a_new_coordinator_plans_only_once_it_knows_what_was_planned_before(town: Town) -> None:
+    async with town.worker() as one, town.worker() as two, town.worker() as three:
+        await town.advance(10)
+        last = (await plans(town))[-1]
+        staying = [worker.me for worker in (one, two, three) if worker.me != last.me]
+        town.broker.faults.fail("read", times=1_000_000, topic="bank-workers")
+        other = dict(zip(staying, reversed(staying), strict=True))
+        owners = tuple(other.get(owner or "", owner) for owner in last.owners[GROUP])
+        unread = Plan("another", last.number + 1, 1, {GROUP: owners}, {}, last.members)
+        await town.reader.open()
+        await town.append(as_messages(unread, town.clock, None)[0])
+        await next(worker for worker in (one, two, three) if worker.me == last.me).stop_by_kill()
+        await town.advance(60)
+        assert (await plans(town))[-1] == unread
+        town.broker.faults.clear()
+        await town.advance(60)
+        after = (await plans(town))[-1].owners[GROUP]
+        assert set(after) == set(staying)
+        assert [new for new, old in zip(after, owners, strict=True) if old in staying] == [
+            old for old in owners if old in staying
+        ]
+
+
 async def test_many_workers_that_start_at_once_cause_few_plans(town: Town) -> None:
     async with AsyncExitStack() as stack:
         workers = await asyncio.gather(*(stack.enter_async_context(town.worker()) for _ in range(10)))
@@ -259,3 +282,13 @@ async def test_plans_and_words_that_cannot_be_written_come_later(town: Town) -> 
         async with town.worker() as second:
             await town.advance(30)
             assert shares(first, second) == [2, 2]
+
+
+async def test_locks_that_cannot_be_had_together_lengthen_the_pause_once(town: Town) -> None:
+    """A broker that was away for a moment is not made to wait for as many doublings as there are tasks."""
+    for index in ALL:
+        town.broker.faults.fail("try_lock", topic=f"bank-task-{GROUP}-{index}")
+    began = town.clock.now()
+    async with town.worker() as first:
+        assert owned(first) == ALL
+        assert town.clock.now() - began == 2 * RETRY

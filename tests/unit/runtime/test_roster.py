@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from thalweg import App
 from thalweg.channel import TopicSpec
+from thalweg.clock import VirtualClock
 from thalweg.message import Message
 from thalweg.runtime.roster import BACK, BEAT, Here, Plan, as_messages
 from thalweg.starting import worker_running
@@ -101,6 +102,35 @@ async def test_old_words_strange_ones_and_plans_of_older_coordinators_count_for_
     await until(lambda: "x" in roster.workers)
     assert roster.workers["x"] == news
     assert roster.plan == plans[0]
+
+
+async def test_who_catches_up_has_read_what_lay_there_and_waits_for_nothing_more(town: Town) -> None:
+    town.broker.declare([TopicSpec("bank-workers", 1)])
+    await town.reader.open()
+    await town.append(as_messages(Here("old", said=1), town.clock, None)[0])
+    await town.advance(2 * BACK * BEAT)  # too old to be read
+    roster = await town.read()
+    async with asyncio.timeout(30):
+        await roster.catch_up()
+    assert not roster.workers
+    await town.append(as_messages(Here("x", said=1), town.clock, None)[0])
+    async with asyncio.timeout(30):
+        await roster.catch_up()
+    assert "x" in roster.workers
+
+
+async def test_of_two_who_claim_a_task_the_last_to_speak_counts_whatever_their_clocks_say(town: Town) -> None:
+    town.broker.declare([TopicSpec("bank-workers", 1)])
+    roster = await town.read()
+    ahead = VirtualClock(START + 60)
+    await town.append(
+        as_messages(Here("dead", said=1, owns={"4": (1,)}), ahead, None)[0],
+        as_messages(Here("living", said=1, owns={"4": (1,)}), town.clock, None)[0],
+    )
+    await until(lambda: "living" in roster.workers)
+    owner = roster.owner("4", 1)
+    assert owner is not None
+    assert owner.me == "living"
 
 
 async def test_a_change_is_not_missed_and_a_word_repeated_is_none(town: Town) -> None:

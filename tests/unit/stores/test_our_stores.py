@@ -224,3 +224,35 @@ def test_sqlite_finds_a_flipped_checkpoint(tmp_path: Path) -> None:
     file.write_bytes(data.replace(bytes.fromhex("1234567890ABCD"), bytes.fromhex("1234567890ABCF")))
     assert stores.open("task").checkpoint() is None
     stores.close()
+
+
+def test_rocksdb_files_that_changed_after_it_was_closed_are_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A MANIFEST that lost its last records is whole to RocksDB itself, which then misses a table."""
+    pytest.importorskip("rocksdict")
+    rows = {b"key%04d" % n: random.Random(n).randbytes(200) for n in range(500)}
+    stores = load_stores(url_of("rocksdb", tmp_path / "state"))
+    for batch, keys in enumerate((sorted(rows)[:250], sorted(rows)[250:])):
+        store = stores.open("task")
+        store.apply({key: rows[key] for key in keys}, Checkpoint(batch, 0))
+        store.close()
+    place = tmp_path / "state" / "task.rocksdb"
+    saved = tmp_path / "saved"
+    shutil.copytree(place, saved)
+    (manifest,) = saved.glob("MANIFEST-*")
+    sound = manifest.read_bytes()
+    for end in range(0, len(sound), 37):
+        stores.remove("task")
+        shutil.copytree(saved, place)
+        (place / manifest.name).write_bytes(sound[:end])
+        caplog.clear()
+        store = stores.open("task")
+        assert (rows_of(store), store.checkpoint()) == ({}, None)
+        assert len(warnings_in(caplog)) == 1
+        store.close()
+    stores.remove("task")
+    shutil.copytree(saved, place)
+    store = stores.open("task")
+    assert (rows_of(store), store.checkpoint()) == (rows, Checkpoint(1, 0))
+    stores.close()
