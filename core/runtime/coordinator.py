@@ -27,7 +27,7 @@ QUIET = 1.0
 """Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LONGEST_BACKOFF = 2.0
+LEAST, LONGEST_BACKOFF = 0.001, 2.0
 CATCHING_UP = 5.0
 """Seconds, at most, for which a new coordinator reads what was planned before it."""
 
@@ -111,7 +111,8 @@ class Coordinator:
                 self._news.clear()
                 await self._news.wait()
 
-        await in_time(self._clock, None if due == math.inf else min(max(0.0, due - self._time()), BEAT), news())
+        left = due - self._time()  # at least a little: sums of seconds are not exact, and a clock may not tell it
+        await in_time(self._clock, None if due == math.inf else min(max(LEAST, left), BEAT), news())
 
     # --- being it ----------------------------------------------------------------------------------------------
 
