@@ -37,7 +37,7 @@ def make(folder: Path) -> tuple[App, Topic[bytes, bytes], Table[bytes, bytes]]:
         broker=f"sqlite:///{folder}/broker.db?synchronous=normal",
         store=f"rocksdb:///{folder}/state?cache_mb=64",
         partitions=PARTITIONS,
-        lease=2,
+        lease=5,
     )
     return app, app.topic("changes", key=bytes, value=bytes), app.table("documents", key=bytes, value=bytes)
 
@@ -150,7 +150,7 @@ def main() -> int:
                 f"{found['most memory'] / 2**20:.0f} MiB in the end; store of {size / 1e9:.2f} GB",
                 flush=True,
             )
-            time.sleep(3)  # the lease of the killed one
+            time.sleep(6)  # the lease of the killed one
         if most > options.limit << 20:
             print(f"above the limit of {options.limit} MiB", file=sys.stderr)
             return 1

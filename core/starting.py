@@ -264,7 +264,7 @@ def guarantee_of(app: App, transport: Transport) -> str:
 async def _declare(app: App, transport: Transport) -> Mapping[str, TopicInfo]:
     """Create what is missing, learn every topic's partition count, and put tables with their topics.
 
-    Returns what existed before the app's own topics were created, by name.
+    Returns what is there, by name, but for topics of the program that were just made.
     """
     has_log = Capability.LOG in transport.capabilities
     plans = list(app.topics.values())

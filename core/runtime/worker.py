@@ -113,7 +113,7 @@ class Worker:
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
         self.under_suspicion = asyncio.Lock()
-        """Held while an event runs that may kill the process (design rule 12)."""
+        """Held while an event runs in which the process has died before (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear, self._delays = roster, hear, delays

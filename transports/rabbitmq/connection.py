@@ -56,7 +56,7 @@ T = TypeVar("T")
 _CLIENT_LOG = logging.getLogger("aiormq")
 """It logs a traceback for each connection that ends, which also comes to us as an exception."""
 
-HELD_UP = "it hangs, or blocks all who write since an alarm of its memory or disk is on (see its log)"
+HELD_UP = "the server hangs, or blocks all who write since an alarm of its memory or disk is on (see its log)"
 """What a server may do that took a message and does not say so."""
 
 _TOO_LARGE = re.compile(r"larger than configured max size (\d+)")

@@ -321,6 +321,6 @@ class Partition:
             tail.watchers.remove(expected.see)
             writing.add_done_callback(ignore_failure)
         if not expected.done.done():
-            why = tail.lost_by or f"it did not show within {timeout:g} s (?timeout=) of the server: {HELD_UP}"
+            why = tail.lost_by or f"it did not show within {timeout:g} s (?timeout=): {HELD_UP}"
             raise AmbiguousCommit(f"an append to stream {stream!r} was not read back: {why}")
         return expected.offsets
