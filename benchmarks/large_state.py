@@ -13,21 +13,18 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+from replaying import run_and_kill, watched
 from thalweg import App, Stream, Table, Topic
 from thalweg.capabilities import Logs
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.rows import prefix
 from thalweg.registry import load_transport
-from thalweg.runtime.replay import Replay
 from thalweg.starting import worker_running
 
 PARTITIONS, VALUE, COMMIT = 2, 10_000, 200
@@ -40,7 +37,7 @@ def make(folder: Path) -> tuple[App, Topic[bytes, bytes], Table[bytes, bytes]]:
         broker=f"sqlite:///{folder}/broker.db?synchronous=normal",
         store=f"rocksdb:///{folder}/state?cache_mb=64",
         partitions=PARTITIONS,
-        lease=2,
+        lease=5,
     )
     return app, app.topic("changes", key=bytes, value=bytes), app.table("documents", key=bytes, value=bytes)
 
@@ -91,7 +88,7 @@ def most_memory() -> int:
 async def work(folder: Path, keys: int, events: int) -> None:
     """Start, change rows, say how it went on a line, and stay."""
     app, changes, documents = make(folder)
-    replays, handled = list[Replay](), 0
+    replays, handled = watched(), 0
 
     @app.agent(changes)
     async def change(stream: Stream[bytes]) -> None:
@@ -102,13 +99,6 @@ async def work(folder: Path, keys: int, events: int) -> None:
             documents[event.key] = before[:-4] + event.value
             handled += 1
 
-    begin = Replay.__init__
-
-    def noted(replay: Replay, *arguments: Any) -> None:
-        begin(replay, *arguments)
-        replays.append(replay)
-
-    Replay.__init__ = noted  # type: ignore[method-assign]
     began = time.monotonic()
     async with worker_running(app):
         took, recovered = time.monotonic() - began, most_memory()
@@ -132,18 +122,6 @@ async def work(folder: Path, keys: int, events: int) -> None:
         await asyncio.Event().wait()
 
 
-def run_and_kill(folder: Path, keys: int, events: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--work", str(folder), str(keys), str(events)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
-    assert process.stdout is not None
-    try:
-        found: dict[str, float] = json.loads(process.stdout.readline())
-        return found
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=5.0)
@@ -162,7 +140,7 @@ def main() -> int:
         print(f"journal of {keys:,} rows written in {time.monotonic() - began:.0f} s", flush=True)
         most = 0.0
         for events in (EVENTS, 0):
-            found = run_and_kill(folder, keys, events)
+            found = run_and_kill([__file__, "--work", str(folder), str(keys), str(events)])
             size = sum(file.stat().st_size for file in (folder / "state").rglob("*") if file.is_file())
             most = max(most, found["most memory"])
             print(
@@ -172,7 +150,7 @@ def main() -> int:
                 f"{found['most memory'] / 2**20:.0f} MiB in the end; store of {size / 1e9:.2f} GB",
                 flush=True,
             )
-            time.sleep(3)  # the lease of the killed one
+            time.sleep(6)  # the lease of the killed one
         if most > options.limit << 20:
             print(f"above the limit of {options.limit} MiB", file=sys.stderr)
             return 1

@@ -18,9 +18,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.servers import own_broker
+from replaying import run_and_kill, watched
 from report import circumstances
 from thalweg import App, Stream
 from thalweg.capabilities import Logs
@@ -38,7 +37,6 @@ from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.rows import prefix
 from thalweg.message import Message
 from thalweg.registry import load_transport
-from thalweg.runtime.replay import Replay
 from thalweg.starting import worker_running
 from thalweg.url import Url
 
@@ -116,33 +114,13 @@ async def write(url: str, keys: int) -> list[bytes]:
 
 async def work(url: str, store: str) -> None:
     """Start, say on a line what was read and how long it took, and stay."""
-    app, replays = make(url, store), list[Replay]()
-    begin = Replay.__init__
-
-    def noted(replay: Replay, *arguments: Any) -> None:
-        begin(replay, *arguments)
-        replays.append(replay)
-
-    Replay.__init__ = noted  # type: ignore[method-assign]
+    app, replays = make(url, store), watched()
     began = time.monotonic()
     async with worker_running(app):
         took = time.monotonic() - began
         records, keys = sum(one.records for one in replays), sum(one.keys for one in replays)
         print(json.dumps({"seconds": took, "records": records, "keys": keys}), flush=True)
         await asyncio.Event().wait()
-
-
-def run_and_kill(url: str, store: str) -> dict[str, float]:
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--work", url, store], stdout=subprocess.PIPE, stderr=sys.stderr, text=True
-    )
-    assert process.stdout is not None
-    try:
-        found: dict[str, float] = json.loads(process.stdout.readline())
-        return found
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 # --- bare clients --------------------------------------------------------------------------------------------------
@@ -255,11 +233,11 @@ async def measure(kind: str, stores: list[str], keys: int) -> dict[str, Any]:
             folder = tempfile.mkdtemp(prefix="thalweg-recovery-")
             try:
                 where = "memory://" if store == "memory" else f"{store}:///{folder}/state"
-                first = await asyncio.to_thread(run_and_kill, url, where)
+                first = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
                 found[store] = {"seconds": first["seconds"], "keys/s": first["keys"] / first["seconds"], "read": first}
                 if store != "memory":
                     await asyncio.sleep(3)  # the lease of the killed one
-                    found[store]["again"] = await asyncio.to_thread(run_and_kill, url, where)
+                    found[store]["again"] = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             print(json.dumps({kind: found}), file=sys.stderr)

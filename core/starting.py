@@ -184,7 +184,8 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     existing = await _declare(app, transport)
     running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
     running.guarantee = guarantee_of(app, transport)
-    running.reply_partitions = app.default_partitions
+    if running.has_log:
+        running.reply_partitions = existing[app.id + replies.SUFFIX].partitions
     if app.delays is not None:
         exists = app.delays.name in existing
         running.delays = Delays(app.delays, exists, transport, running.roster, running.send, app.clock)
@@ -263,7 +264,7 @@ def guarantee_of(app: App, transport: Transport) -> str:
 async def _declare(app: App, transport: Transport) -> Mapping[str, TopicInfo]:
     """Create what is missing, learn every topic's partition count, and put tables with their topics.
 
-    Returns what existed before the app's own topics were created, by name.
+    Returns what is there, by name, but for topics of the program that were just made.
     """
     has_log = Capability.LOG in transport.capabilities
     plans = list(app.topics.values())
@@ -294,10 +295,10 @@ async def _declare(app: App, transport: Transport) -> Mapping[str, TopicInfo]:
         TopicSpec(dead_letter_topic(app.id, plan.name), 1 if has_log else None, queue=not has_log, truncated=has_log)
         for plan in plans
     )
-    await transport.declare(internal)
+    made = {info.name: info for info in await transport.declare(internal)}
     if has_log:
         await check_leftovers(app, transport, existing)
-    return existing
+    return existing | made
 
 
 def _delays_topic(app: App, transport: Transport, existing: Mapping[str, TopicInfo]) -> TopicPlan | None:

@@ -191,11 +191,15 @@ class _Client:
         else:
             raise trouble or OSError("no address")
         self._wire = reader, writer, hiredis.Reader(replyError=_ServerSaid)
-        if self._url.password is not None:
-            who = [self._url.username] if self._url.username else []
-            await self._ask(b"AUTH", *(part.encode() for part in (*who, self._url.password)))
-        if self._database != "0":
-            await self._ask(b"SELECT", self._database.encode())
+        try:
+            if self._url.password is not None:
+                who = [self._url.username] if self._url.username else []
+                await self._ask(b"AUTH", *(part.encode() for part in (*who, self._url.password)))
+            if self._database != "0":
+                await self._ask(b"SELECT", self._database.encode())
+        except _ServerSaid:  # as it is, it would lead to another database
+            await self._drop()
+            raise
 
     async def _ask(self, *command: bytes | int) -> Any:
         assert self._wire is not None

@@ -41,14 +41,21 @@ def send(
         int | None, typer.Option("--partition", "-p", help="Instead of the one that the key belongs to")
     ] = None,
     priority: Annotated[int | None, typer.Option(help="For queues: 0 to 9, higher first")] = None,
-    delay: Annotated[float | None, typer.Option(help="For queues: seconds until it may be delivered")] = None,
+    delay: Annotated[float | None, typer.Option(help="Seconds until it leaves (a queue: may be delivered)")] = None,
     expires: Annotated[float | None, typer.Option(help="For queues: seconds until it is dropped undelivered")] = None,
+    id: Annotated[
+        str | None, typer.Option("--id", help="Of messages with one id the first counts; of delayed ones, the last")
+    ] = None,
 ) -> None:
     """Send a message, or one for each line of standard input. Returns once all are durable."""
     session = session_of(context)
     app = session.app()
     target = app.source(topic)
     options = _options(target, headers or [], partition, priority, delay, expires)
+    if id is not None:
+        if value == "-":
+            raise ConfigurationError("--id is for one message, and standard input has many")
+        options["id"] = id
     session.warn_if_nothing_lasts(app)
     plan = app.topics[topic]
     if key is not None:
@@ -77,7 +84,7 @@ def _options(
     given = {"partition": partition, "priority": priority, "delay": delay, "expires": expires}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     queue = isinstance(target, Queue)
-    wrong = [f"--{name}" for name in options if (name == "partition") == queue]
+    wrong = [f"--{name}" for name in options if name != "delay" and (name == "partition") == queue]
     if wrong:
         kind, other = ("queue", "topics") if queue else ("topic", "queues")
         raise ConfigurationError(f"{', '.join(wrong)} is for {other}; {target.name!r} is a {kind}")

@@ -8,11 +8,13 @@ the previous one directly (design rule 1). `Fold` applies that rule; owner and r
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 from thalweg.errors import JournalMismatch
 from thalweg.message import Message, Position
+
+from .rows import UNFINISHED
 
 __all__ = [
     "Begin",
@@ -27,6 +29,7 @@ __all__ = [
     "checksum",
     "decode_entry",
     "messages",
+    "rows_of",
 ]
 
 
@@ -97,6 +100,15 @@ _CHUNK_OVERHEAD = 64
 def decode_entry(data: bytes) -> Entry:
     entry: Entry = _decode(data)
     return entry
+
+
+def rows_of(entry: Entry | None) -> Mapping[bytes, bytes | None] | None:
+    """What an entry that counts writes, if it writes any rows."""
+    if isinstance(entry, Rows | Part):
+        return entry.rows
+    if isinstance(entry, Begin) and entry.anew:
+        return {UNFINISHED: entry.anew.encode()}
+    return None
 
 
 def checksum(data: bytes | None) -> int:

@@ -8,7 +8,7 @@ from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.message import Position, Record
 
-from .records import Fold, Part, Rows
+from .records import Fold, rows_of
 
 __all__ = ["committed_rows", "records_until_now"]
 
@@ -55,8 +55,9 @@ async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict
         entry = fold.feed(record.value)
         if fold.fresh:
             rows.clear()
-        if isinstance(entry, Rows | Part):
-            for key, value in entry.rows.items():
+        written = rows_of(entry)
+        if written is not None:
+            for key, value in written.items():
                 if not start <= key < stop:
                     continue
                 if value is None:

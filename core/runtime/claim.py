@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from thalweg.errors import ConfigurationError, Fenced
-from thalweg.journal.leftovers import orphaned
+from thalweg.journal.leftovers import orphaned, unfinished
 from thalweg.journal.records import Begin, Fold, Marker
 from thalweg.journal.rows import UNFINISHED, encode
 from thalweg.journal.writer import JournalKey
@@ -38,12 +38,9 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     moved = worker.kept_elsewhere(group, store)
     if moved:
         raise orphaned(moved, topic, partitions)
-    unfinished = store.get(UNFINISHED)
-    if unfinished is not None:
-        raise ConfigurationError(
-            f"task {group}/{index}: {unfinished.decode()} has not ended, and the state is not whole. If it was "
-            "interrupted, do it again, or `thalweg reset`"
-        )
+    left = store.get(UNFINISHED)
+    if left is not None:
+        raise unfinished(f"task {group}/{index}", left)
     fold = replay.fold
     was = fold.marker
     now = round(worker.settings.clock.now() * 1000)

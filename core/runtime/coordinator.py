@@ -27,7 +27,7 @@ QUIET = 1.0
 """Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LONGEST_BACKOFF = 2.0
+LEAST, JUMP, LONGEST_BACKOFF = 0.001, 0.1, 2.0
 CATCHING_UP = 5.0
 """Seconds, at most, for which a new coordinator reads what was planned before it."""
 
@@ -111,7 +111,8 @@ class Coordinator:
                 self._news.clear()
                 await self._news.wait()
 
-        await in_time(self._clock, None if due == math.inf else min(max(0.0, due - self._time()), BEAT), news())
+        left = due - self._time()  # at least a little: sums of seconds are not exact, and a clock may not tell it
+        await in_time(self._clock, None if due == math.inf else min(max(LEAST, left), BEAT), news())
 
     # --- being it ----------------------------------------------------------------------------------------------
 
@@ -213,15 +214,18 @@ class Coordinator:
 
 
 class _Steady:
-    """Seconds that have passed, for one who asks at every beat: a clock that jumps makes nothing late or early."""
+    """Seconds that have passed, for one who asks at every beat: a clock that jumps makes nothing late or early.
+
+    A jump counts as a moment, so that one that jumps all the time does not make it stand still.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._last, self._passed = clock, clock.now(), 0.0
 
     def __call__(self) -> float:
         now = self._clock.now()
-        if 0 <= now - self._last <= 2 * BEAT:
-            self._passed += now - self._last
+        step = now - self._last
+        self._passed += step if 0 <= step <= 2 * BEAT else JUMP
         self._last = now
         return self._passed
 

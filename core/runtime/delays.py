@@ -74,8 +74,10 @@ class Delays:
         value = None if waiting is None else encode(waiting)
         message = Message(value, name, headers, round(self._clock.now() * 1000))
         self._check_size(what, message, waiting)
-        if not self._said:
+        if not self._said and lane is None:
             await self._prepare()
+        elif not self._said:  # no fault of the event's, which would meet its policy
+            await self._insist(self._prepare)
         partition = self.plan.partition_of(name, self.plan.partitions)
         if lane is not None:
             lane.send((self.plan.name, partition), message)

@@ -21,6 +21,10 @@ SHOWN_EVERY, LOGGED_EVERY = 0.25, 5.0
 """Seconds between two words to whoever watches, and to the log."""
 
 
+MANY = 1000
+"""Keys in the first read, from which on it may take a while."""
+
+
 class Recovering(msgspec.Struct, frozen=True):
     """Of a worker's tasks together. share: from 0 to 1. keys: read so far. rate: keys a second. left: seconds."""
 
@@ -32,7 +36,8 @@ class Recovering(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        return f"{tasks}: {self.share:.0%}, {self.rate:,.0f} keys/s, {self.left:.0f} s left"
+        left = f", {self.left:.0f} s left" if self.share else ""
+        return f"{tasks}: {self.share:.0%}, {self.rate:,.0f} keys/s{left}"
 
 
 class Progress:
@@ -46,13 +51,13 @@ class Progress:
         self._at: Position = 0
         self.keys = 0
 
-    async def read(self, journal: Log, partition: int, at: Position, keys: int) -> None:
-        """The journal has been read up to `at`; so many keys in all."""
+    async def read(self, journal: Log, partition: int, after: Position | None, at: Position, keys: int) -> None:
+        """The journal has been read from behind `after` (None: from its beginning) up to `at`; so many keys in all."""
         self._reads += 1
-        if self._reads == 1:
-            self._first = at
-        elif self._last is None:
-            self._last = (await journal.bounds(partition)).last
+        if self._last is None and (self._reads > 1 or keys >= MANY):
+            bounds = await journal.bounds(partition)
+            self._first = after if after is not None else bounds.first or 0
+            self._last = bounds.last
         self._at, self.keys = at, keys
         self._of.look()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import msgspec
 from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
 from thalweg.journal import rows as journal_rows
-from thalweg.journal.records import Begin, Entry, Fold, Marker, Part, Rows, checksum
+from thalweg.journal.records import Fold, Marker, checksum, rows_of
 from thalweg.journal.rows import encode
 from thalweg.journal.snapshot import LOCAL_MARKER, Growth
 from thalweg.message import Batch, Position
@@ -50,14 +49,6 @@ def standing_of(store: Store) -> Standing | None:
     return Standing(checkpoint.position, checkpoint.checksum, local.marker, local.number)
 
 
-def _rows_of(entry: Entry) -> Mapping[bytes, bytes | None] | None:
-    if isinstance(entry, Rows | Part):
-        return entry.rows
-    if isinstance(entry, Begin) and entry.anew:
-        return {journal_rows.UNFINISHED: entry.anew.encode()}
-    return None
-
-
 class Replay:
     """Feeds a journal to a store, from the store's checkpoint on.
 
@@ -84,9 +75,10 @@ class Replay:
         """Read what lies there now."""
         if not await self.fits():
             self.start_over()
+        began = self.after
         while await self._step(0):
             if progress is not None and self.after is not None:
-                await progress.read(self._journal, self._partition, self.after, self.keys)
+                await progress.read(self._journal, self._partition, began, self.after, self.keys)
         self.flush()
 
     async def to(self, last: Position | None) -> None:
@@ -155,7 +147,7 @@ class Replay:
                 continue
             if isinstance(entry, Marker) and entry.token == until:
                 break
-            rows = _rows_of(entry)
+            rows = rows_of(entry)
             if rows is not None:
                 self.keys += len(rows)
                 self._size += len(record.value or b"")

@@ -61,12 +61,13 @@ class Suspicion:
         (ticket,) = part.tickets = list(part.tickets)[:1]
         ticket.alone = True
         where = self.noted = (ticket.input.name, ticket.position)
-        await self._be_alone()
         died = self._suspects.pop(where, 0)
         if died:
             self._task.verdicts.set(where, self._after_death(died))
             return part
         deaths = part.segment.deaths if isinstance(part.segment, ParkedSegment) else 0
+        if deaths:
+            await self._be_alone()
         self._write(Suspect(*where, deaths + 1))
         self._task.noted.add(self._agent.plan.name)
         await self._task.flush()
@@ -106,8 +107,8 @@ class Suspicion:
         return reached is not None and reached >= position
 
     async def _be_alone(self) -> None:
-        """Other events under suspicion wait meanwhile, in all tasks of the process: only one is to be blamed for its
-        death. Those that have waited for long enough do so no longer.
+        """Other events in which the process has died wait meanwhile, in all its tasks: only one of them is to be blamed
+        again. Those that have waited for long enough do so no longer.
         """
         turn = self._task.worker.under_suspicion
         self.queueing = turn.locked()

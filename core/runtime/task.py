@@ -67,6 +67,9 @@ TaskKey = tuple[str, int]
 
 CALM = 10.0
 """Seconds after which an owner that took over from a dead one counts as well."""
+CALM_EVENTS = 256
+"""So do so many events that it has finished, for what was deadly lay near the beginning: else deaths that have nothing
+to do with events would slow down those who inherit."""
 MOST_CAREFUL = 64
 REFUSALS = 3
 """After so many commits with outputs that failed in a row, the next one is tried without."""
@@ -260,6 +263,10 @@ class Task:
         self._calm_at = self.settings.clock.now() + CALM if crashes else None
         return min(4 ** (crashes - 1), MOST_CAREFUL) if crashes else 0
 
+    def _is_calm(self, at: float) -> bool:
+        finished = sum(input_.watermark.finished for agent in self.agents for input_ in agent.inputs)
+        return finished >= CALM_EVENTS or self.settings.clock.now() >= at
+
     async def _check_history(self, agent: AgentTask, input_: TopicInput) -> None:
         topic = await self.worker.log(input_.topic.name)
         if await history_changed(topic, self.index, input_.committed):
@@ -438,7 +445,7 @@ class Task:
             self.held_up.set_result(None)
             self.held_up = None
         rows = self.rows
-        if self._calm_at is not None and self.settings.clock.now() >= self._calm_at:
+        if self._calm_at is not None and self._is_calm(self._calm_at):
             self._calm_at = None
             rows[CRASHES] = encode(0)
         for table in self.tables.values():

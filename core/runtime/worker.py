@@ -113,7 +113,7 @@ class Worker:
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
         self.under_suspicion = asyncio.Lock()
-        """Held while an event runs that may kill the process (design rule 12)."""
+        """Held while an event runs in which the process has died before (design rule 12)."""
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear, self._delays = roster, hear, delays
@@ -130,6 +130,7 @@ class Worker:
             self.recoveries.watch.append(recovering)
         self.standbys = Standbys(self.journal_topic, self.new_log, self._open_store, settings, self.complaints)
         self._standing_by: frozenset[TaskKey] = frozenset()
+        self._closing_down: set[TaskKey] = set()  # tasks no more, but their stores are still theirs
         self.writer: JournalWriter = writer_for(transport, self.new_log, settings.clock)
         self.committer = Committer(self.writer, settings.clock, settings.commit_interval)
         self.ownership = self._make_ownership()
@@ -293,6 +294,7 @@ class Worker:
         task = self.tasks.pop(key, None)
         if task is None:
             return
+        self._closing_down.add(key)
         try:
             await self._closing(task, in_good_order)
             if in_good_order and task.journal in self.committer.tasks:
@@ -309,6 +311,7 @@ class Worker:
         finally:
             self.committer.tasks.pop(task.journal, None)
             task.close()
+            self._closing_down.discard(key)
             if key in self._standing_by and not self._stopping:
                 self.stand_by(self._standing_by)
 
@@ -440,7 +443,7 @@ class Worker:
         if self._presence is not None:
             self._presence.standing_by(self._standing_by)
         coming = self.standbys.keys.intersection(coming)
-        self.standbys.follow((self._standing_by | coming) - self.tasks.keys())
+        self.standbys.follow((self._standing_by | coming) - self.tasks.keys() - self._closing_down)
 
     async def start_position(self, input_: TopicInput) -> Position | None:
         start = input_.topic.start

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+
+import pytest
+from thalweg import StaleRead
 
 from brokers.program_runs import ACCOUNTS, start_worker
 from brokers.sitting import LEASE, Done, Order, make_sitting
@@ -43,3 +47,16 @@ async def test_a_blocked_worker_keeps_its_tasks_and_a_stuck_one_loses_them(broke
         for process in processes:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize("broker", ["redis", "kafka"], indirect=True)  # by a lock, and by a group
+async def test_tables_are_served_at_once_after_a_block_and_not_after_being_stuck(broker: str) -> None:
+    sitting = make_sitting(f"{broker}&stuck={6 * LEASE}")
+    async with sitting.app:
+        assert len((await sitting.work.ask(Order(), key="ada")).by) == 1
+        time.sleep(1.5 * LEASE)  # noqa: ASYNC251
+        assert len(sitting.workers["ada"]) == 1
+        time.sleep(7.5 * LEASE)  # noqa: ASYNC251
+        with pytest.raises(StaleRead):
+            sitting.workers["ada"]
+        assert len((await sitting.work.ask(Order(), key="ada", timeout=30)).by) == 2

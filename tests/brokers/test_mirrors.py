@@ -30,6 +30,9 @@ from thalweg.partitioner import murmur2_partitioner
 from thalweg.registry import load_mirrors
 from thalweg.stores.postgres_mirror import PostgresMirror
 from thalweg.stores.redis_mirror import RedisMirror
+from thalweg.url import Url
+
+from brokers.redis_server import Server as RedisServer
 
 APP = "bank"
 MINE = 1000
@@ -263,6 +266,57 @@ async def test_who_cannot_be_reached_is_told_within_the_time_out_and_without_the
                 with pytest.raises(MirrorError, match=f"127.0.0.1:{port}") as caught:
                     await mirror.claim(0, MINE)
                 assert "hunter2" not in str(caught.value)
+
+
+async def refuses(url: str, says: str) -> None:
+    async with opened(url) as (mirror,):
+        for _ in range(2):  # and goes on doing so
+            with pytest.raises(MirrorError, match=says) as caught:
+                await mirror.claim(0, MINE)
+            assert "hunter2" not in str(caught.value)
+
+
+async def test_what_postgresql_refuses_is_told_and_changes_nothing(
+    broker_missing: Callable[[str, str], NoReturn],
+) -> None:
+    place, role = Url(POSTGRES).addresses(5432)[0], f"reader_{secrets.token_hex(4)}"
+    try:
+        admin = await asyncpg.connect(POSTGRES)
+    except OSError as error:
+        broker_missing("postgres", str(error))
+    await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hunter2'")
+    try:
+        url = f"postgresql://{role}:hunter2@{place[0]}:{place[1]}"
+        for database, says in (("no-such", "does not exist"), ("postgres", "permission denied")):
+            await refuses(f"{url}/{database}?schema=of_{role}", says)
+        assert await admin.fetchval("SELECT to_regnamespace($1)", f"of_{role}") is None
+    finally:
+        await admin.execute(f"DROP ROLE {role}")
+        await admin.close()
+
+
+async def test_what_redis_refuses_is_told_and_changes_nothing(
+    tmp_path: Path, broker_missing: Callable[[str, str], NoReturn]
+) -> None:
+    if shutil.which("redis-server") is None:
+        broker_missing("redis", "tests that fill the server start one of their own")
+    server = RedisServer(tmp_path)
+    server.start("--requirepass", "s3cret")
+    try:
+        with redis.Redis(port=server.port, password="s3cret") as other:
+            other.execute_command("ACL", "SETUSER", "reader", "on", ">hunter2", "~*", "+@all", "-@write")
+            for user, database, says in (
+                ("default:hunter2", "", "WRONGPASS"),
+                ("reader:hunter2", "", "can't run this command"),
+                (":s3cret", "/99", "out of range"),
+                (":s3cret", "", "OOM"),
+            ):
+                if says == "OOM":
+                    other.config_set("maxmemory", "1mb")
+                await refuses(server.url.replace("//", f"//{user}@") + database, says)
+            assert other.dbsize() == 0
+    finally:
+        server.kill()
 
 
 async def test_rows_that_postgresql_cannot_hold_are_left_out_and_told_of(

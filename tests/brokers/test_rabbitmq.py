@@ -410,8 +410,11 @@ async def test_of_several_hosts_the_first_that_answers_is_taken(server: RabbitSe
 
 async def test_users_with_few_rights_get_clear_errors_and_can_do_what_they_may(server: RabbitServer) -> None:
     url = with_prefix(server.url)
-    async with opened_queue(url) as queue:
+    async with opened_queue(url) as queue, opened(url) as owner:
         await queue.put(numbered(range(1)))
+        await owner.declare([TopicSpec("t", partitions=1)])
+        await (await owner.log("t")).append({0: numbered(range(1))})
+        stream = owner._names.topic("t", 0)
     server.control("add_user", "reader", "s3cret")
     server.control("set_permissions", "reader", "^$", "^$", ".*")
     try:
@@ -427,6 +430,14 @@ async def test_users_with_few_rights_get_clear_errors_and_can_do_what_they_may(s
             with pytest.raises(BrokerError, match="set_permissions"):
                 await queue.put(numbered(range(1)))
             await queue.commit(deliveries)
+        for way in ("native", "amqp"):
+            async with opened(f"{url.replace('guest:guest', 'reader:s3cret')}&streams={way}") as transport:
+                spec = TopicSpec("theirs", partitions=1, declare=False, options={"stream": stream})
+                await transport.declare([spec])
+                log = await transport.log("theirs")
+                with pytest.raises(BrokerError, match="set_permissions"):
+                    await log.append({0: numbered(range(1))})
+                assert (await log.bounds(0)).last == 0
     finally:
         server.control("delete_user", "reader")
 
@@ -434,7 +445,10 @@ async def test_users_with_few_rights_get_clear_errors_and_can_do_what_they_may(s
 async def test_a_message_above_the_limits_is_refused_and_nothing_is_written(server: RabbitServer) -> None:
     async with opened_queue(with_prefix(server.url)) as queue:
         with pytest.raises(BrokerError, match=r"max_message_size .*message_bytes="):
-            await queue.put([Message(b"x" * 300_001)])
+            await queue.put([Message(b"x" * 300_001), *numbered(range(1))])  # of which the other may be written
+        for messages in ([Message(b"x" * 300_001)], [*numbered(range(1)), Message(b"x" * 300_001)]):
+            with pytest.raises(MessageTooLarge, match=r"max_message_size .*message_bytes="):
+                await queue.put(messages)
         with pytest.raises(MessageTooLarge, match="one frame"):
             await queue.put([*numbered(range(1)), Message(b"", headers=(("h", b"x" * 130_000),))])
         await queue.put([Message(b"y" * 300_000, b"k" * 100_000)])

@@ -37,4 +37,4 @@ async def test_a_bank_whose_workers_are_killed_loses_and_makes_no_cent(
 
 @pytest.mark.parametrize("options", ["", "?fencing=false", "?grouped=true"])
 async def test_a_bank_in_memory_that_crashes_all_the_time_loses_and_makes_no_cent(options: str) -> None:
-    assert await in_memory(SEED, 20 * COUNT, f"memory://{options}") > 5
+    assert await in_memory(SEED, 10 * COUNT, f"memory://{options}") > 5

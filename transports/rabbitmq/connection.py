@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 import time
 from collections.abc import Coroutine, Sequence
@@ -32,7 +33,7 @@ from aiormq.exceptions import (
     PublishError,
 )
 from thalweg.attempt import SharedAttempt
-from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.errors import AmbiguousCommit, BrokerError, MessageTooLarge
 from thalweg.finishing import cancelled_from_outside, finish
 from thalweg.url import Url
 from yarl import URL
@@ -40,6 +41,7 @@ from yarl import URL
 from .publishing import Outgoing, Publisher
 
 __all__ = [
+    "HELD_UP",
     "Connection",
     "ConnectionLost",
     "Endpoint",
@@ -53,6 +55,11 @@ T = TypeVar("T")
 
 _CLIENT_LOG = logging.getLogger("aiormq")
 """It logs a traceback for each connection that ends, which also comes to us as an exception."""
+
+HELD_UP = "the server hangs, or blocks all who write since an alarm of its memory or disk is on (see its log)"
+"""What a server may do that took a message and does not say so."""
+
+_TOO_LARGE = re.compile(r"larger than configured max size (\d+)")
 
 _WINDOW = 1000  # messages published and not yet confirmed
 _FAREWELL = 2.0  # seconds for each step of closing
@@ -136,6 +143,8 @@ class Connection:
         self._socket: _Socket | None = None
         self._pause = 0.0
         self._failed_at = 0.0
+        self._largest = 1 << 62
+        """Bytes of a body, as far as the server has told: it does so by a refusal only."""
         self._open = True
 
     # --- connecting ------------------------------------------------------------------------------------------
@@ -172,9 +181,8 @@ class Connection:
                 return await call
         except TimeoutError:
             self.drop()
-            raise ConnectionLost(
-                str(self.endpoint.explain(f"no answer within {self.endpoint.timeout:g} s", what))
-            ) from None
+            why = f"no answer within {self.endpoint.timeout:g} s (?timeout=): {HELD_UP}"
+            raise ConnectionLost(str(self.endpoint.explain(why, what))) from None
         except (ConnectionError, ChannelInvalidStateError, asyncio.CancelledError) as error:
             # aiormq cancels what waits on a connection that is closed.
             if isinstance(error, asyncio.CancelledError) and cancelled_from_outside():
@@ -190,8 +198,9 @@ class Connection:
     async def publish(self, messages: Sequence[Outgoing], what: str) -> None:
         """Write all, in order, persistent and mandatory; returns once the server has confirmed every one.
 
-        Raises `AmbiguousCommit` where nobody knows, `BrokerError` where the server refused one: the others may have
-        been written. what: whose messages, for the error. Cancelled, it goes on to the end.
+        Raises `MessageTooLarge` (nothing was written), `AmbiguousCommit` where nobody knows, `BrokerError` where the
+        server refused one: the others may have been written. what: whose messages, for the error. Cancelled, it goes on
+        to the end.
         """
         await finish(self._publish(messages, what), self._background)
 
@@ -262,6 +271,11 @@ class Connection:
     # --- publishing ------------------------------------------------------------------------------------------
 
     async def _publish(self, messages: Sequence[Outgoing], what: str) -> None:
+        if messages and (size := max(len(message.body) for message in messages)) > self._largest:
+            raise MessageTooLarge(
+                f"a message for {what} has {size} bytes; RabbitMQ at {self.endpoint.place} takes {self._largest}: "
+                "raise max_message_size in its rabbitmq.conf, or lower ?message_bytes="
+            )
         for start in range(0, len(messages), _WINDOW):
             part = messages[start : start + _WINDOW]
             publisher = await self._publishing()
@@ -273,14 +287,13 @@ class Connection:
                 self.drop()
                 raise AmbiguousCommit(
                     f"RabbitMQ at {self.endpoint.place} did not confirm {len(part)} messages for {what} within "
-                    f"{self.endpoint.timeout:g} s (?timeout=): it hangs, or blocks all who write since an alarm of its "
-                    "memory or disk is on (see its log)"
+                    f"{self.endpoint.timeout:g} s (?timeout=): {HELD_UP}"
                 ) from None
             except Exception as error:
-                raise self._complaint([error], what) from None
+                raise self._complaint([error], what, len(messages)) from None
             problems = [problem for problem in map(_failure, confirms) if problem is not None]
             if problems:
-                complaint = self._complaint(problems, what)
+                complaint = self._complaint(problems, what, len(messages))
                 unroutable = all(isinstance(problem, PublishError) for problem in problems)
                 if start == 0 and unroutable and len(problems) == len(part):
                     raise Unroutable(str(complaint))
@@ -296,7 +309,8 @@ class Connection:
                 self._publisher = publisher = Publisher(channel)
             return publisher
 
-    def _complaint(self, problems: Sequence[BaseException], what: str) -> BrokerError:
+    def _complaint(self, problems: Sequence[BaseException], what: str, count: int) -> BrokerError | MessageTooLarge:
+        """count: of the messages in the call."""
         place = self.endpoint.place
         for problem in problems:
             if isinstance(problem, PublishError):
@@ -310,7 +324,11 @@ class Connection:
                     "reject-publish) or has no leader at the moment"
                 )
             if isinstance(problem, (ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed)):
-                return self.endpoint.explain(problem, f"writing to {what}: ")
+                complaint = self.endpoint.explain(problem, f"writing to {what}: ")
+                if found := _TOO_LARGE.search(str(complaint)):
+                    self._largest = int(found[1])
+                    return MessageTooLarge(str(complaint)) if count == 1 else complaint
+                return complaint
         error = self.endpoint.explain(problems[0], f"writing to {what}: ")
         return AmbiguousCommit(f"{error} (whether it was written is unknown)")
 

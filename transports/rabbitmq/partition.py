@@ -13,6 +13,7 @@ from thalweg.errors import AmbiguousCommit, Gap
 from thalweg.finishing import ignore_failure
 from thalweg.message import Batch, Message, Position
 
+from .connection import HELD_UP
 from .cursor import Cursor
 from .generations import SEAL, Generations, Rolled, join, sealed, split
 from .shelf import Missing, Shelf, peek
@@ -320,6 +321,6 @@ class Partition:
             tail.watchers.remove(expected.see)
             writing.add_done_callback(ignore_failure)
         if not expected.done.done():
-            why = tail.lost_by or f"it did not show within {timeout:g} s (?timeout=)"
+            why = tail.lost_by or f"it did not show within {timeout:g} s (?timeout=): {HELD_UP}"
             raise AmbiguousCommit(f"an append to stream {stream!r} was not read back: {why}")
         return expected.offsets

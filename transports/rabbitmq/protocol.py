@@ -46,7 +46,7 @@ CODES = {
     13: "it does not know the request",
     14: "the frame is too large",
     15: "an internal error, see its log",
-    16: "the user lacks the permission",
+    16: "the user lacks the permission (rabbitmqctl set_permissions)",
     17: "a precondition failed",
     18: "the publisher does not exist",
 }

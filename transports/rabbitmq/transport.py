@@ -25,6 +25,7 @@ from .locks import Lock, Locks
 from .logs import Logs, LogSettings
 from .names import Names
 from .peers import Peers
+from .place import Place
 from .registry import Registry, Topic
 from .tail import Tail
 from .topology import (
@@ -35,7 +36,7 @@ from .topology import (
     group_queue,
     stream_of,
 )
-from .work_queue import Place, RabbitQueue
+from .work_queue import RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
 

@@ -14,6 +14,7 @@ from thalweg.journal.replay import committed_rows
 from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.rows import prefix
 from thalweg.registry import load_transport
+from thalweg.starting import check_leftovers, looking
 
 JOURNAL = ("ledger-journal-1", 0)
 
@@ -60,6 +61,10 @@ async def test_a_state_that_is_replaced(options: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="a test has not ended"):
         async with app:
             pass
+
+    async with looking(app) as existing:
+        with pytest.raises(ConfigurationError, match="a test has not ended"):  # as doctor asks
+            await check_leftovers(app, app.running.transport, existing, everywhere=True)
 
     second = await begun(1)
     assert not second.worked

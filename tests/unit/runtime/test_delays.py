@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from thalweg import App, MessageTooLarge, MissingCapability, Stream, WrongType
 from thalweg.errors import AmbiguousCommit, BrokerError
 from thalweg.testing import AppTest
@@ -223,6 +225,95 @@ async def test_what_is_refused_says_why_and_sends_nothing() -> None:
             await topic.send("x", delay=5)
         with pytest.raises(MissingCapability, match="needs a log"):
             await topic.cancel("x")
+
+
+async def test_a_broker_that_is_away_at_the_first_delayed_send_costs_no_event() -> None:
+    app = App("first", partitions=1)
+    source = app.topic("source", value=str)
+    later = app.topic("later", value=str)
+    attempts: list[str] = []
+
+    @app.agent(source)
+    async def delay(stream: Stream[str]) -> None:
+        async for value in stream:
+            attempts.append(value)
+            await later.send(value, delay=10)
+
+    async def fail(call: Call) -> None:
+        if call.operation == "append" and call.topic == "first-workers" and not call.done:
+            raise BrokerError("away")
+
+    async with app.test() as t:
+        await t.advance(1)
+        t._broker.broker.faults.intercept(fail)
+        await source.send("x")
+        await t.advance(60)
+        assert attempts == ["x"]
+        assert t.sent(later) == []
+        t._broker.broker.faults.intercept(None)
+        await t.advance(60)
+        assert attempts == ["x"]
+        assert [event.value for event in t.sent(later)] == ["x"]
+
+
+commands = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from("abc"), st.integers(1, 40)),
+        st.tuples(st.just("cancel"), st.sampled_from("abc"), st.just(0)),
+        st.tuples(st.just("pass"), st.just(""), st.integers(1, 20)),
+        st.tuples(st.just("crash"), st.just(""), st.just(0)),
+    ),
+    max_size=20,
+)
+
+
+@pytest.mark.parametrize("broker", BROKERS[:2])
+@settings(max_examples=40, deadline=None)
+@given(commands=commands, inside=st.booleans())
+async def test_any_course_of_sends_and_cancels_ends_as_a_dict_of_what_waits_would(
+    broker: str, commands: list[tuple[str, str, int]], inside: bool
+) -> None:
+    """inside: events of an agent send and cancel."""
+    app = App("model", partitions=2)
+    orders = app.topic("orders", key=str, value=tuple[str, str, int, str])
+    target = app.topic("target", key=str, value=str)
+
+    async def carry_out(what: str, id_: str, delay: int, value: str) -> None:
+        await (target.send(value, key=id_, delay=delay, id=id_) if what == "send" else target.cancel(id_))
+
+    @app.agent(orders)
+    async def follow(stream: Stream[tuple[str, str, int, str]]) -> None:
+        async for order in stream:
+            await carry_out(*order)
+
+    waiting: dict[str, tuple[float, str]] = {}
+    left: list[tuple[str, str, float]] = []
+
+    def let_leave(now: float) -> None:
+        for id_, (due, value) in list(waiting.items()):
+            if due <= now:
+                left.append((id_, value, due))
+                del waiting[id_]
+
+    async with app.test(broker=broker) as t:
+        for number, (what, id_, amount) in enumerate(commands):
+            if what == "crash":
+                await t.crash()
+            elif what == "pass":
+                await t.advance(amount)
+            else:
+                if inside:
+                    await orders.send((what, id_, amount, str(number)), key=id_)
+                else:
+                    await carry_out(what, id_, amount, str(number))
+                await t.settle()
+                waiting.pop(id_, None)
+                if what == "send":
+                    waiting[id_] = (t.now() - START + amount, str(number))
+            let_leave(t.now() - START)
+        await t.advance(100)
+        let_leave(t.now() - START)
+        assert sorted((event.key, event.value, event.timestamp - START) for event in t.sent(target)) == sorted(left)
 
 
 # --- a fault at each call to the broker --------------------------------------------------------------------------

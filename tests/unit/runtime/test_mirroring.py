@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import pytest
 from thalweg import App, Stream, starting
 from thalweg.errors import Fenced, MirrorError
+from thalweg.journal.replay import committed_rows
+from thalweg.journal.rewriting import Rewriting
 from thalweg.mirror import MirrorTable, Place
 from thalweg.runtime import mirroring
+from thalweg.transports.memory.log import MemoryLog
 
 KEYS = [f"k{number}" for number in range(30)]
 
@@ -253,6 +256,41 @@ async def test_a_restart_goes_on_from_the_mirrors_place_and_fills_nothing() -> N
         assert database.read("sums") == dict(sums.items())
         assert database.fills == filled
         assert all(epoch > epochs[partition] for partition, epoch in database.tables["sums"].epochs.items())
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+async def test_a_mirror_of_a_state_that_was_reset_is_filled_anew(
+    truncates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keeps_all(log: MemoryLog, partition: int, before: int) -> None:
+        pass
+
+    if not truncates:
+        monkeypatch.setattr(MemoryLog, "truncate", keeps_all)
+    database = Database()
+    app, source, sums = make_app(database, partitions=1)
+    async with app.test() as t:
+        for key in KEYS:
+            await source.send(1, key=key)
+        await t.settle()
+        worker = app.running.worker
+        assert worker is not None
+        journal = ("mirrored-journal-1", 0)
+        position = await committed_rows(await worker.log(journal[0]), 0, b"p", b"q")
+        await worker.stop_by_kill()
+        rewriting = Rewriting(worker.writer, await worker.new_log(journal[0]), journal, app.clock, None)
+        await rewriting.look()
+        await rewriting.claim(1, "murmur2")
+        await rewriting.begin("a test")
+        await rewriting.add(position)
+        await rewriting.end()
+        await t.crash()
+        await t.settle()
+        assert dict(sums.items()) == {}
+        assert database.read("sums") == {}
+        await source.send(3, key=KEYS[2])
+        await t.settle()
+        assert database.read("sums") == dict(sums.items()) == {KEYS[2]: 3}
 
 
 async def test_a_mirror_that_lost_its_newest_rows_gets_them_again() -> None:

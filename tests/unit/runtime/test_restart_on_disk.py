@@ -73,7 +73,7 @@ def test_only_the_tail_is_read_after_a_kill(kind: str, tmp_path: Path) -> None:
     assert run_and_kill(tmp_path, store, 300) == {"records": 1, "rows": 0, "sum": 300}  # its own marker
     again = run_and_kill(tmp_path, store, 0)
     assert (again["rows"], again["sum"]) == (300, 300)
-    assert again["records"] <= 3  # the marker, and what was committed but not yet in the store
+    assert again["records"] <= 10  # markers, and what was committed but not yet in the store
     elsewhere = run_and_kill(tmp_path, f"{kind}:///other", 0)
     assert (elsewhere["rows"], elsewhere["sum"]) == (300, 300)
     assert elsewhere["records"] > 300

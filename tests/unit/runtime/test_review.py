@@ -10,11 +10,11 @@ import pytest
 from thalweg import AgentError, App, DeadLetter, Skip, Stream
 from thalweg.clock import VirtualClock
 from thalweg.journal.records import Marker
-from thalweg.journal.rows import CRASHES, encode
+from thalweg.journal.rows import CRASHES, decode, encode
 from thalweg.message import Message
 from thalweg.runtime.replay import Replay
 from thalweg.runtime.roster import Plan, as_messages
-from thalweg.runtime.task import Task
+from thalweg.runtime.task import CALM_EVENTS, Task
 
 
 def the_task(t: Any, partition: int = 0, group: str = "1") -> Task:
@@ -397,6 +397,26 @@ async def test_a_rollback_is_not_taken_for_a_death() -> None:
         await t.settle()
         assert rows["row"] == ["first"]
         assert the_task(t).read_row(CRASHES) is None
+
+
+async def test_owners_that_get_much_done_before_they_die_leave_no_suspicion_behind() -> None:
+    app = App("busy", partitions=1)
+    source = app.topic("source", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+
+    @app.agent(source)
+    async def add(stream: Stream[int]) -> None:
+        async for value in stream:
+            sums["all"] += value
+
+    async with app.test() as t:
+        for life in range(1, 5):
+            await source.send_many(("all", 1) for _ in range(2 * CALM_EVENTS))
+            await t.settle()
+            assert sums["all"] == 2 * CALM_EVENTS * life
+            crashes = the_task(t).read_row(CRASHES)
+            assert crashes is None or decode(crashes, type=int) == 0
+            await t.crash()
 
 
 async def test_a_row_that_cannot_be_encoded_fails_its_own_event_though_the_row_had_changed_before() -> None:
