@@ -69,7 +69,7 @@ class Batch(msgspec.Struct, gc=False):
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """A message lent to one consumer of a group until it is committed, or comes back.
+    """A message lent to one consumer of a group until it is committed, or comes back. A driver gets it back as it was.
 
     attempts: how often it was delivered, this time included (1 the first time; a driver that cannot know says 1).
     handle: the driver's own means to find it again; opaque to all others.

@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from thalweg.assignment import Assignment, Member, checked, load_assignor
+from thalweg.assignment import Assignment, Member, checked
 from thalweg.capabilities import Held, Locks
 from thalweg.clock import Clock, in_time
 from thalweg.errors import BrokerError
@@ -27,7 +27,7 @@ QUIET = 1.0
 """Seconds without another newcomer until those who came are planned for; ten times that is the longest in all."""
 RETRY = 0.25
 """Seconds until the lock is tried again while nobody plans, and a plan is said again that could not be written."""
-LEAST, LONGEST_BACKOFF = 0.001, 2.0
+LEAST, JUMP, LONGEST_BACKOFF = 0.001, 0.1, 2.0
 CATCHING_UP = 5.0
 """Seconds, at most, for which a new coordinator reads what was planned before it."""
 
@@ -52,7 +52,6 @@ class Coordinator:
         self.sure = False
         self._locks, self._lock, self._me = locks, f"{app_id}-coordinator", me
         self._roster, self._settings, self._send = roster, settings, send
-        self._assignor = load_assignor(settings.assignor)
         self._clock, self._complaints = settings.clock, roster.complaints
         self._time = _Steady(settings.clock)
         self._quiet = min(QUIET, settings.lease / 10)
@@ -200,7 +199,7 @@ class Coordinator:
         standbys: dict[str, tuple[tuple[str, ...], ...]] = {}
         for group, (n, wanted) in sorted(sizes.items()):
             able = [Member(name, here.zone) for name, here in sorted(members.items()) if group in here.groups]
-            found = checked(self._assignor, group, n, able, self._before(group, n, said), wanted)
+            found = checked(self._settings.assignor, group, n, able, self._before(group, n, said), wanted)
             owners[group] = tuple(found.owners)
             standbys[group] = tuple(tuple(names) for names in found.standbys)
         version = said.version + 1 if said is not None and (said.me, said.number) == (self._me, number) else 1
@@ -214,15 +213,18 @@ class Coordinator:
 
 
 class _Steady:
-    """Seconds that have passed, for one who asks at every beat: a clock that jumps makes nothing late or early."""
+    """Seconds that have passed, for one who asks at every beat: a clock that jumps makes nothing late or early.
+
+    A jump counts as a moment, so that one that jumps all the time does not make it stand still.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._last, self._passed = clock, clock.now(), 0.0
 
     def __call__(self) -> float:
         now = self._clock.now()
-        if 0 <= now - self._last <= 2 * BEAT:
-            self._passed += now - self._last
+        step = now - self._last
+        self._passed += step if 0 <= step <= 2 * BEAT else JUMP
         self._last = now
         return self._passed
 

@@ -191,6 +191,8 @@ class _Simulation:
     async def stop(self) -> None:
         """Everybody leaves, in good order."""
         alive = self.cluster.alive()
+        if not alive:
+            return
         for member in alive:
             member.leave()
         _, late = await asyncio.wait([member.task for member in alive], timeout=60.0)
