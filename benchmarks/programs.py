@@ -92,7 +92,7 @@ async def sum_backlog(run: Run, app: App, *, fill: bool = True) -> None:
 
 
 async def finished(program: Program, count: int) -> None:
-    """Return once the agent has finished `count` events and all of them are committed."""
+    """Return once the agent has finished `count` events, all of them are committed, and what they sent has arrived."""
     worker = program.app.running.worker
     assert worker is not None
     inputs = [
@@ -106,4 +106,8 @@ async def finished(program: Program, count: int) -> None:
         # An event set by the agent would cost it time with each message.
         await asyncio.sleep(POLL)
     await worker.committer.flush()
-    assert not any(task.has_work for task in worker.tasks.values()), "something is left to commit"
+    await asyncio.gather(*(task.settle() for task in worker.tasks.values()))
+    while any(task.has_work or task.in_flight for task in worker.tasks.values()):
+        # Outputs that follow their commit, where the broker does not take them with it, and the note that they arrived.
+        await asyncio.gather(*(task.settle() for task in worker.tasks.values()))
+        await worker.committer.flush()

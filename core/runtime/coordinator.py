@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from thalweg.assignment import Assignment, Member, checked, load_assignor
+from thalweg.assignment import Assignment, Member, checked
 from thalweg.capabilities import Held, Locks
 from thalweg.clock import Clock, in_time
 from thalweg.errors import BrokerError
@@ -52,7 +52,6 @@ class Coordinator:
         self.sure = False
         self._locks, self._lock, self._me = locks, f"{app_id}-coordinator", me
         self._roster, self._settings, self._send = roster, settings, send
-        self._assignor = load_assignor(settings.assignor)
         self._clock, self._complaints = settings.clock, roster.complaints
         self._time = _Steady(settings.clock)
         self._quiet = min(QUIET, settings.lease / 10)
@@ -200,7 +199,7 @@ class Coordinator:
         standbys: dict[str, tuple[tuple[str, ...], ...]] = {}
         for group, (n, wanted) in sorted(sizes.items()):
             able = [Member(name, here.zone) for name, here in sorted(members.items()) if group in here.groups]
-            found = checked(self._assignor, group, n, able, self._before(group, n, said), wanted)
+            found = checked(self._settings.assignor, group, n, able, self._before(group, n, said), wanted)
             owners[group] = tuple(found.owners)
             standbys[group] = tuple(tuple(names) for names in found.standbys)
         version = said.version + 1 if said is not None and (said.me, said.number) == (self._me, number) else 1

@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from thalweg.assignment import load_assignor
 from thalweg.capabilities import Grouped, Part, Role
 from thalweg.errors import BrokerError, Superseded
 
@@ -62,7 +61,7 @@ class Membership:
 
     async def _follow(self, group: str, n: int, standbys: int) -> None:
         settings = self._settings
-        role = Role(settings.worker_id, settings.zone, load_assignor(settings.assignor), standbys)
+        role = Role(settings.worker_id, settings.zone, settings.assignor, standbys)
         while True:
             try:
                 self._sets[group] = self._transport.tasks(self._name(group), n, self._me, settings.lease, role)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from thalweg.assignment import Assignor
+from thalweg.assignment import Assignor, sticky
 from thalweg.clock import Clock
 
 __all__ = ["Settings"]
@@ -24,7 +24,7 @@ class Settings(msgspec.Struct, frozen=True):
     remember_ids: for how long agents know the ids of `send(id=…)`.
     worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
     lie in other zones than their owner.
-    assignor: who shares tasks out; None: `thalweg.assignment.sticky`.
+    assignor: who shares tasks out.
     failures: in tests, where an agent's exception goes instead of to its policy.
     """
 
@@ -41,5 +41,5 @@ class Settings(msgspec.Struct, frozen=True):
     remember_ids: float = 86_400.0
     worker_id: str | None = None
     zone: str = ""
-    assignor: Assignor | str | None = None
+    assignor: Assignor = sticky
     failures: Callable[[str, BaseException], None] | None = None

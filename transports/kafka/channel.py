@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from thalweg.capabilities import Role
 from thalweg.clock import boot_clock
@@ -28,7 +29,7 @@ from .progress import Progress
 from .storing import Storing
 from .topics import Topic
 
-__all__ = ["KafkaChannel", "now"]
+__all__ = ["KafkaChannel", "Means", "now"]
 
 log = logging.getLogger("thalweg")
 
@@ -39,23 +40,26 @@ _LONGEST_READ = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
+class Means(NamedTuple):
+    """What a channel works with. lease: of a queue's deliveries, session: of its membership, in seconds."""
+
+    cluster: Cluster
+    quarters: Quarters
+    log: KafkaLog
+    topic: Topic
+    group: str
+    lease: float
+    session: float
+
+
 class KafkaChannel:
     """A topic's channel: what is lent stays with this member for as long as it is one."""
 
     is_queue = False
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        quarters: Quarters,
-        topic_log: KafkaLog,
-        topic: Topic,
-        group: str,
-        lease: float,
-        session: float,
-    ) -> None:
-        self._cluster, self._quarters, self._log, self._topic, self._group = cluster, quarters, topic_log, topic, group
-        self._lease, self._session = lease, session
+    def __init__(self, means: Means) -> None:
+        self._cluster, self._quarters, self._log, self._topic, self._group, self._lease, self._session = means
+        topic = self._topic
         self._lines: dict[int, Line] = {}
         self._opening: frozenset[int] = frozenset()
         self._turn = 0
@@ -67,7 +71,7 @@ class KafkaChannel:
         self._full = False  # some partition is left out of reads until something of it is finished
         self._reading: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
-        self._storing = Storing(f"kafka offsets of {group}", self._store_now, self._has_stored)
+        self._storing = Storing(f"kafka offsets of {self._group}", self._store_now, self._has_stored)
         self._asking = 0
         self._resting = False
         self._closed = False

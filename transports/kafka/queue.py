@@ -13,13 +13,9 @@ from thalweg.clock import boot_clock
 from thalweg.errors import BrokerError, MissingCapability
 from thalweg.message import Delivery, Headers, Message, QueueMessage
 
-from .channel import KafkaChannel, now
-from .connection import Cluster
+from .channel import KafkaChannel, Means, now
 from .line import DUE, EXPIRES, FINISHING, LENT, Entry
-from .log import KafkaLog
-from .member import Quarters
 from .sweeping import finished_by_all
-from .topics import Topic
 
 __all__ = ["KafkaQueue"]
 
@@ -33,19 +29,8 @@ class KafkaQueue(KafkaChannel):
 
     is_queue = True
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        quarters: Quarters,
-        topic_log: KafkaLog,
-        topic: Topic,
-        group: str,
-        lease: float,
-        session: float,
-        dead_letters: KafkaChannel | None,
-        sweeps: bool,
-    ) -> None:
-        super().__init__(cluster, quarters, topic_log, topic, group, lease, session)
+    def __init__(self, means: Means, dead_letters: KafkaChannel | None, sweeps: bool) -> None:
+        super().__init__(means)
         self._dead_letters = dead_letters
         self.sweep_every = _SWEEP if sweeps else math.inf
         """Seconds between deletions of what all groups have finished."""

@@ -18,7 +18,7 @@ from thalweg.tls import tls_context
 from thalweg.url import Url
 
 from .appending import Appender
-from .channel import KafkaChannel
+from .channel import KafkaChannel, Means
 from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
 from .group import TaskGroups
@@ -245,13 +245,14 @@ class KafkaTransport:
         found = await self._topics.get(topic)
         lease = self._options.lease
         session = max(min(lease, _SESSION), self._shortest_session)
-        how = self._cluster, self._quarters, self.open_log(found), found, f"{found.kafka}/{group}", lease, session
+        place = found, f"{found.kafka}/{group}"
+        means = Means(self._cluster, self._quarters, self.open_log(found), *place, lease, session)
         if not found.queue:
-            channel = KafkaChannel(*how)
+            channel = KafkaChannel(means)
         else:
             dead_letters = self._dead_letters.get(topic)
             letters = None if dead_letters is None else await self.channel(dead_letters, "")
-            channel = KafkaQueue(*how, letters, sweeps=topic in self._swept)
+            channel = KafkaQueue(means, letters, sweeps=topic in self._swept)
         self._channels.add(channel)
         return channel
 
