@@ -49,7 +49,7 @@ BARE = 200_000
 
 
 def make(broker: str, store: str) -> App:
-    app = App("bench", broker=broker, store=store, partitions=PARTITIONS, lease=2)
+    app = App("bench", broker=broker, store=store, partitions=PARTITIONS)
     numbers = app.topic("numbers", key=str, value=int)
     accounts = app.table("accounts", key=str, value=dict)
 
@@ -236,7 +236,7 @@ async def measure(kind: str, stores: list[str], keys: int) -> dict[str, Any]:
                 first = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
                 found[store] = {"seconds": first["seconds"], "keys/s": first["keys"] / first["seconds"], "read": first}
                 if store != "memory":
-                    await asyncio.sleep(3)  # the lease of the killed one
+                    await asyncio.sleep(11)  # the lease of the killed one
                     found[store]["again"] = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
             finally:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,8 @@ log = logging.getLogger("thalweg")
 
 REPLAY_ROWS, REPLAY_BYTES = 10_000, 8 << 20
 """What goes to the store in one step, or as much as one read gave."""
-READ_RECORDS, READ_BYTES = 2000, 16 << 20
+READ_RECORDS, READ_BYTES = 2000, 2 << 20
+"""Of one read, which goes to the store at once: as much as a store on disk takes in some tenths of a second."""
 WAIT = 10.0
 """Seconds that a log may take to give a record that it has."""
 
