@@ -442,8 +442,9 @@ async def test_an_owner_killed_in_the_midst_of_feeding_leaves_nothing_that_stays
         await payments.send_many(history)
     states: list[dict[Any, Any]] = [{}]
     command = [sys.executable, __file__, other.url, broker, store]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for _ in range(5):
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
         assert await process.stdout.readline() == b"up\n"
         async with asyncio.timeout(30):
