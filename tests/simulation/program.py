@@ -54,6 +54,8 @@ class Node:
         )
         self.asks = program.clustered and chance.random() < 0.2
         self.computes = program.clustered and chance.random() < 0.3
+        if self.computes:
+            self.pauses, self.sleeps = 0, False
         standbys = chance.choice([0, 0, 0, 1, 2]) if program.clustered else 0
         self.source = chance.choice(program.sources)
         self.target = app.topic(f"target{number}", key=str, value=int)

@@ -150,12 +150,23 @@ class _Simulation:
     async def send(self) -> None:
         chance, program = self.chance, self.cluster.client
         count = chance.choice([5, 20, 40])
+        if chance.random() < 0.25:
+            await self.send_at_once(count)
+            return
         for number in range(count):
             topic, key = chance.choice(program.sources), chance.choice("abcd")
             await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None)
             program.sent.append((topic.name, key, number))
             if chance.random() < 0.5:
                 await asyncio.sleep(chance.random() * 2 * self.seconds / count)
+
+    async def send_at_once(self, count: int) -> None:
+        chance, program = self.chance, self.cluster.client
+        await asyncio.sleep(chance.random() * self.seconds)
+        for topic in program.sources:
+            pairs = [(chance.choice("abcd"), number) for number in range(count)]
+            await topic.send_many(pairs)
+            program.sent.extend((topic.name, key, number) for key, number in pairs)
 
     async def look(self) -> None:
         while True:
