@@ -288,14 +288,14 @@ class Worker:
             await self._close_here(key, in_good_order)
 
     async def _close_here(self, key: TaskKey, in_good_order: bool) -> None:
-        restarting = self._restarting.pop(key, None)
-        if restarting is not None:
-            await self._cancel([restarting])
-        task = self.tasks.pop(key, None)
+        task = self.tasks.pop(key, None)  # first: what fails while a restart is being cancelled begins no other
         if task is None:
             return
         self._closing_down.add(key)
         try:
+            restarting = self._restarting.pop(key, None)
+            if restarting is not None:
+                await self._cancel([restarting])
             await self._closing(task, in_good_order)
             if in_good_order and task.journal in self.committer.tasks:
                 await task.drain()
