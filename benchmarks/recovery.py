@@ -43,13 +43,13 @@ from thalweg.url import Url
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 BROKERS = ["sqlite", "redis", "nats", "kafka", "rabbitmq"]
 STORES = ["memory", "sqlite", "rocksdb"]
-PARTITIONS, COMMIT = 4, 1000
+PARTITIONS, COMMIT, LEASE = 4, 1000, 5
 BARE = 200_000
 """Keys that the bare client reads at most."""
 
 
 def make(broker: str, store: str) -> App:
-    app = App("bench", broker=broker, store=store, partitions=PARTITIONS)
+    app = App("bench", broker=broker, store=store, partitions=PARTITIONS, lease=LEASE)
     numbers = app.topic("numbers", key=str, value=int)
     accounts = app.table("accounts", key=str, value=dict)
 
@@ -233,10 +233,11 @@ async def measure(kind: str, stores: list[str], keys: int) -> dict[str, Any]:
             folder = tempfile.mkdtemp(prefix="thalweg-recovery-")
             try:
                 where = "memory://" if store == "memory" else f"{store}:///{folder}/state"
+                await asyncio.sleep(LEASE + 1)  # of the one killed before
                 first = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
                 found[store] = {"seconds": first["seconds"], "keys/s": first["keys"] / first["seconds"], "read": first}
                 if store != "memory":
-                    await asyncio.sleep(11)  # the lease of the killed one
+                    await asyncio.sleep(LEASE + 1)
                     found[store]["again"] = await asyncio.to_thread(run_and_kill, [__file__, "--work", url, where])
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
