@@ -79,16 +79,41 @@ class Topic(Generic[K, V]):
         Raises WrongType, MessageTooLarge (nothing was sent), MissingCapability (delay and id need a log), BrokerError.
         """
         lane = self._event()
-        if delay or id is not None:
-            await self._send_apart(value, key, headers, timestamp, partition, lane, seconds(delay, "send(delay)"), id)
+        if not delay and id is None:
+            partition, message = self._message(value, key, headers, timestamp, partition, lane)
+        elif wait := seconds(delay, "send(delay)"):
+            await self._send_later(value, key, headers, timestamp, partition, lane, wait, id)
             return
-        partition, message = self._message(value, key, headers, timestamp, partition, lane)
+        else:
+            partition, message = self._marked(value, key, headers, timestamp, partition, lane, id)
         if lane is not None:
             lane.send((self.name, partition), message)
         else:
             await self._app.running.send(self.name, {partition: [message]})
 
-    async def _send_apart(
+    def _marked(
+        self,
+        value: V,
+        key: K | None,
+        headers: UserHeaders | None,
+        timestamp: float | datetime | None,
+        partition: int | None,
+        lane: Lane | ScheduledRun | None,
+        id: str | None,
+    ) -> tuple[int, Message]:
+        """Where a message with an id goes, and its bytes."""
+        delays_of(self._app.running, f"{self._title}: send(id=)")
+        assert id is not None
+        raw_id = checked_id(id, self._title)
+        place, message = self._message(value, key, headers, timestamp, partition, lane)
+        if message.key is None and partition is None:
+            place = self._plan.partition_of(raw_id, self._count())  # where its copies go, too
+        message = msgspec.structs.replace(message, headers=(*message.headers, (names.ONCE, raw_id)))
+        if (limit := self._app.running.message_bytes) is not None:
+            self._check_size(message, limit)
+        return place, message
+
+    async def _send_later(
         self,
         value: V,
         key: K | None,
@@ -99,27 +124,13 @@ class Topic(Generic[K, V]):
         delay: float,
         id: str | None,
     ) -> None:
-        """What is to wait, or has an id."""
-        delays = delays_of(self._app.running, f"{self._title}: {'send(delay=)' if delay else 'send(id=)'}")
+        delays = delays_of(self._app.running, f"{self._title}: send(delay=)")
         raw_id = None if id is None else checked_id(id, self._title)
-        if not delay:
-            assert raw_id is not None
-            place, message = self._message(value, key, headers, timestamp, partition, lane)
-            if message.key is None and partition is None:
-                place = self._plan.partition_of(raw_id, self._count())  # where its copies go, too
-            message = msgspec.structs.replace(message, headers=(*message.headers, (names.ONCE, raw_id)))
-            if (limit := self._app.running.message_bytes) is not None:
-                self._check_size(message, limit)
-            if lane is not None:
-                lane.send((self.name, place), message)
-            else:
-                await self._app.running.send(self.name, {place: [message]})
-            return
         due = self._app.now() + delay
         if timestamp is None and (self._plan.timestamp_of is None or value is None):
             timestamp = due
         place, message = self._message(value, key, headers, timestamp, partition, lane)
-        name = self._name(raw_id) if raw_id is not None else _nameless(self.name, lane)
+        name = _nameless(self.name, lane) if raw_id is None else self._name(raw_id)
         await delays.put(self._title, name, Waiting(round(due * 1000), self.name, place, message), lane)
 
     async def cancel(self, id: str) -> None:
