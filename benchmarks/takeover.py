@@ -150,7 +150,8 @@ async def take_over(url: str, store: str, mode: str, keys: int) -> dict[str, flo
         one_of_each = {place(key, PARTITIONS): key for key, _ in map(row, range(100))}
         async with app.client():
             died = owner.kill()
-            await numbers.send_many((key.decode(), 1) for key in one_of_each.values())
+            value = time.time_ns()  # other than what is there
+            await numbers.send_many((key.decode(), value) for key in one_of_each.values())
             found = await heir.says()
     finally:
         for process in started:
