@@ -17,7 +17,7 @@ from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreDamaged
 from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
-from thalweg.journal.writer import JournalWriter
+from thalweg.journal.writer import JournalKey, JournalWriter
 from thalweg.message import Message, Position
 from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
@@ -29,6 +29,7 @@ from .committer import Committer
 from .complaints import Complaints
 from .delays import Delays
 from .growth import watch_growth
+from .isolation import Isolation
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -40,6 +41,7 @@ from .source import Source
 from .standby import Standbys
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .tenure import Tenure
 from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
@@ -113,8 +115,8 @@ class Worker:
         self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
-        self.under_suspicion = asyncio.Lock()
-        """Held while an event runs in which the process has died before (design rule 12)."""
+        self.isolation = Isolation(settings.clock)
+        self.tenures: defaultdict[JournalKey, Tenure] = defaultdict(Tenure)
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear, self._delays = roster, hear, delays
