@@ -472,6 +472,9 @@ class Task:
         ahead = {} if self.settings.exactly_once else others
         outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
         joining = self.deliveries.join(joining, rows)
+        if self.settings.signer is not None:
+            signed = self.settings.signer.signed
+            joining = {to: list(signed(*to, messages)) for to, messages in joining.items()}
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))

@@ -21,6 +21,7 @@ from thalweg.journal.writer import JournalKey, JournalWriter
 from thalweg.message import Message, Position
 from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
+from thalweg.signing import room_of
 from thalweg.store import Store, Stores
 
 from .agent_task import AgentTask
@@ -92,7 +93,7 @@ class Worker:
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
-        self.message_bytes = transport.limits.message_bytes
+        self.message_bytes = room_of(transport.limits.message_bytes, settings.signer)
         self.commit_messages = transport.limits.commit_messages
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
