@@ -299,7 +299,7 @@ class App:
         retention: seconds. The others as for `topic`: `queue("jobs", declare=False)` is a queue that exists.
         """
         keep = None if retention is None else seconds(retention, "retention")
-        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare)
+        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare, lease=self.lease)
         return Queue(
             self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
         )
