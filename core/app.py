@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeForm, TypeVar
 
-from .agent import Agent, Sink, answer_codec
+from .agent import Agent, AgentDecorator, HandlerDecorator, Sink, answer_codec
 from .assignment import Assignor, load_assignor
 from .channel import TopicSpec, Transport
 from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
+from .environment import FromEnvironment
 from .errors import ConfigurationError, NotRunning
 from .exclusion import HeldLock, exclusively, locked
-from .functions import check_function, is_async
+from .functions import check_function
 from .handler import handler_body
 from .message import Headers, Message
 from .mirror import Mirrors
@@ -122,8 +122,8 @@ class App:
         self.remember_ids = seconds(remember_ids, "remember_ids")
         self.lifespan = lifespan
         self.clock: Clock = RealClock()
-        self._broker, self._store, self._env_prefix = broker, store, env_prefix
-        self._worker_id, self._zone = worker_id, zone
+        self.env_prefix = env_prefix
+        self._broker, self._store, self._worker_id, self._zone = broker, store, worker_id, zone or ""
         self.assignor = load_assignor(assignor)
         self.mirror = mirror
         self._include = tuple(include)
@@ -147,44 +147,10 @@ class App:
 
     # --- settings ----------------------------------------------------------------------------------------------
 
-    @property
-    def broker(self) -> str | Transport:
-        """What the app will connect to: the environment's word, else the program's."""
-        return os.environ.get(f"{self._env_prefix}_BROKER") or self._broker
-
-    @broker.setter
-    def broker(self, value: str | Transport) -> None:
-        """The command line's word, which beats both."""
-        os.environ.pop(f"{self._env_prefix}_BROKER", None)
-        self._broker = value
-
-    @property
-    def store(self) -> str | Stores:
-        """Where the app will keep its tables: the environment's word, else the program's."""
-        return os.environ.get(f"{self._env_prefix}_STORE") or self._store
-
-    @store.setter
-    def store(self, value: str | Stores) -> None:
-        os.environ.pop(f"{self._env_prefix}_STORE", None)
-        self._store = value
-
-    @property
-    def worker_id(self) -> str | None:
-        return os.environ.get(f"{self._env_prefix}_WORKER_ID") or self._worker_id
-
-    @worker_id.setter
-    def worker_id(self, value: str) -> None:
-        os.environ.pop(f"{self._env_prefix}_WORKER_ID", None)
-        self._worker_id = value
-
-    @property
-    def zone(self) -> str:
-        return os.environ.get(f"{self._env_prefix}_ZONE") or self._zone or ""
-
-    @zone.setter
-    def zone(self, value: str) -> None:
-        os.environ.pop(f"{self._env_prefix}_ZONE", None)
-        self._zone = value
+    broker = FromEnvironment["str | Transport"]()
+    store = FromEnvironment["str | Stores"]()
+    worker_id = FromEnvironment["str | None"]()
+    zone = FromEnvironment[str]()
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that rules this app (in tests: virtual)."""
@@ -425,7 +391,7 @@ class App:
         concurrency: int = 1,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _AgentDecorator[T]:
+    ) -> AgentDecorator[T]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
         source: a topic, a queue, a stream, or a list of topics of one type. An event is finished, and joins the next
@@ -450,7 +416,7 @@ class App:
         timeout: float | timedelta | None = None,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _HandlerDecorator[T]:
+    ) -> HandlerDecorator[T]:
         """A function called once a message becomes an agent; a `def` one runs in a thread, where it may block.
 
         What it returns is the answer to `ask`, and goes to `sinks`. concurrency: calls at once in each partition.
@@ -734,20 +700,11 @@ class App:
         """
 
         def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-            alone = exclusively(self, name, self._checked_exclusive(name, function), wait)
+            alone = exclusively(self, name, function, wait)
             self.exclusives.append(name)
             return alone
 
         return decorate
-
-    def _checked_exclusive(self, name: str, function: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
-        what = f"@app.exclusive({name!r})"
-        scheduled: list[Timer | Crontab | Background] = [*self.timers, *self.crontabs, *self.backgrounds]
-        if isinstance(function, Agent) or any(part.function is function for part in scheduled):
-            raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
-        if inspect.isasyncgenfunction(function) or not is_async(function):
-            raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")
-        return function  # type: ignore[no-any-return]
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -877,24 +834,6 @@ class App:
 
     def __repr__(self) -> str:
         return f"App({self.id!r})"
-
-
-class _AgentDecorator(Protocol[T]):
-    """What `@app.agent(source)` gives: an agent's answers are what its function yields."""
-
-    @overload
-    def __call__(self, function: Callable[[Stream[T]], AsyncIterator[R]], /) -> Agent[T, R]: ...
-    @overload
-    def __call__(self, function: Callable[[Stream[T]], Awaitable[None]], /) -> Agent[T, None]: ...
-
-
-class _HandlerDecorator(Protocol[T]):
-    """What `@app.handler(source)` gives: a handler's answers are what it returns."""
-
-    @overload
-    def __call__(self, function: Callable[[T], Awaitable[R]], /) -> Agent[T, R]: ...
-    @overload
-    def __call__(self, function: Callable[[T], R], /) -> Agent[T, R]: ...
 
 
 def _check_name(part: Timer | Crontab, others: Sequence[Timer | Crontab]) -> None:

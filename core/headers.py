@@ -11,8 +11,11 @@ from .message import Headers
 
 __all__ = [
     "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONCE", "ONLY", "PARTITION", "PLACED",
-    "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
+    "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "UserHeaders", "find", "hidden",
+    "identified", "stripped",
 ]  # fmt: skip
+
+UserHeaders = Mapping[str, str | bytes] | Headers
 
 PREFIX: Final = "thalweg-"
 ID: Final = "thalweg-id"  # the event's id, where it is not its position
@@ -53,7 +56,7 @@ def hidden(headers: Headers) -> Headers:
     return tuple(pair for pair in headers if not pair[0].startswith(PREFIX)) if headers else ()
 
 
-def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
+def stripped(headers: UserHeaders | None) -> Headers:
     """What a user may send: pairs of name and bytes, ours removed, text as UTF-8. Raises WrongType."""
     if not headers:
         return ()
