@@ -23,6 +23,7 @@ __all__ = [
     "NotRunning",
     "OutsideEvent",
     "ProcessDied",
+    "Refused",
     "StaleDelivery",
     "StaleRead",
     "StoreDamaged",
@@ -150,6 +151,13 @@ class BrokerError(ThalwegError):
 
 class AmbiguousCommit(BrokerError):
     """The broker did not say whether the write happened. Only reading the log back can tell."""
+
+
+class Refused(BrokerError):
+    """The broker will not take this before somebody changes it: no rights, or a topic that was deleted.
+
+    Nothing of it was written.
+    """
 
 
 class StaleDelivery(BrokerError):

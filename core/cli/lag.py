@@ -9,6 +9,7 @@ import typer
 from thalweg.agent import Agent
 from thalweg.app import App
 from thalweg.channel import TopicInfo
+from thalweg.journal.outbox import OutboxRow
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, below, decode, reached_key
 from thalweg.plan import TopicPlan
@@ -19,7 +20,7 @@ from .counting import records_after
 from .session import session_of
 from .workers import read_roster
 
-__all__ = ["lag"]
+__all__ = ["held_back", "lag"]
 
 COLUMNS = ("agent", "topic", "behind", "retrying", "partitions")
 BY_PARTITION = ("agent", "topic", "partition", "behind", "retrying", "owner")
@@ -37,6 +38,7 @@ def lag(
 
     As of the workers' last commit, without disturbing them; counted up to 10,000 a partition, beyond that estimated
     from these. Queues are not counted. Those that wait for a retry have been read, and are shown apart (`retrying`).
+    Messages that agents have sent, and whose topic or queue refuses them, are told of.
     """
     session = session_of(context)
     app = session.app()
@@ -47,6 +49,13 @@ def lag(
         session.output.rows(BY_PARTITION, [line for row in rows for line in _lines(row)], none=none)
     else:
         session.output.rows(COLUMNS, rows, none=none)
+    for held in {
+        (one["task"], one["topic"], one["partition"]): one for row in rows for one in row["held_back"]
+    }.values():
+        where = held["topic"] if held["partition"] < 0 else f"{held['topic']}/{held['partition']}"
+        session.output.warning(
+            f"task {held['task']} holds back {held['messages']:,} messages to {where}: {held['reason']}"
+        )
 
 
 async def _rows(app: App) -> list[dict[str, Any]]:
@@ -64,7 +73,7 @@ async def _rows(app: App) -> list[dict[str, Any]]:
 
 
 class _State:
-    """The rows of positions and retries, each journal read once."""
+    """The rows of positions, retries and outboxes, each journal read once."""
 
     def __init__(self, app: App, existing: Mapping[str, TopicInfo]) -> None:
         self._app, self._existing = app, existing
@@ -79,7 +88,7 @@ class _State:
             log = await self._app.running.open_log(journal)
             try:
                 self._read[journal] = [
-                    await committed_rows(log, partition, b"p", b"s") for partition in range(topic.partitions)
+                    await committed_rows(log, partition, b"p", b"w", b"pruv") for partition in range(topic.partitions)
                 ]
             finally:
                 await log.close()
@@ -109,8 +118,25 @@ async def _row(
         "partitions": topic.partitions,
         "by_partition": behind,
         "retrying_by_partition": waiting,
+        "held_back": [one for index, rows in enumerate(by_partition) for one in held_back(topic.group, index, rows)],
         "owners": [None if owner is None else owner.name for owner in owners],
     }
+
+
+def held_back(group: str, index: int, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Of a task: destinations that refuse what it sends them."""
+    for key, raw in rows.items():
+        if key[:1] != b"v" or not (reason := decode(raw, type=OutboxRow).parked):
+            continue
+        topic, partition = key[1:].split(b"\0", 1)
+        start = b"u" + key[1:] + b"\0"
+        yield {
+            "task": f"{group}/{index}",
+            "topic": topic.decode(),
+            "partition": int(partition),
+            "messages": sum(one.startswith(start) for one in rows),
+            "reason": reason,
+        }
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

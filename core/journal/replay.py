@@ -38,17 +38,19 @@ async def records_until_now(
             yield position, record
 
 
-async def committed_rows(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
-    """The rows with start <= key < stop, as the last commit left them."""
+async def committed_rows(
+    journal: Log, partition: int, start: bytes, stop: bytes, kinds: bytes = b""
+) -> dict[bytes, bytes]:
+    """The rows with start <= key < stop, as the last commit left them; if `kinds`, those that begin with one of these."""
     for _ in range(TRIES):
         try:
-            return await _fold(journal, partition, start, stop)
+            return await _fold(journal, partition, start, stop, kinds)
         except Gap:
             pass  # a snapshot was completed, and what lay before it truncated: the snapshot is there to be read
-    return await _fold(journal, partition, start, stop)
+    return await _fold(journal, partition, start, stop, kinds)
 
 
-async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
+async def _fold(journal: Log, partition: int, start: bytes, stop: bytes, kinds: bytes) -> dict[bytes, bytes]:
     rows: dict[bytes, bytes] = {}
     fold = Fold()
     async for _, record in records_until_now(journal, partition):
@@ -58,7 +60,7 @@ async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict
         written = rows_of(entry)
         if written is not None:
             for key, value in written.items():
-                if not start <= key < stop:
+                if not start <= key < stop or (kinds and key[0] not in kinds):
                     continue
                 if value is None:
                     rows.pop(key, None)
