@@ -442,7 +442,10 @@ async def measure(kind: str, case: str, options: argparse.Namespace) -> Figures:
                 kind, case, figures, [*missed, *more, *(v.what for v in field.history.violations)], os.getloadavg()[0]
             )
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if options.keep:
+            print(f"{kind} {case}: logs and traces are in {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def shown(figures: Mapping[str, Any]) -> str:
@@ -472,6 +475,7 @@ async def main() -> int:
         help="who owns what is settled when nobody has claimed anything for so many seconds (default: %(default)s)",
     )
     parser.add_argument("--partitions", type=int, help="instead of each case's own")
+    parser.add_argument("--keep", action="store_true", help="leave what the workers logged and traced")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     options = parser.parse_args()
     if unknown := set(options.names) - {*KINDS, *CASES}:

@@ -34,6 +34,7 @@ from .runtime.changes import Change, change_codec, changes_topic
 from .runtime.running import Running
 from .runtime.tables import TablePlan
 from .schedule import Background, Crontab, Function, Misfire, Timer
+from .signing import signer_of
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -81,6 +82,9 @@ class App:
     a lease, so that a quick restart moves nothing. zone: where it runs (a rack, a data centre): standbys of a task lie
     in other zones than its owner. Both are usually given by `--worker-id`, `--zone` or THALWEG_WORKER_ID, THALWEG_ZONE.
     assignor: shares tasks out among workers, as `thalweg.assignment.Assignor` says: a function or a dotted path to one.
+    secret: signs what the app says in headers (ids, addresses for answers), so that others who may write to its topics
+    cannot say it: 16 characters or more, the same for all workers and clients; better given by THALWEG_SECRET. Several,
+    separated by blanks: the first signs, all are believed, so that one can take the place of another.
     include: modules and packages to import when the app starts. lifespan: an async context manager around its run,
     called with the app, as Starlette has it.
     """
@@ -105,6 +109,7 @@ class App:
         worker_id: str | None = None,
         zone: str | None = None,
         assignor: Assignor | str | None = None,
+        secret: str | None = None,
     ) -> None:
         if not id or not all(c.isalnum() or c in "._-" for c in id):
             raise ConfigurationError(f"app id {id!r}: expected letters, digits, '.', '_' and '-'")
@@ -113,6 +118,7 @@ class App:
         if partitions < 1:
             raise ConfigurationError(f"partitions={partitions}; expected 1 or more")
         self.id = id
+        signer_of(secret)  # refuses one that is too short now, not at the start
         self.default_partitions = partitions
         self.wanted_guarantee: Guarantee = guarantee
         self.commit_interval = seconds(commit_interval, "commit_interval")
@@ -124,6 +130,7 @@ class App:
         self.clock: Clock = RealClock()
         self.env_prefix = env_prefix
         self._broker, self._store, self._worker_id, self._zone = broker, store, worker_id, zone or ""
+        self._secret = secret
         self.assignor = load_assignor(assignor)
         self.mirror = mirror
         self._include = tuple(include)
@@ -151,6 +158,7 @@ class App:
     store = FromEnvironment["str | Stores"]()
     worker_id = FromEnvironment["str | None"]()
     zone = FromEnvironment[str]()
+    secret = FromEnvironment["str | None"]()
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that rules this app (in tests: virtual)."""
@@ -291,7 +299,7 @@ class App:
         retention: seconds. The others as for `topic`: `queue("jobs", declare=False)` is a queue that exists.
         """
         keep = None if retention is None else seconds(retention, "retention")
-        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare)
+        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare, lease=self.lease)
         return Queue(
             self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
         )

@@ -10,7 +10,7 @@ from .errors import WrongType
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONCE", "ONLY", "PARTITION", "PLACED",
+    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "MAC", "ONCE", "ONLY", "PARTITION", "PLACED",
     "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "UserHeaders", "find", "hidden",
     "identified", "stripped",
 ]  # fmt: skip
@@ -27,6 +27,7 @@ REPLY: Final = "thalweg-reply"  # where the answer goes
 CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
 PLACED: Final = "thalweg-placed"  # its sender named the partition, though it has a key
 ERROR: Final = "thalweg-error"  # on an answer: the remote traceback
+MAC: Final = "thalweg-mac"  # signs the others, where the app has a secret
 
 # on dead letters
 REASON: Final = "thalweg-reason"

@@ -24,6 +24,7 @@ from .runtime.recovery import Recovering
 from .runtime.running import Running
 from .runtime.settings import Settings
 from .runtime.worker import Worker
+from .signing import signer_of
 from .store import Stores
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ async def looking(app: App, transport: Transport | None = None) -> AsyncIterator
             plan.partitions = found.partitions if found else plan.spec.partitions or plan.spec.default_partitions
         place_tables(app)
         app.delays = delays_topic(app, transport, existing) if app.id + delays.SUFFIX in existing else None
-        running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
+        running = Running(app, app.id, transport, app.clock, app.topics, app.lease, signer_of(app.secret))
         running.guarantee = guarantee_of(app, transport)
         stack.push_async_callback(running.close)
         app.set_running(running)
@@ -161,13 +162,15 @@ async def _connect(app: App, stack: AsyncExitStack, transport: Transport) -> Run
     app.last_transport = transport  # what a memory:// broker holds lasts as long as somebody refers to it: the app
     check_needs(app, transport)
     existing = await declare(app, transport)
-    running = Running(app, app.id, transport, app.clock, app.topics, app.lease)
+    running = Running(app, app.id, transport, app.clock, app.topics, app.lease, signer_of(app.secret))
     running.guarantee = guarantee_of(app, transport)
     if running.has_log:
         running.reply_partitions = existing[app.id + replies.SUFFIX].partitions
     if app.delays is not None:
         exists = app.delays.name in existing
-        running.delays = Delays(app.delays, exists, transport, running.roster, running.send, app.clock)
+        running.delays = Delays(
+            app.delays, exists, transport, running.roster, running.send, app.clock, running.message_bytes
+        )
     stack.push_async_callback(running.close)
     app.set_running(running)
     stack.callback(app.set_running, None)
@@ -240,6 +243,7 @@ def _make_worker(
         worker_id=app.worker_id,
         zone=app.zone,
         assignor=app.assignor,
+        signer=running.signer,
         failures=failures,
     )
 

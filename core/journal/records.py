@@ -141,6 +141,7 @@ class Fold:
     `fresh` for whoever reads from before it, too.
 
     `unclean`: markers since the last progress that followed no release: deaths of owners that got nothing done.
+    `taken_from`: the token of the marker before the last one; `abandoned`: no release came between the two.
     """
 
     def __init__(self, marker: Marker | None = None, number: int = 0) -> None:
@@ -148,6 +149,8 @@ class Fold:
         self.number = number
         self.epoch = 0 if marker is None else marker.epoch  # the newest
         self.unclean = 0
+        self.taken_from = b""
+        self.abandoned = False
         self.fresh = False
         self.beaten = False
         self._adopted = False  # the marker is known from a `Begin`
@@ -162,7 +165,9 @@ class Fold:
             self.check(entry)
             self.beaten, self.epoch = entry.epoch <= self.epoch, max(entry.epoch, self.epoch)
             self._adopted = False
-            self.unclean += not self._released
+            self.abandoned = not self._released
+            self.unclean += self.abandoned
+            self.taken_from = b"" if self.marker is None else self.marker.token
             entry = self._named(entry)
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()

@@ -84,18 +84,25 @@ class Parked(msgspec.Struct, array_like=True):
     due: int  # milliseconds since the epoch
     reason: str = ""
     deaths: int = 0
+    shared: int = 0
 
     @classmethod
-    def of(cls, record: Record, attempts: int, due: int, reason: str, deaths: int) -> Parked:
-        return cls(record.value, record.key, tuple(record.headers), record.timestamp, attempts, due, reason, deaths)
+    def of(cls, record: Record, attempts: int, due: int, reason: str, deaths: int, shared: int) -> Parked:
+        headers = tuple(record.headers)
+        return cls(record.value, record.key, headers, record.timestamp, attempts, due, reason, deaths, shared)
 
 
 class Suspect(msgspec.Struct, array_like=True, frozen=True):
-    """An event that the process has died in so often, or may be about to."""
+    """An event, and how often a process has died in it, or will have if it dies now.
+
+    deaths: while no other event that was noted ran in that process. shared: beside others, of which any may be to
+    blame.
+    """
 
     input: str
     position: Position
     deaths: int
+    shared: int = 0
 
 
 class Remembered(msgspec.Struct, array_like=True, frozen=True):

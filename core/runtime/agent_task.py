@@ -118,6 +118,7 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
+        self.suspicion.stop()
         self.parking.stop()
         for lane in self.lanes:
             lane.look_up()
@@ -368,7 +369,7 @@ class AgentTask:
             return
         if decision.action is Action.RETRY:
             due = self.clock.now() + decision.delay
-            self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths)
+            self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths, verdict.shared)
             if isinstance(ticket.segment, ParkedSegment):
                 self.suspicion.clear(ticket)
                 return

@@ -57,9 +57,9 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     _check_room(worker, marker)
     await worker.writer.claim(journal, Message(encode(marker), timestamp=now))
     await replay.to_marker(marker.token)
-    if fold.beaten:
+    if replay.fold.beaten:
         raise Fenced(f"task {group}/{index}: another worker has claimed it at the same time")
-    return fold
+    return replay.fold
 
 
 def _check_room(worker: Worker, marker: Marker) -> None:

@@ -14,9 +14,10 @@ from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
 from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, Refused, StaleDelivery
-from thalweg.message import Delivery, Message
+from thalweg.message import Delivery, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
+from thalweg.signing import QUEUED
 
 from .failures import dead_letter, log_failure, short_traceback
 from .lane import Lane
@@ -231,11 +232,16 @@ class QueueRunner:
 
     def _ticket(self, delivery: Delivery, attempts: int) -> Ticket:
         self._count += 1
-        segment = Segment([delivery.record], [self._count])
-        ticket = Ticket(self._input, delivery.record, self._count, segment, 0)
+        record = self._believed(delivery.record)
+        segment = Segment([record], [self._count])
+        ticket = Ticket(self._input, record, self._count, segment, 0)
         ticket.attempts = attempts
         self._tickets[id(segment)] = delivery
         return ticket
+
+    def _believed(self, record: Record) -> Record:
+        signer = self._worker.settings.signer
+        return record if signer is None else signer.believed(self._input.topic.name, QUEUED, record)
 
     # --- one event ---------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, Sta
 from thalweg.journal.rows import prefix
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
+from thalweg.signing import QUEUED, Signer, room_of
 
 from .agent_task import AgentTask
 from .context import current_lane
@@ -60,9 +61,11 @@ class Running:
         clock: Clock,
         topics: Mapping[str, TopicPlan],
         lease: float,
+        signer: Signer | None,
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
-        self.message_bytes = transport.limits.message_bytes
+        self.signer = signer
+        self.message_bytes = room_of(transport.limits.message_bytes, signer)
         self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
@@ -70,11 +73,11 @@ class Running:
         self.reply_partitions = 1
         self.loop = asyncio.get_running_loop()
         self._topics = topics
-        self._sender = Sender(self._open_log)
+        self._sender = Sender(self._open_log, signer)
         self._channels: dict[str, Channel] = {}
         self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.mutexes = Mutexes(transport, app_id, clock, lease)
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock, signer)
         self.roster = Roster(app_id, self._open_log, clock, self.message_bytes)
         """Nothing is read before its `start`."""
         self.delays: Delays | None = None
@@ -110,7 +113,7 @@ class Running:
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         channel = self._channels.get(topic) or await self._open_channel(topic)
-        await channel.put(messages)
+        await channel.put(messages if self.signer is None else self.signer.signed(topic, QUEUED, messages))
 
     async def _open_channel(self, topic: str) -> Channel:
         async with self._opening:

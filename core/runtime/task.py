@@ -113,8 +113,7 @@ class Task:
         self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
-        self._opened = False  # it runs here already: what ends it from now on is no death of its owner
-        self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
+        self.tenure = worker.tenures[self.journal]
         self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
@@ -158,6 +157,7 @@ class Task:
         marker = fold.marker  # by the name that the journal has had from the beginning
         assert marker is not None
         self._fold = fold
+        careful = self._count_crash(store, fold)
         here = numbered(store)
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
         self.tables = {plan.name: TableState(plan, self.index, store, self._store_broken) for plan in self._table_plans}
@@ -186,8 +186,6 @@ class Task:
         self.deliveries.restore(store)
         await self._restore(store)
         self.delayed = next((Delayed(self, a, store) for a in self.agents if a.plan is self.worker.delays_agent), None)
-        careful = self._count_crash(store, fold.unclean > 0)
-        self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
         self._await_moments()
@@ -250,15 +248,15 @@ class Task:
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
             if raw is not None:
-                suspects = journal_rows.decode(raw, type=Suspects)
-                died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
-                agent.suspicion.restore([*died, *suspects.before])
+                died = self.tenure.abandoned and agent.plan.name not in self.tenure.noted
+                agent.suspicion.restore(journal_rows.decode(raw, type=Suspects), died)
 
-    def _count_crash(self, store: Store, crashed: bool) -> int:
+    def _count_crash(self, store: Store, fold: Fold) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
         raw = store.get(CRASHES)
         before = 0 if raw is None else journal_rows.decode(raw, type=int)
-        crashes = before if self._opened else before + 1 if crashed else 0
+        self.tenure.goes_on(fold, before)
+        crashes = self.tenure.crashes
         if crashes != before:
             self.rows[CRASHES] = encode(crashes)
             self.has_work = True
@@ -460,6 +458,7 @@ class Task:
         rows = self.rows
         if self._calm_at is not None and self._is_calm(self._calm_at):
             self._calm_at = None
+            self.tenure.crashes = 0
             rows[CRASHES] = encode(0)
         for table in self.tables.values():
             if table.plan.name in self.attended:
@@ -486,6 +485,9 @@ class Task:
         ahead = {} if self._refusals >= REFUSALS else self._ahead(others, self.deliveries)
         outboxed = self.deliveries.add({to: messages for to, messages in others.items() if to not in ahead}, rows)
         joining = self.deliveries.join(joining, rows)
+        if self.settings.signer is not None:
+            signed = self.settings.signer.signed
+            joining = {to: list(signed(*to, messages)) for to, messages in joining.items()}
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))
@@ -572,7 +574,8 @@ class Task:
         assert self.deliveries is not None
         before = self._snapshotter.committed(written.first, cut.size)
         local = {LOCAL_MARKER: encode(Numbered(marker, cut.number, self._snapshotter.growth))}
-        self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
+        if not cut.commit.release:  # whoever opens the store next is to read it, and see that nobody died
+            self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
         for table in self.tables.values():

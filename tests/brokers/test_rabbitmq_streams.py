@@ -169,6 +169,18 @@ async def test_truncation_frees_generations_and_positions_go_on(broker: str) -> 
 
 
 @WAYS
+async def test_who_comes_new_reads_from_where_the_log_begins_and_on_without_a_gap(broker: str) -> None:
+    async with opened_log(broker, truncated=True) as log:
+        last = (await log.append({0: numbered(*range(20))}))[0][-1]
+        await log.truncate(0, last - 9)  # within the first stream, which stays
+        async with opened_log(broker, truncated=True) as newcomer:
+            begun = (await newcomer.read({0: None}, 5, LONG, 0))[0]
+            assert begun.positions[0] == last - 9
+            await newcomer.bounds(0)  # by which it learns where the log begins, if it did not know
+            assert await values(newcomer, begun.positions[-1]) == [b"%d" % number for number in range(15, 20)]
+
+
+@WAYS
 async def test_who_sleeps_through_rolls_and_truncations_appends_where_the_log_ends_now(broker: str) -> None:
     async with opened_log(broker, truncated=True) as sleeper, opened_log(broker, truncated=True) as other:
         first = (await sleeper.append({0: numbered(1)}))[0][-1]
