@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AccessDenied",
     "AgentError",
     "AmbiguousCommit",
     "AskDeadlock",
@@ -23,7 +24,6 @@ __all__ = [
     "NotRunning",
     "OutsideEvent",
     "ProcessDied",
-    "Refused",
     "StaleDelivery",
     "StaleRead",
     "StoreDamaged",
@@ -153,11 +153,8 @@ class AmbiguousCommit(BrokerError):
     """The broker did not say whether the write happened. Only reading the log back can tell."""
 
 
-class Refused(BrokerError):
-    """The broker will not take this before somebody changes it: no rights, or a topic that was deleted.
-
-    Nothing of it was written.
-    """
+class AccessDenied(BrokerError):
+    """The broker does not let this user do it. Nothing was written, nor will be before somebody gives the right to."""
 
 
 class StaleDelivery(BrokerError):

@@ -74,7 +74,7 @@ class Outbox:
             raise ValueError(f"epoch {epoch} is not above {row.last[0]}, the epoch of the newest output")
         self.topic, self.partition = topic, partition
         self.parked = row.parked
-        """Why the destination takes nothing, if so: then one output at a time is tried."""
+        """Why the destination takes nothing, if so: then one output at a time is tried. To be set by the sender."""
         self._journal, self._destination, self._epoch = journal, destination_of(topic, partition), epoch
         self._last, self._confirmed = row.last, row.confirmed
         # The unconfirmed outputs in order: first `_sent` that are under way, up to `_committed` those that may leave.
@@ -128,7 +128,7 @@ class Outbox:
         self._committed += count
 
     def to_send(self) -> list[Message]:
-        """What may leave now, in order, ids attached. Report on it by `confirmed`, `failed` or `park`."""
+        """What may leave now, in order, ids attached. Report on it by `confirmed` or `failed`."""
         ready = self._committed if self._committed <= 1 else self._committed - 1
         first, self._sent = self._sent, max(self._sent, min(ready, 1 if self.parked else WINDOW))
         return [
@@ -148,20 +148,6 @@ class Outbox:
     def failed(self) -> None:
         """Nobody knows about those under way: `to_send` gives all of them again."""
         self._sent = 0
-
-    def park(self, reason: str) -> None:
-        """The broker refuses this destination (no rights, deleted), and did not take what was under way."""
-        self.parked = reason
-        self._sent = 0
-
-    def unpark(self) -> None:
-        """It takes what it is sent."""
-        self.parked = ""
-
-    @property
-    def waiting(self) -> int:
-        """How many outputs are not known to be confirmed."""
-        return len(self._outputs)
 
     @property
     def unconfirmed(self) -> tuple[Output, ...]:

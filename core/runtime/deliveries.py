@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from thalweg.clock import Clock
-from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, Refused
+from thalweg.errors import AccessDenied, BrokerError, ConfigurationError, MessageTooLarge
 from thalweg.journal.outbox import Outbox, OutboxRow, Output
 from thalweg.journal.rows import decode, encode, outbox_key, output_key
 from thalweg.message import Message
@@ -26,8 +26,10 @@ __all__ = ["Deliveries"]
 log = logging.getLogger("thalweg")
 
 LONGEST_BACKOFF = 2.0
+PATIENCE = 30.0
+"""Seconds for which a destination may fail, whatever the error, until it is parked."""
 PARKED_BACKOFF = 30.0
-"""Seconds between two tries of a destination that is parked, at most; the first comes after one."""
+"""Seconds between two tries of one that is parked, at most; the first comes after one."""
 MOST, MOST_BYTES = 10_000, 64 << 20
 """How much waits in the outboxes of a task until its agents wait too."""
 SETTLE = 5.0
@@ -54,7 +56,7 @@ class Deliveries:
         self._outboxes: dict[Destination, Outbox] = {}
         self._sending: dict[Destination, asyncio.Task[None]] = {}
         self._settled: dict[Destination, list[bytes]] = {}  # rows to delete with the next commit
-        self._waiting = self._bytes = 0
+        self._waiting = self._bytes = self._commits = 0
 
     @property
     def full(self) -> bool:
@@ -127,6 +129,7 @@ class Deliveries:
         return joining
 
     def committed(self, counts: Mapping[Destination, int]) -> None:
+        self._commits += 1
         for destination, count in counts.items():
             self._outboxes[destination].committed(count)
             self._pump(destination)
@@ -144,30 +147,28 @@ class Deliveries:
 
     async def _deliver(self, destination: Destination) -> None:
         outbox = self._outboxes[destination]
-        backoff = 0.1
+        backoff, since, commits = 0.1, self._clock.now(), self._commits
         while messages := outbox.to_send():
             sent = outbox.unconfirmed[: len(messages)]
             try:
                 await self._send(destination[0], {destination[1]: messages})
-            except (Refused, ConfigurationError, MessageTooLarge) as error:
-                backoff = min(2 * backoff, PARKED_BACKOFF) if outbox.parked else 1.0
-                self._park(destination, str(error))
-                await self._clock.sleep(backoff)
-                continue
             except Exception as error:  # whatever it was, nobody knows what was written: all of it goes again
-                self._complaints.warn(
-                    f"outputs: {type(error).__name__}",
-                    "outputs to %s/%d failed, again in %.1f s: %s",
-                    *(*destination, backoff, error),
-                    exc_info=None if isinstance(error, BrokerError) else error,
-                )
                 outbox.failed()
+                for_good = isinstance(error, AccessDenied | ConfigurationError | MessageTooLarge)
+                for_long = self._clock.now() - since >= PATIENCE and self._commits > commits
+                if outbox.parked:
+                    backoff = min(2 * backoff, PARKED_BACKOFF)
+                elif for_good or for_long:
+                    backoff = 1.0
+                    self._park(destination, str(error))
+                else:
+                    self._complain(destination, backoff, error)
                 await self._clock.sleep(backoff)
-                backoff = min(backoff * 2, LONGEST_BACKOFF)
+                backoff = backoff if outbox.parked else min(backoff * 2, LONGEST_BACKOFF)
                 continue
-            backoff = 0.1
+            backoff, since, commits = 0.1, self._clock.now(), self._commits
             if outbox.parked:
-                outbox.unpark()
+                outbox.parked = ""
                 log.warning("outputs to %s/%d are taken again; what was held back follows", *destination)
             outbox.confirmed(len(messages))
             self._settled.setdefault(destination, []).extend(output_key(*destination, output.id) for output in sent)
@@ -177,17 +178,23 @@ class Deliveries:
             if full and not self.full:
                 self._room()
 
+    def _complain(self, destination: Destination, backoff: float, error: Exception) -> None:
+        self._complaints.warn(
+            f"outputs: {type(error).__name__}",
+            "outputs to %s/%d failed, again in %.1f s: %s",
+            *(*destination, backoff, error),
+            exc_info=None if isinstance(error, BrokerError) else error,
+        )
+
     def _park(self, destination: Destination, reason: str) -> None:
-        outbox = self._outboxes[destination]
-        if not outbox.parked:
-            log.error(
-                "outputs to %s/%d are held back, and kept: %s. They follow by themselves once it takes them; after %d, "
-                "the agents that send them wait",
-                *(*destination, reason, MOST),
-            )
-            self._settled.setdefault(destination, [])
-            self._changed()
-        outbox.park(reason)
+        log.error(
+            "outputs to %s/%d are held back, and kept: %s. They follow by themselves once it takes them; when %d "
+            "messages wait, the task's agents do too",
+            *(*destination, reason, MOST),
+        )
+        self._outboxes[destination].parked = reason or "it failed"
+        self._settled.setdefault(destination, [])  # so that the next commit notes it
+        self._changed()
 
     async def settle(self) -> None:
         """Return when all that was committed has been sent or is held back, or after `SETTLE` seconds.

@@ -13,7 +13,7 @@ from thalweg import headers as names
 from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, Refused, StaleDelivery
+from thalweg.errors import AccessDenied, BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
 from thalweg.message import Delivery, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -388,7 +388,10 @@ class QueueRunner:
                 try:
                     try:
                         await self._send([output for event in done for output in event.outputs])
-                    except (MessageTooLarge, Refused) as error:  # a limit that the broker did not tell, or no rights
+                    except (
+                        MessageTooLarge,
+                        AccessDenied,
+                    ) as error:  # a limit that the broker did not tell, or no rights
                         alone = len(done) > 1  # to find the event that sent it
                         if not alone:
                             await self._refused(self._done.pop(0), error)
@@ -416,10 +419,10 @@ class QueueRunner:
                     self._worker.answer(answers)
             self._settled.set()
 
-    async def _refused(self, event: _Done, error: MessageTooLarge | Refused) -> None:
+    async def _refused(self, event: _Done, error: MessageTooLarge | AccessDenied) -> None:
         if event.failed is not None:
             event.failed(error)
-        elif isinstance(error, Refused):  # a dead letter: what failed is kept until it can be one
+        elif isinstance(error, AccessDenied):  # a dead letter: what failed is kept until it can be one
             self._worker.complaints.warn("settling", "agent %s: a dead letter waits: %s", self.plan.name, error)
             self._done.append(event)
             await self.clock.sleep(LONGEST_BACKOFF)

@@ -17,12 +17,12 @@ import msgspec
 from thalweg.capabilities import Commit
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
+    AccessDenied,
     AmbiguousCommit,
     BrokerError,
     EncodeError,
     Fenced,
     HistoryChanged,
-    Refused,
     StoreError,
     StoreFull,
     TableMismatch,
@@ -556,7 +556,7 @@ class Task:
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
         if (cut.commit.outputs or cut.ahead) and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
-            self._refusals = REFUSALS if isinstance(error, Refused) else self._refusals + 1
+            self._refusals = REFUSALS if isinstance(error, AccessDenied) else self._refusals + 1
 
     def made(self, cut: Cut) -> bool:
         """Whether this is a cut of the task as it is now: it may have started over since."""

@@ -506,12 +506,13 @@ def test_at_most_a_window_is_under_way_and_no_floor_is_further_behind() -> None:
         under_way -= done
 
 
-def test_a_parked_destination_is_tried_with_one_output_keeps_all_and_goes_on_when_unparked() -> None:
+def test_a_parked_destination_is_tried_with_one_output_and_keeps_all() -> None:
     box = outbox()
     add(box, 3)
     box.committed(3)
     sent = box.to_send()
-    box.park("no rights")
+    box.failed()
+    box.parked = "no rights"
     add(box, 1)
     box.committed(1)
     assert box.row.parked == "no rights"
@@ -519,7 +520,7 @@ def test_a_parked_destination_is_tried_with_one_output_keeps_all_and_goes_on_whe
     assert origins(tried) == origins(sent)[:1]
     assert box.to_send() == []
     box.confirmed(1)
-    box.unpark()
+    box.parked = ""
     assert box.row.parked == ""
     again = box.to_send()
     assert [message.value for message in again] == [b"1", b"2"]

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from thalweg import App, Stream
 from thalweg.cli.lag import held_back
-from thalweg.errors import BrokerError, MessageTooLarge, Refused
+from thalweg.errors import AccessDenied, BrokerError, MessageTooLarge
 from thalweg.runtime import deliveries
 from thalweg.transports.memory.faults import Call
 
@@ -21,7 +21,7 @@ KEYS = [f"k{number}" for number in range(20)]
     [
         BrokerError("target is gone"),
         MessageTooLarge("target takes less than it says"),
-        Refused("you may not write there"),
+        AccessDenied("you may not write there"),
     ],
 )
 @pytest.mark.parametrize("fencing", ["true", "false"])
@@ -96,7 +96,7 @@ class Shipping:
         if call.operation == "put" and call.topic == "parcels" and not call.done:
             self.tries += 1
             if self.closed:
-                raise Refused("no rights to parcels")
+                raise AccessDenied("no rights to parcels")
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
