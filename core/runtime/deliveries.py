@@ -169,7 +169,7 @@ class Deliveries:
             backoff, since, commits = 0.1, self._clock.now(), self._commits
             if outbox.parked:
                 outbox.parked = ""
-                log.warning("outputs to %s/%d are taken again; what was held back follows", *destination)
+                log.warning("outputs to %s are taken again; what was held back follows", _place(destination))
             outbox.confirmed(len(messages))
             self._settled.setdefault(destination, []).extend(output_key(*destination, output.id) for output in sent)
             full = self.full
@@ -181,16 +181,16 @@ class Deliveries:
     def _complain(self, destination: Destination, backoff: float, error: Exception) -> None:
         self._complaints.warn(
             f"outputs: {type(error).__name__}",
-            "outputs to %s/%d failed, again in %.1f s: %s",
-            *(*destination, backoff, error),
+            "outputs to %s failed, again in %.1f s: %s",
+            *(_place(destination), backoff, error),
             exc_info=None if isinstance(error, BrokerError) else error,
         )
 
     def _park(self, destination: Destination, reason: str) -> None:
         log.error(
-            "outputs to %s/%d are held back, and kept: %s. They follow by themselves once it takes them; when %d "
+            "outputs to %s are held back, and kept: %s. They follow by themselves once it takes them; when %d "
             "messages wait, the task's agents do too",
-            *(*destination, reason, MOST),
+            *(_place(destination), reason, MOST),
         )
         self._outboxes[destination].parked = reason or "it failed"
         self._settled.setdefault(destination, [])  # so that the next commit notes it
@@ -209,3 +209,8 @@ class Deliveries:
         for sending in self._sending.values():
             sending.cancel()
         await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+
+def _place(destination: Destination) -> str:
+    topic, partition = destination
+    return topic if partition < 0 else f"{topic}/{partition}"
