@@ -232,8 +232,10 @@ class Delayed:
     def _has_read(self, last: Position | None) -> bool:
         if last is None:
             return True
-        fetched = self._input.fetched
-        return fetched is not None and fetched >= last and not self._input.buffer and self.agent.lanes.all_wait
+        fetched, agent = self._input.fetched, self.agent
+        if fetched is None or fetched < last or self._input.buffer:
+            return False
+        return agent.lanes.all_wait and not agent.parking
 
     def moved(self) -> None:
         """The agent has read on."""

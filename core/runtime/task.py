@@ -190,8 +190,9 @@ class Task:
         self._feed_mirrors(store, marker.epoch)
         self._await_moments()
         for agent in self.agents:
-            agent.suspicion.careful = careful
-            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
+            ours = agent.plan is self.worker.delays_agent  # which runs nothing of the program's that could kill
+            agent.suspicion.careful = 0 if ours else careful
+            for input_ in () if ours else agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
@@ -247,7 +248,7 @@ class Task:
             self.verdicts.forget(name, input_.committed.position, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
+            if raw is not None and agent.plan is not self.worker.delays_agent:
                 died = self.tenure.abandoned and agent.plan.name not in self.tenure.noted
                 agent.suspicion.restore(journal_rows.decode(raw, type=Suspects), died)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from listing import listed
 from thalweg.journal.rows import below, prefix
 from thalweg.runtime.worker import Worker
 from thalweg.starting import worker_running
@@ -17,7 +18,7 @@ KEYS = 300
 
 
 def total(*programs: Any) -> int:
-    return sum(value for program in programs for _, value in program.sums.items())
+    return sum(value for program in programs for value in listed(program.sums).values())
 
 
 def rows(worker: Worker, index: int) -> dict[bytes, bytes]:
