@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listing import listed
 from thalweg.journal.rows import below, prefix
 from thalweg.runtime.replay import Replay
 from thalweg.runtime.worker import Worker
@@ -19,7 +20,7 @@ KEYS = 300
 
 
 def total(*programs: Any) -> int:
-    return sum(value for program in programs for _, value in program.sums.items())
+    return sum(value for program in programs for value in listed(program.sums).values())
 
 
 def rows(worker: Worker, index: int) -> dict[bytes, bytes]:

@@ -218,7 +218,7 @@ class Cluster:
             outcome = await self.client.outcome([member.program for member in running], self.sent)
         except AssertionError as error:
             return str(error)
-        return outcome.differs(self.client.expected())
+        return self.client.differs(outcome, self.sent)
 
     async def differs_when_asked(self) -> str:
         """`table.ask` gives what is committed, from whichever worker has it."""

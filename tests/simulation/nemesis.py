@@ -115,6 +115,8 @@ class Nemesis:
             self._note(f"the clock of {member.name} jumps by {seconds:+.1f} s")
             member.clock.offset += seconds
             self.jumped = True
+            if (later := self._cluster.client.later) is not None:
+                later.on_time = False
 
     async def _bad_line(self) -> None:
         if member := self._victim():
