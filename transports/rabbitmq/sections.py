@@ -42,15 +42,15 @@ def encode(message: Message, id: str | None = None) -> bytes:
     if not message.headers and value is not None and key is not None and len(key) < 128 and key.isascii():
         stamp = _LONG.pack(message.timestamp or time.time_ns() // 1_000_000)
         size = bytes((len(key) + 42, 4, *_KEY_NAME, 0xA1, len(key)))
-        plain = b"%b%b%b%b%b" % (_PLAIN, size, key, _TIME_NAME, stamp)
+        plain = b"".join((_PLAIN, size, key, _TIME_NAME, stamp))  # half as long as by %
     else:
         plain = _encode_one_header(message) or _APPLICATION + _table(to_headers(message))
     body = b"" if value is None else value
     size = b"\xa0%c" % len(body) if len(body) < 256 else b"\xb0" + _SIZE.pack(len(body))
     if id is None:
-        return b"%b%b%b%b" % (plain, _DATA, size, body)
+        return b"".join((plain, _DATA, size, body))
     named = b"%b\xc0%c\x01\xa1%c%b" % (_PROPERTIES, len(id) + 3, len(id), id.encode())
-    return b"%b%b%b%b%b" % (named, plain, _DATA, size, body)
+    return b"".join((named, plain, _DATA, size, body))
 
 
 def _encode_one_header(message: Message) -> bytes | None:
@@ -69,9 +69,11 @@ def _encode_one_header(message: Message) -> bytes | None:
         kind = 0xA0
     stamp = _LONG.pack(message.timestamp or time.time_ns() // 1_000_000)
     size = _TABLE.pack(0xD1, len(named) + len(value) + len(key) + _KEY_AND_TIME, 6)
-    return b"%b%b%b%c%c%b%b\xa1%c%b%b%b" % (
-        *(_APPLICATION, size, named, kind, len(value), value),
-        *(_KEY_NAME, len(key), key, _TIME_NAME, stamp),
+    return b"".join(
+        (
+            *(_APPLICATION, size, named, bytes((kind, len(value))), value),
+            *(_KEY_NAME, bytes((0xA1, len(key))), key, _TIME_NAME, stamp),
+        )
     )
 
 
