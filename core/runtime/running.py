@@ -27,12 +27,16 @@ from .roster import Roster
 from .sender import Sender
 from .table_questions import Question, Row, TableQuestions
 from .tables import TablePlan
+from .task import Task
 from .worker import Worker
 
 __all__ = ["Asked", "Running"]
 
 ASK_WINDOW = 1000
 """How many questions of one `ask_many` wait at a time."""
+
+
+MAY_BE_OLD = "is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
 
 
 class Asked(Protocol):
@@ -261,18 +265,22 @@ class Running:
         if task is None:
             what = f"partition {partition} (of key {key!r})"
             if self.worker is not None and self.worker.copy_of(plan.group, partition) is not None:
-                why = f"{what} is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
-                raise StaleRead(
-                    f"table {plan.name!r}: {why}; `await table.ask(key, stale_ok=True)` takes what there is"
-                )
+                instead = "`await table.ask(key, stale_ok=True)` takes what there is"
+                raise StaleRead(f"table {plan.name!r}: {what} {MAY_BE_OLD}; {instead}")
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here(what)}")
         return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
+        """Of this worker's partitions. Raises StaleRead if it cannot serve one of them: some rows would be missing."""
         if self.worker is None:
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
-        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
-        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+        serving: list[Task] = []
+        for partition in range(plan.partitions):
+            if (task := self.worker.serving(plan.group, partition)) is not None:
+                serving.append(task)
+            elif (plan.group, partition) in self.worker.tasks:
+                raise StaleRead(f"table {plan.name!r}: partition {partition} {MAY_BE_OLD}; try again in a moment")
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in serving)
 
     def _why_not_here(self, what: str) -> str:
         where = "here, for a client holds no tables" if self.worker is None else "on this worker now"
