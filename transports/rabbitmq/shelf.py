@@ -46,9 +46,9 @@ class Shelf:
         """
         found: Cursor | None = None
         for cursor in self._cursors.get(stream, ()):
-            if cursor.checked and cursor.lost_by is None and cursor.covers(after):
-                if found is None or cursor.tail:
-                    found = cursor
+            usable = cursor.checked and cursor.lost_by is None and cursor.covers(after)
+            if usable and (found is None or cursor.tail):
+                found = cursor
         if found is not None:
             found.used = time.monotonic()
         return found
