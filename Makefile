@@ -6,7 +6,7 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate brokers certificates bench bench-ownership bench-compaction bench-guarantees chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
+.PHONY: help demo test simulate brokers certificates bench bench-ownership bench-compaction bench-guarantees bench-takeover chaos soak check check-format check-lint check-types check-imports format pins hooks env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -55,7 +55,11 @@ bench-recovery: env ## Measure how fast a worker gets its state back on every br
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python benchmarks/recovery.py $(ARGS)
 
-bench-large: env ## Run a worker whose state is far larger than its memory (ARGS="--gb 5"); takes some minutes and twice the disk
+bench-takeover: env ## Measure what a takeover adds, with a warm standby and without (ARGS="kafka rocksdb" for some)
+	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
+	PYTHONPATH=tests $(RUN) python benchmarks/takeover.py $(ARGS)
+
+bench-large: env ## Run workers whose state is far larger than the memory they are given (ARGS="--gb 5"); takes a quarter of an hour
 	$(RUN) python benchmarks/large_state.py $(ARGS)
 
 chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1, or PROGRAM=bank COUNT=100000

@@ -48,10 +48,10 @@ BARE = 200_000
 """Keys that the bare client reads at most."""
 
 
-def make(broker: str, store: str) -> App:
-    app = App("bench", broker=broker, store=store, partitions=PARTITIONS, lease=LEASE)
+def make(broker: str, store: str, standbys: int = 0, **settings: Any) -> App:
+    app = App("bench", broker=broker, store=store, partitions=PARTITIONS, lease=LEASE, **settings)
     numbers = app.topic("numbers", key=str, value=int)
-    accounts = app.table("accounts", key=str, value=dict)
+    accounts = app.table("accounts", key=str, value=dict, standbys=standbys)
 
     @app.agent(numbers)
     async def add(stream: Stream[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
 
 from .codec import TypeCodec, codec_for
 from .errors import ConfigurationError
@@ -21,7 +21,7 @@ from .topic import Topic
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["Agent", "Sink", "answer_codec"]
+__all__ = ["Agent", "AgentDecorator", "HandlerDecorator", "Sink", "answer_codec"]
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -108,6 +108,24 @@ class Agent(Generic[V, R]):
 
     def __repr__(self) -> str:
         return f"Agent({self.name!r})"
+
+
+class AgentDecorator(Protocol[V]):
+    """What `@app.agent(source)` gives: an agent's answers are what its function yields."""
+
+    @overload
+    def __call__(self, function: Callable[[Stream[V]], AsyncIterator[R]], /) -> Agent[V, R]: ...
+    @overload
+    def __call__(self, function: Callable[[Stream[V]], Awaitable[None]], /) -> Agent[V, None]: ...
+
+
+class HandlerDecorator(Protocol[V]):
+    """What `@app.handler(source)` gives: a handler's answers are what it returns."""
+
+    @overload
+    def __call__(self, function: Callable[[V], Awaitable[R]], /) -> Agent[V, R]: ...
+    @overload
+    def __call__(self, function: Callable[[V], R], /) -> Agent[V, R]: ...
 
 
 Sink = Agent[Any, Any] | Topic[Any, Any] | Queue[Any, Any] | Callable[[Any], Awaitable[object]]

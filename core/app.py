@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeForm, TypeVar
 
-from .agent import Agent, Sink, answer_codec
+from .agent import Agent, AgentDecorator, HandlerDecorator, Sink, answer_codec
 from .assignment import Assignor, load_assignor
 from .channel import TopicSpec, Transport
 from .clock import Clock, RealClock
 from .codec import Codec, TypeCodec, checker_for, codec_for, key_codec_for
 from .duration import seconds
+from .environment import FromEnvironment
 from .errors import ConfigurationError, NotRunning
 from .exclusion import HeldLock, exclusively, locked
-from .functions import check_function, is_async
+from .functions import check_function
 from .handler import handler_body
 from .message import Headers, Message
 from .mirror import Mirrors
@@ -34,6 +34,7 @@ from .runtime.changes import Change, change_codec, changes_topic
 from .runtime.running import Running
 from .runtime.tables import TablePlan
 from .schedule import Background, Crontab, Function, Misfire, Timer
+from .signing import signer_of
 from .store import Stores
 from .stream import Stream
 from .table import Table
@@ -81,6 +82,9 @@ class App:
     a lease, so that a quick restart moves nothing. zone: where it runs (a rack, a data centre): standbys of a task lie
     in other zones than its owner. Both are usually given by `--worker-id`, `--zone` or THALWEG_WORKER_ID, THALWEG_ZONE.
     assignor: shares tasks out among workers, as `thalweg.assignment.Assignor` says: a function or a dotted path to one.
+    secret: signs what the app says in headers (ids, addresses for answers), so that others who may write to its topics
+    cannot say it: 16 characters or more, the same for all workers and clients; better given by THALWEG_SECRET. Several,
+    separated by blanks: the first signs, all are believed, so that one can take the place of another.
     include: modules and packages to import when the app starts. lifespan: an async context manager around its run,
     called with the app, as Starlette has it.
     """
@@ -105,6 +109,7 @@ class App:
         worker_id: str | None = None,
         zone: str | None = None,
         assignor: Assignor | str | None = None,
+        secret: str | None = None,
     ) -> None:
         if not id or not all(c.isalnum() or c in "._-" for c in id):
             raise ConfigurationError(f"app id {id!r}: expected letters, digits, '.', '_' and '-'")
@@ -113,6 +118,7 @@ class App:
         if partitions < 1:
             raise ConfigurationError(f"partitions={partitions}; expected 1 or more")
         self.id = id
+        signer_of(secret)  # refuses one that is too short now, not at the start
         self.default_partitions = partitions
         self.wanted_guarantee: Guarantee = guarantee
         self.commit_interval = seconds(commit_interval, "commit_interval")
@@ -122,8 +128,9 @@ class App:
         self.remember_ids = seconds(remember_ids, "remember_ids")
         self.lifespan = lifespan
         self.clock: Clock = RealClock()
-        self._broker, self._store, self._env_prefix = broker, store, env_prefix
-        self._worker_id, self._zone = worker_id, zone
+        self.env_prefix = env_prefix
+        self._broker, self._store, self._worker_id, self._zone = broker, store, worker_id, zone or ""
+        self._secret = secret
         self.assignor = load_assignor(assignor)
         self.mirror = mirror
         self._include = tuple(include)
@@ -147,44 +154,11 @@ class App:
 
     # --- settings ----------------------------------------------------------------------------------------------
 
-    @property
-    def broker(self) -> str | Transport:
-        """What the app will connect to: the environment's word, else the program's."""
-        return os.environ.get(f"{self._env_prefix}_BROKER") or self._broker
-
-    @broker.setter
-    def broker(self, value: str | Transport) -> None:
-        """The command line's word, which beats both."""
-        os.environ.pop(f"{self._env_prefix}_BROKER", None)
-        self._broker = value
-
-    @property
-    def store(self) -> str | Stores:
-        """Where the app will keep its tables: the environment's word, else the program's."""
-        return os.environ.get(f"{self._env_prefix}_STORE") or self._store
-
-    @store.setter
-    def store(self, value: str | Stores) -> None:
-        os.environ.pop(f"{self._env_prefix}_STORE", None)
-        self._store = value
-
-    @property
-    def worker_id(self) -> str | None:
-        return os.environ.get(f"{self._env_prefix}_WORKER_ID") or self._worker_id
-
-    @worker_id.setter
-    def worker_id(self, value: str) -> None:
-        os.environ.pop(f"{self._env_prefix}_WORKER_ID", None)
-        self._worker_id = value
-
-    @property
-    def zone(self) -> str:
-        return os.environ.get(f"{self._env_prefix}_ZONE") or self._zone or ""
-
-    @zone.setter
-    def zone(self, value: str) -> None:
-        os.environ.pop(f"{self._env_prefix}_ZONE", None)
-        self._zone = value
+    broker = FromEnvironment["str | Transport"]()
+    store = FromEnvironment["str | Stores"]()
+    worker_id = FromEnvironment["str | None"]()
+    zone = FromEnvironment[str]()
+    secret = FromEnvironment["str | None"]()
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that rules this app (in tests: virtual)."""
@@ -325,7 +299,7 @@ class App:
         retention: seconds. The others as for `topic`: `queue("jobs", declare=False)` is a queue that exists.
         """
         keep = None if retention is None else seconds(retention, "retention")
-        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare)
+        spec = TopicSpec(name, 1, 1, keep, False, True, dict(options or {}), declare, lease=self.lease)
         return Queue(
             self, self._declare(spec, key, value, codec, "murmur2", "earliest", key_of, None), self._checks[name]
         )
@@ -425,7 +399,7 @@ class App:
         concurrency: int = 1,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _AgentDecorator[T]:
+    ) -> AgentDecorator[T]:
         """An async function over a stream becomes an agent: one instance per partition, or `concurrency` of them.
 
         source: a topic, a queue, a stream, or a list of topics of one type. An event is finished, and joins the next
@@ -450,7 +424,7 @@ class App:
         timeout: float | timedelta | None = None,
         sinks: Sequence[Sink] = (),
         on_error: Policy = DEFAULT_POLICY,
-    ) -> _HandlerDecorator[T]:
+    ) -> HandlerDecorator[T]:
         """A function called once a message becomes an agent; a `def` one runs in a thread, where it may block.
 
         What it returns is the answer to `ask`, and goes to `sinks`. concurrency: calls at once in each partition.
@@ -734,20 +708,11 @@ class App:
         """
 
         def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-            alone = exclusively(self, name, self._checked_exclusive(name, function), wait)
+            alone = exclusively(self, name, function, wait)
             self.exclusives.append(name)
             return alone
 
         return decorate
-
-    def _checked_exclusive(self, name: str, function: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
-        what = f"@app.exclusive({name!r})"
-        scheduled: list[Timer | Crontab | Background] = [*self.timers, *self.crontabs, *self.backgrounds]
-        if isinstance(function, Agent) or any(part.function is function for part in scheduled):
-            raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
-        if inspect.isasyncgenfunction(function) or not is_async(function):
-            raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")
-        return function  # type: ignore[no-any-return]
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -877,24 +842,6 @@ class App:
 
     def __repr__(self) -> str:
         return f"App({self.id!r})"
-
-
-class _AgentDecorator(Protocol[T]):
-    """What `@app.agent(source)` gives: an agent's answers are what its function yields."""
-
-    @overload
-    def __call__(self, function: Callable[[Stream[T]], AsyncIterator[R]], /) -> Agent[T, R]: ...
-    @overload
-    def __call__(self, function: Callable[[Stream[T]], Awaitable[None]], /) -> Agent[T, None]: ...
-
-
-class _HandlerDecorator(Protocol[T]):
-    """What `@app.handler(source)` gives: a handler's answers are what it returns."""
-
-    @overload
-    def __call__(self, function: Callable[[T], Awaitable[R]], /) -> Agent[T, R]: ...
-    @overload
-    def __call__(self, function: Callable[[T], R], /) -> Agent[T, R]: ...
 
 
 def _check_name(part: Timer | Crontab, others: Sequence[Timer | Crontab]) -> None:

@@ -59,6 +59,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
     options: the broker's own settings, passed through by name.
     declare: False for a topic that belongs to others: it must exist, and is neither created nor altered.
     truncated: `Log.truncate` will be used, and must free space; without it, it may keep everything.
+    lease: seconds after which a member of a group of it that hangs or died is missed, where that is settled for members
+    and not for each delivery; None: the driver's own.
     """
 
     name: str
@@ -70,6 +72,7 @@ class TopicSpec(msgspec.Struct, frozen=True):
     options: Mapping[str, str] = {}
     declare: bool = True
     truncated: bool = False
+    lease: float | None = None
 
     def absent(self, broker: str) -> BrokerError:
         """What a driver raises if `declare` is False and the broker (as an error names it) has no such topic."""

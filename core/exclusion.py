@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .agent import Agent
 from .capabilities import Held
 from .clock import Clock
 from .duration import seconds
 from .errors import ConfigurationError, LockLost
+from .functions import is_async
+from .schedule import Background, Crontab, Timer
 
 if TYPE_CHECKING:
     from .app import App
@@ -130,6 +134,7 @@ def exclusively(
 ) -> Callable[P, Coroutine[Any, Any, R | None]]:
     """`@app.exclusive`."""
     check_name(name)
+    _check_bare(app, f"@app.exclusive({name!r})", function)
 
     @functools.wraps(function)
     async def alone(*args: P.args, **options: P.kwargs) -> R | None:
@@ -141,3 +146,12 @@ def exclusively(
             return await function(*args, **options)
 
     return alone
+
+
+def _check_bare(app: App, what: str, function: Any) -> None:
+    """It wraps a function, not what another decorator has made of one, or has taken note of already."""
+    scheduled: list[Timer | Crontab | Background] = [*app.timers, *app.crontabs, *app.backgrounds]
+    if isinstance(function, Agent) or any(part.function is function for part in scheduled):
+        raise ConfigurationError(f"{what} stands above a decorator that had the function already: put it below")
+    if inspect.isasyncgenfunction(function) or not is_async(function):
+        raise ConfigurationError(f"{what}: {function!r} is not an async function; write `async def …`, no `yield`")

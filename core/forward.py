@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from . import headers as names
+from .composing import encoded
 from .event import Event
 from .message import Message
 from .plan import TopicPlan
 from .runtime.context import current_lane
 from .runtime.lane import Lane
 from .stream import Stream
-from .topic import encoded
 
 if TYPE_CHECKING:
     from .app import App

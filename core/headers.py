@@ -10,9 +10,12 @@ from .errors import WrongType
 from .message import Headers
 
 __all__ = [
-    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "ONCE", "ONLY", "PARTITION", "PLACED",
-    "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "find", "hidden", "identified", "stripped",
+    "AGENT", "ANSWERS", "ASKED", "ATTEMPTS", "CORRELATION", "ERROR", "ID", "MAC", "ONCE", "ONLY", "PARTITION", "PLACED",
+    "POSITION", "REASON", "REPLY", "TIMESTAMP", "TOPIC", "TRACEBACK", "UserHeaders", "find", "hidden",
+    "identified", "stripped",
 ]  # fmt: skip
+
+UserHeaders = Mapping[str, str | bytes] | Headers
 
 PREFIX: Final = "thalweg-"
 ID: Final = "thalweg-id"  # the event's id, where it is not its position
@@ -24,6 +27,7 @@ REPLY: Final = "thalweg-reply"  # where the answer goes
 CORRELATION: Final = "thalweg-correlation"  # which question the answer belongs to
 PLACED: Final = "thalweg-placed"  # its sender named the partition, though it has a key
 ERROR: Final = "thalweg-error"  # on an answer: the remote traceback
+MAC: Final = "thalweg-mac"  # signs the others, where the app has a secret
 
 # on dead letters
 REASON: Final = "thalweg-reason"
@@ -53,7 +57,7 @@ def hidden(headers: Headers) -> Headers:
     return tuple(pair for pair in headers if not pair[0].startswith(PREFIX)) if headers else ()
 
 
-def stripped(headers: Mapping[str, str | bytes] | Headers | None) -> Headers:
+def stripped(headers: UserHeaders | None) -> Headers:
     """What a user may send: pairs of name and bytes, ours removed, text as UTF-8. Raises WrongType."""
     if not headers:
         return ()

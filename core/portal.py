@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .agent import Agent
 from .errors import NotRunning
+from .headers import UserHeaders
 from .queue import Queue
 from .table import Table
-from .topic import Topic, UserHeaders
+from .topic import Topic
 
 if TYPE_CHECKING:
     from .app import App

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from . import headers as names
 from .channel import Capability
+from .composing import encoded, named
 from .duration import seconds
 from .errors import ConfigurationError, MessageTooLarge, MissingCapability
+from .headers import UserHeaders
 from .journal.rows import Waiting
 from .message import Headers, QueueMessage
 from .plan import TopicPlan
 from .runtime.context import current_lane
-from .topic import UserHeaders, checked_id, delays_of, encoded, named
+from .topic import checked_id, delays_of
 
 if TYPE_CHECKING:
     from .app import App

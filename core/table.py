@@ -130,7 +130,10 @@ class Table(Generic[K, V]):
         return self[key] if key in self else default  # noqa: SIM401 - dict.get is what this is
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """All rows of this worker's partitions, in no given order, as finished events left them."""
+        """All rows of this worker's partitions, in no given order, as finished events left them.
+
+        Raises StaleRead while one of these partitions is still being read, or its lease is over.
+        """
         return self._app.running.table_items(self._plan)
 
     def __iter__(self) -> Iterator[K]:

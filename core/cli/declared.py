@@ -8,8 +8,8 @@ from typing import Any
 import typer
 from thalweg.agent import Agent
 from thalweg.app import App
+from thalweg.grouping import topics_of
 from thalweg.plan import TopicPlan
-from thalweg.starting import topics_of
 
 from .session import session_of
 

@@ -11,9 +11,12 @@ from rich.text import Text
 from thalweg.app import App
 from thalweg.channel import Capability, TopicInfo, TopicSpec, Transport
 from thalweg.dead_letters import dead_letter_topic
+from thalweg.declaring import check_leftovers
 from thalweg.errors import MirrorError, ThalwegError, TopicMismatch
+from thalweg.grouping import groups_of
+from thalweg.needs import check_needs
 from thalweg.registry import load_mirrors, load_stores, load_transport
-from thalweg.starting import check_leftovers, check_needs, groups_of, looking, mirrored
+from thalweg.starting import looking, mirrored
 
 from .declared import guarantee_name
 from .output import Output, redacted

@@ -10,8 +10,9 @@ from typing import Any
 import typer
 from thalweg.app import App
 from thalweg.channel import TopicInfo
+from thalweg.grouping import LEADER_GROUP
 from thalweg.runtime.roster import Here, Roster
-from thalweg.starting import LEADER_GROUP, looking
+from thalweg.starting import looking
 
 from .session import session_of
 

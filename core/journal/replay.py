@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from thalweg.capabilities import Log
 from thalweg.errors import BrokerError, Gap
@@ -38,17 +38,20 @@ async def records_until_now(
             yield position, record
 
 
-async def committed_rows(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
-    """The rows with start <= key < stop, as the last commit left them."""
+async def committed_rows(
+    journal: Log, partition: int, start: bytes, stop: bytes, *others: tuple[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """The rows with start <= key < stop, and those within `others`, as the last commit left them."""
+    ranges = [(start, stop), *others]
     for _ in range(TRIES):
         try:
-            return await _fold(journal, partition, start, stop)
+            return await _fold(journal, partition, ranges)
         except Gap:
             pass  # a snapshot was completed, and what lay before it truncated: the snapshot is there to be read
-    return await _fold(journal, partition, start, stop)
+    return await _fold(journal, partition, ranges)
 
 
-async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict[bytes, bytes]:
+async def _fold(journal: Log, partition: int, ranges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     rows: dict[bytes, bytes] = {}
     fold = Fold()
     async for _, record in records_until_now(journal, partition):
@@ -58,7 +61,7 @@ async def _fold(journal: Log, partition: int, start: bytes, stop: bytes) -> dict
         written = rows_of(entry)
         if written is not None:
             for key, value in written.items():
-                if not start <= key < stop:
+                if not any(start <= key < stop for start, stop in ranges):
                     continue
                 if value is None:
                     rows.pop(key, None)

@@ -118,6 +118,7 @@ class AgentTask:
     def stop(self) -> None:
         """Begin no further event."""
         self.stopping = True
+        self.suspicion.stop()
         self.parking.stop()
         for lane in self.lanes:
             lane.look_up()
@@ -133,6 +134,8 @@ class AgentTask:
             tickets = list(lane.queue)
             lane.queue.clear()
             return Part(tickets[0].input, tickets[0].segment, False, tickets)
+        if self.task.outputs_wait:
+            return None
         parked = self.parking.take()
         if parked is not None:
             self.task.busy()
@@ -194,7 +197,7 @@ class AgentTask:
         if not any(lane.reading for lane in self.lanes):
             return None
         in_hand = [head for lane in self.lanes if not self.lanes.waits(lane) and (head := lane.head()) is not None]
-        if in_hand or self.parking.count >= self.task.settings.max_parked:
+        if in_hand or self.task.outputs_wait or self.parking.count >= self.task.settings.max_parked:
             return min(in_hand, default=None)
         return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 
@@ -366,7 +369,7 @@ class AgentTask:
             return
         if decision.action is Action.RETRY:
             due = self.clock.now() + decision.delay
-            self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths)
+            self.parking.park(ticket, input_, verdict.attempts, due, decision.reason, verdict.deaths, verdict.shared)
             if isinstance(ticket.segment, ParkedSegment):
                 self.suspicion.clear(ticket)
                 return

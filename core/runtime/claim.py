@@ -55,11 +55,12 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     )
     fold.check(marker)
     _check_room(worker, marker)
+    worker.tenures[journal].claims(marker.token)
     await worker.writer.claim(journal, Message(encode(marker), timestamp=now))
     await replay.to_marker(marker.token)
-    if fold.beaten:
+    if replay.fold.beaten:
         raise Fenced(f"task {group}/{index}: another worker has claimed it at the same time")
-    return fold
+    return replay.fold
 
 
 def _check_room(worker: Worker, marker: Marker) -> None:

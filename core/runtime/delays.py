@@ -44,13 +44,21 @@ Send = Callable[[str, Mapping[int, Sequence[Message]]], Awaitable[None]]
 
 
 class Delays:
-    """Of a running app. plan: of the topic. exists: whether it is known to be there."""
+    """Of a running app. plan: of the topic. exists: whether it is known to be there. message_bytes: the limit."""
 
     def __init__(
-        self, plan: TopicPlan, exists: bool, transport: Transport, roster: Roster, send: Send, clock: Clock
+        self,
+        plan: TopicPlan,
+        exists: bool,
+        transport: Transport,
+        roster: Roster,
+        send: Send,
+        clock: Clock,
+        message_bytes: int | None,
     ) -> None:
         self.plan, self.exists = plan, exists
         self._transport, self._roster, self._send, self._clock = transport, roster, send, clock
+        self._limit = message_bytes
         self._me = secrets.token_hex(8)
         self._said = False
         self._preparing = asyncio.Lock()
@@ -86,7 +94,7 @@ class Delays:
 
     def _check_size(self, what: str, message: Message, waiting: Waiting | None) -> None:
         """What waits is wrapped in another message, and leaves, on some brokers, with a header more."""
-        limit = self._transport.limits.message_bytes
+        limit = self._limit
         if limit is None:
             return
         size = max(message.size, 0 if waiting is None else waiting.message.size + HEADER_BYTES)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from thalweg.capabilities import Grouped, Held, Locks, Logs
@@ -112,6 +113,11 @@ class Mutexes:
         try:
             self._check_open(name)
             held = await takes.take(name, wait)
+            while held is not None and held.lost.is_set():  # already: its answer was long on the way
+                lost, held = held, None
+                with suppress(BrokerError):
+                    await lost.release()
+                held = await takes.take(name, wait) if wait else None
         except BrokerError:
             self._check_open(name)
             raise

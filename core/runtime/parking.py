@@ -33,11 +33,11 @@ class _Waiting(msgspec.Struct):
 class ParkedSegment(Segment):
     """The record of a parked event: finishing it takes it out of the parking."""
 
-    __slots__ = ("_line", "_parking", "deaths")
+    __slots__ = ("_line", "_parking", "deaths", "shared")
 
     def __init__(self, parking: Parking, line: object, waiting: _Waiting) -> None:
         super().__init__([waiting.event], [waiting.position])
-        self.deaths = waiting.event.deaths
+        self.deaths, self.shared = waiting.event.deaths, waiting.event.shared
         self._parking, self._line = parking, line
 
     def finish(self, index: int) -> None:
@@ -65,9 +65,18 @@ class Parking:
         """Whether an event of this key must wait behind others."""
         return key is not None and key in self._lines
 
-    def park(self, ticket: Ticket, input_: TopicInput, attempts: int, due: float, reason: str, deaths: int = 0) -> None:
+    def park(
+        self,
+        ticket: Ticket,
+        input_: TopicInput,
+        attempts: int,
+        due: float,
+        reason: str,
+        deaths: int = 0,
+        shared: int = 0,
+    ) -> None:
         """due: seconds since the epoch."""
-        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason, deaths)
+        parked = Parked.of(ticket.record, attempts, round(due * 1000), reason, deaths, shared)
         self._write(parked_key(input_.name, ticket.position), encode(parked))
         if isinstance(ticket.segment, ParkedSegment):  # it is there already, as the first of its line
             line = _line(input_, parked, ticket.position)

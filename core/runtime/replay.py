@@ -27,6 +27,8 @@ READ_RECORDS, READ_BYTES = 2000, 2 << 20
 """Of one read, which goes to the store at once: as much as a store on disk takes in some tenths of a second."""
 WAIT = 10.0
 """Seconds that a log may take to give a record that it has."""
+TRIES = 10
+"""How often a journal may be truncated while it is being read."""
 
 
 class Numbered(msgspec.Struct, array_like=True):
@@ -73,9 +75,18 @@ class Replay:
             self.after = checkpoint.position
 
     async def to_end(self, progress: Progress | None = None) -> None:
-        """Read what lies there now."""
+        """Read what lies there now, whatever is truncated meanwhile."""
         if not await self.fits():
             self.start_over()
+        for _ in range(TRIES):
+            try:
+                await self._to_end(progress)
+                return
+            except Gap:
+                self.start_over()
+        await self._to_end(progress)
+
+    async def _to_end(self, progress: Progress | None) -> None:
         began = self.after
         while await self._step(0):
             if progress is not None and self.after is not None:
@@ -93,8 +104,15 @@ class Replay:
 
     async def to_marker(self, token: bytes) -> None:
         """On to the claim just made. What lies before it and was not seen yet counts."""
+        gaps = 0
         while self.fold.marker is None or self.fold.marker.token != token:
-            await self._step(10.0, token)
+            try:
+                await self._step(10.0, token)
+            except Gap:  # the owner before has truncated once more
+                gaps += 1
+                if gaps > TRIES:
+                    raise
+                self.start_over()
         self.flush()
 
     async def fits(self) -> bool:

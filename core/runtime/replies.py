@@ -19,6 +19,7 @@ from thalweg.clock import Clock
 from thalweg.codec import TypeCodec
 from thalweg.errors import AgentError, BrokerError, Gap, MessageTooLarge, ThalwegError
 from thalweg.message import Headers, Message, Record
+from thalweg.signing import Signer
 
 from .complaints import Complaints
 from .outgoing import Outgoing
@@ -42,12 +43,13 @@ class Replies:
         open_log: Callable[[str], Awaitable[Log]],
         partition_in: Callable[[str, bytes | None], int | None],
         clock: Clock,
+        signer: Signer | None = None,
     ) -> None:
         self.topic = app_id + SUFFIX
         self._me = secrets.token_hex(8)
         # the partition of a declared topic; None for any other: answers write to no topic that the app does not know
         self._sender, self._open_log, self._partition_in = sender, open_log, partition_in
-        self._clock, self._complaints = clock, Complaints(clock)
+        self._signer, self._clock, self._complaints = signer, clock, Complaints(clock)
         self._waiting: dict[bytes, tuple[asyncio.Future[Any], TypeCodec[Any]]] = {}
         self._partition = 0
         self._address = b""
@@ -170,9 +172,12 @@ class Replies:
                 for batch in batches.values():
                     position = batch.positions[-1]
                     for record in batch.records:
-                        self._heard(record)
+                        self._heard(self._believed(record))
         finally:
             await reader.close()
+
+    def _believed(self, record: Record) -> Record:
+        return record if self._signer is None else self._signer.believed(self.topic, self._partition, record)
 
     def _heard(self, record: Record) -> None:
         asked = names.find(record.headers, names.ASKED)

@@ -15,6 +15,7 @@ from thalweg.errors import AskDeadlock, ConfigurationError, MessageTooLarge, Sta
 from thalweg.journal.rows import prefix
 from thalweg.message import Headers, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, TopicPlan
+from thalweg.signing import QUEUED, Signer, room_of
 
 from .agent_task import AgentTask
 from .context import current_lane
@@ -26,12 +27,16 @@ from .roster import Roster
 from .sender import Sender
 from .table_questions import Question, Row, TableQuestions
 from .tables import TablePlan
+from .task import Task
 from .worker import Worker
 
 __all__ = ["Asked", "Running"]
 
 ASK_WINDOW = 1000
 """How many questions of one `ask_many` wait at a time."""
+
+
+MAY_BE_OLD = "is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
 
 
 class Asked(Protocol):
@@ -60,9 +65,11 @@ class Running:
         clock: Clock,
         topics: Mapping[str, TopicPlan],
         lease: float,
+        signer: Signer | None,
     ) -> None:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
-        self.message_bytes = transport.limits.message_bytes
+        self.signer = signer
+        self.message_bytes = room_of(transport.limits.message_bytes, signer)
         self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
@@ -70,11 +77,11 @@ class Running:
         self.reply_partitions = 1
         self.loop = asyncio.get_running_loop()
         self._topics = topics
-        self._sender = Sender(self._open_log)
+        self._sender = Sender(self._open_log, signer)
         self._channels: dict[str, Channel] = {}
         self._opening = asyncio.Lock()  # many first sends at once open one channel
         self.mutexes = Mutexes(transport, app_id, clock, lease)
-        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock)
+        self.replies = Replies(app_id, self._sender, self._open_log, self._partition_in, clock, signer)
         self.roster = Roster(app_id, self._open_log, clock, self.message_bytes)
         """Nothing is read before its `start`."""
         self.delays: Delays | None = None
@@ -110,7 +117,7 @@ class Running:
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         channel = self._channels.get(topic) or await self._open_channel(topic)
-        await channel.put(messages)
+        await channel.put(messages if self.signer is None else self.signer.signed(topic, QUEUED, messages))
 
     async def _open_channel(self, topic: str) -> Channel:
         async with self._opening:
@@ -258,18 +265,22 @@ class Running:
         if task is None:
             what = f"partition {partition} (of key {key!r})"
             if self.worker is not None and self.worker.copy_of(plan.group, partition) is not None:
-                why = f"{what} is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
-                raise StaleRead(
-                    f"table {plan.name!r}: {why}; `await table.ask(key, stale_ok=True)` takes what there is"
-                )
+                instead = "`await table.ask(key, stale_ok=True)` takes what there is"
+                raise StaleRead(f"table {plan.name!r}: {what} {MAY_BE_OLD}; {instead}")
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here(what)}")
         return task.tables[plan.name].look(key, task.open_lanes())
 
     def table_items(self, plan: TablePlan) -> Iterator[tuple[Any, Any]]:
+        """Of this worker's partitions. Raises StaleRead if it cannot serve one of them: some rows would be missing."""
         if self.worker is None:
             raise StaleRead(f"table {plan.name!r}: {self._why_not_here('what it holds')}")
-        tasks = (self.worker.serving(plan.group, partition) for partition in range(plan.partitions))
-        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in tasks if task)
+        serving: list[Task] = []
+        for partition in range(plan.partitions):
+            if (task := self.worker.serving(plan.group, partition)) is not None:
+                serving.append(task)
+            elif (plan.group, partition) in self.worker.tasks:
+                raise StaleRead(f"table {plan.name!r}: partition {partition} {MAY_BE_OLD}; try again in a moment")
+        return chain.from_iterable(task.tables[plan.name].items(task.open_lanes()) for task in serving)
 
     def _why_not_here(self, what: str) -> str:
         where = "here, for a client holds no tables" if self.worker is None else "on this worker now"

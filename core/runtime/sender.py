@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from thalweg.capabilities import Log
 from thalweg.errors import MessageTooLarge
 from thalweg.message import Message
+from thalweg.signing import Signer
 
 __all__ = ["Sender"]
 
@@ -18,8 +19,8 @@ _Pending = tuple[Records, "asyncio.Future[None]"]
 class Sender:
     """Appends to topics. While one append is under way, what comes meanwhile is gathered and goes in the next."""
 
-    def __init__(self, open_log: Callable[[str], Awaitable[Log]]) -> None:
-        self._open_log = open_log
+    def __init__(self, open_log: Callable[[str], Awaitable[Log]], signer: Signer | None = None) -> None:
+        self._open_log, self._signer = open_log, signer
         self._topics: dict[str, _TopicSender] = {}
 
     async def send(self, topic: str, records: Records) -> None:
@@ -28,7 +29,7 @@ class Sender:
         if sender is None:
             opened = await self._open_log(topic)
             sender = self._topics.setdefault(topic, _TopicSender(opened))
-        await sender.send(records)
+        await sender.send(records if self._signer is None else self._signer.all_signed(topic, records))
 
     async def close(self) -> None:
         for sender in self._topics.values():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 from thalweg.assignment import Assignor, sticky
 from thalweg.clock import Clock
+from thalweg.signing import Signer
 
 __all__ = ["Settings"]
 
@@ -25,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True):
     worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
     lie in other zones than their owner.
     assignor: who shares tasks out.
+    signer: of the headers that this app believes; None: it believes all.
     failures: in tests, where an agent's exception goes instead of to its policy.
     """
 
@@ -42,4 +44,5 @@ class Settings(msgspec.Struct, frozen=True):
     worker_id: str | None = None
     zone: str = ""
     assignor: Assignor = sticky
+    signer: Signer | None = None
     failures: Callable[[str, BaseException], None] | None = None

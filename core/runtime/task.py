@@ -17,6 +17,7 @@ import msgspec
 from thalweg.capabilities import Commit
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
+    AccessDenied,
     AmbiguousCommit,
     BrokerError,
     EncodeError,
@@ -113,8 +114,7 @@ class Task:
         self._truncating: asyncio.Task[None] | None = None
         self._truncate_before: Position | None = None  # what it has not begun with yet
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
-        self._opened = False  # it runs here already: what ends it from now on is no death of its owner
-        self.noted: set[str] = set()  # agents whose row of suspicion is of this very process
+        self.tenure = worker.tenures[self.journal]
         self.commits = 0
         self.failed: Callable[[BaseException], None] = lambda _: None
         self._reset()
@@ -158,6 +158,7 @@ class Task:
         marker = fold.marker  # by the name that the journal has had from the beginning
         assert marker is not None
         self._fold = fold
+        careful = self._count_crash(store, fold)
         here = numbered(store)
         growth = None if here is None else here.growth
         self._snapshotter = Snapshotter(self.settings.snapshot_bytes, self.worker.committer.room, growth)
@@ -181,19 +182,19 @@ class Task:
             self.settings.clock,
             self.worker.send_now,
             self._delivered,
+            self._has_room,
             self.worker.complaints,
         )
         self.deliveries.restore(store)
         await self._restore(store)
         self.delayed = next((Delayed(self, a, store) for a in self.agents if a.plan is self.worker.delays_agent), None)
-        careful = self._count_crash(store, fold.unclean > 0)
-        self._opened = True
         self.deliveries.start()
         self._feed_mirrors(store, marker.epoch)
         self._await_moments()
         for agent in self.agents:
-            agent.suspicion.careful = careful
-            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
+            ours = agent.plan is self.worker.delays_agent  # which runs nothing of the program's that could kill
+            agent.suspicion.careful = 0 if ours else careful
+            for input_ in () if ours else agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
@@ -249,16 +250,16 @@ class Task:
             self.verdicts.forget(name, input_.committed.position, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
-                suspects = journal_rows.decode(raw, type=Suspects)
-                died = [] if suspects.noted is None or agent.plan.name in self.noted else [suspects.noted]
-                agent.suspicion.restore([*died, *suspects.before])
+            if raw is not None and agent.plan is not self.worker.delays_agent:
+                died = self.tenure.abandoned and agent.plan.name not in self.tenure.noted
+                agent.suspicion.restore(journal_rows.decode(raw, type=Suspects), died)
 
-    def _count_crash(self, store: Store, crashed: bool) -> int:
+    def _count_crash(self, store: Store, fold: Fold) -> int:
         """How many events to begin with are to run with care: the more, the more owners died in a row."""
         raw = store.get(CRASHES)
         before = 0 if raw is None else journal_rows.decode(raw, type=int)
-        crashes = before if self._opened else before + 1 if crashed else 0
+        self.tenure.goes_on(fold, before)
+        crashes = self.tenure.crashes
         if crashes != before:
             self.rows[CRASHES] = encode(crashes)
             self.has_work = True
@@ -322,6 +323,17 @@ class Task:
         """Outputs were confirmed by their destination: the journal may forget them, at its leisure."""
         self.has_work = True
         self.worker.committer.arm()
+
+    def _has_room(self) -> None:
+        """Outputs that kept agents waiting have left."""
+        for agent in self.agents:
+            agent.lanes.wake(len(agent.lanes))
+        self.busy()
+
+    @property
+    def outputs_wait(self) -> bool:
+        """So much waits to be sent that no event should begin."""
+        return self.deliveries is not None and self.deliveries.full
 
     def collect(self, lane: Lane) -> None:
         """A finished event's sends and answers join the next commit."""
@@ -454,6 +466,7 @@ class Task:
         rows = self.rows
         if self._calm_at is not None and self._is_calm(self._calm_at):
             self._calm_at = None
+            self.tenure.crashes = 0
             rows[CRASHES] = encode(0)
         for table in self.tables.values():
             if table.plan.name in self.attended:
@@ -477,9 +490,12 @@ class Task:
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
         joining = self._joining(outputs, self.deliveries)
         others = {to: messages for to, messages in outputs.items() if to not in joining}
-        ahead = {} if self.settings.exactly_once else others
-        outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
+        ahead = {} if self._refusals >= REFUSALS else self._ahead(others, self.deliveries)
+        outboxed = self.deliveries.add({to: messages for to, messages in others.items() if to not in ahead}, rows)
         joining = self.deliveries.join(joining, rows)
+        if self.settings.signer is not None:
+            signed = self.settings.signer.signed
+            joining = {to: list(signed(*to, messages)) for to, messages in joining.items()}
         assert self._fold.marker is not None
         entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
         entries.append(Rows(b"", 0, rows, progress))
@@ -519,6 +535,12 @@ class Task:
         too_many = most is not None and sum(map(len, joining.values())) >= most  # the journal record itself is one
         return {} if too_many or self._refusals >= REFUSALS else joining
 
+    def _ahead(
+        self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
+    ) -> dict[Destination, list[Message]]:
+        """Those that are sent before the commit: where copies do not matter, and none wait to be sent before them."""
+        return {} if self.settings.exactly_once else {to: m for to, m in outputs.items() if deliveries.may_join(to)}
+
     def _build(
         self,
         rows: dict[bytes, bytes | None],
@@ -541,8 +563,8 @@ class Task:
 
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
-        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
-            self._refusals += 1
+        if (cut.commit.outputs or cut.ahead) and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
+            self._refusals = REFUSALS if isinstance(error, AccessDenied) else self._refusals + 1
 
     def made(self, cut: Cut) -> bool:
         """Whether this is a cut of the task as it is now: it may have started over since."""
@@ -560,7 +582,8 @@ class Task:
         assert self.deliveries is not None
         before = self._snapshotter.committed(written.first, cut.size)
         local = {LOCAL_MARKER: encode(Numbered(marker, cut.number, self._snapshotter.growth))}
-        self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
+        if not cut.commit.release:  # whoever opens the store next is to read it, and see that nobody died
+            self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
         for table in self.tables.values():

@@ -18,6 +18,7 @@ from thalweg.journal.records import checksum
 from thalweg.journal.rows import Reached, ahead_key, below, decode, encode, reached_key, watermark_key
 from thalweg.message import Batch, Position, Record
 from thalweg.plan import SourcePlan, TopicPlan
+from thalweg.signing import Signer
 from thalweg.store import Store
 
 from .placement import PlacementCheck
@@ -59,6 +60,7 @@ class TopicInput:
         self.committed = Reached(None, 0)
         self._last: Position | None = None  # of the records received
         self._placement = PlacementCheck(source.topic, partition)
+        self._signer = agent.task.settings.signer
         self._inbox = Inbox(source.topic.name, partition)
         self._ahead: list[Range] = []  # finished beyond `committed`, as the journal knows it
         self._ids: RememberedIds | None = None
@@ -105,6 +107,8 @@ class TopicInput:
 
         Raises `TopicMismatch` if the first of all were placed by another partitioner.
         """
+        if self._signer is not None:
+            batch = self._believed(batch, self._signer)
         if not self._placement.done:
             self._placement.look(batch)
         self.fetched = self._last = batch.positions[-1]
@@ -128,6 +132,18 @@ class TopicInput:
             records, positions = [one.record for one in accepted], [one.position for one in accepted]
             self.buffer.append(Fetched(records, positions, self._inbox, True))
         return [one for one in accepted if one.refused or one.warning]
+
+    def _believed(self, batch: Batch, signer: Signer) -> Batch:
+        records = [signer.believed(self.topic.name, self.partition, record) for record in batch.records]
+        for position, record, believed in zip(batch.positions, batch.records, records, strict=True):
+            if believed is not record:
+                self.agent.task.worker.complaints.warn(
+                    f"signature: {self.topic.name}",
+                    "topic %r partition %d: the record at position %d has headers of Thalweg's that are not signed "
+                    "with the secret of this app; they count for nothing",
+                    *(self.topic.name, self.partition, position),
+                )
+        return Batch(records, batch.positions)
 
     def pass_to(self, position: Position) -> None:
         """No record lies behind what was received, up to this position."""

@@ -24,6 +24,7 @@ class Verdict(msgspec.Struct, frozen=True):
     attempts: int = 0
     trace: str = ""
     deaths: int = 0
+    shared: int = 0
 
 
 class Verdicts:
@@ -67,7 +68,10 @@ class Verdicts:
         """Those that turn out to be committed: the input was read up to `reached`, but for what is parked."""
         for where, verdict in list(self._pending.items()):
             if where in parked:
-                if parked[where].attempts >= verdict.attempts > 0:
+                done = parked[where]
+                if done.attempts >= verdict.attempts > 0 or (
+                    not verdict.attempts and done.shared >= verdict.shared > 0
+                ):
                     del self._pending[where]
             elif where[0] == input_ and reached is not None and where[1] <= reached:
                 del self._pending[where]

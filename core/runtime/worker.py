@@ -17,10 +17,11 @@ from thalweg.errors import BrokerError, ConfigurationError, Fenced, StoreDamaged
 from thalweg.journal.origin import HEADER_BYTES
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rows import below, prefix, reached_key
-from thalweg.journal.writer import JournalWriter
+from thalweg.journal.writer import JournalKey, JournalWriter
 from thalweg.message import Message, Position
 from thalweg.mirror import Mirror
 from thalweg.plan import AgentPlan, Destination
+from thalweg.signing import room_of
 from thalweg.store import Store, Stores
 
 from .agent_task import AgentTask
@@ -28,6 +29,7 @@ from .committer import Committer
 from .complaints import Complaints
 from .delays import Delays
 from .growth import watch_growth
+from .isolation import Isolation
 from .membership import Membership
 from .mirroring import Kept
 from .ownership import Ownership
@@ -39,6 +41,7 @@ from .source import Source
 from .standby import Standbys
 from .tables import TablePlan
 from .task import Answer, RolledBack, Task, TaskKey
+from .tenure import Tenure
 from .topic_input import TopicInput
 
 __all__ = ["Group", "Worker"]
@@ -90,7 +93,7 @@ class Worker:
     ) -> None:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
-        self.message_bytes = transport.limits.message_bytes
+        self.message_bytes = room_of(transport.limits.message_bytes, settings.signer)
         self.commit_messages = transport.limits.commit_messages
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
@@ -112,8 +115,8 @@ class Worker:
         self._turns: defaultdict[TaskKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Held while a task is opened or closed: it may be had again before it was closed to the end."""
         self._stopping = False
-        self.under_suspicion = asyncio.Lock()
-        """Held while an event runs in which the process has died before (design rule 12)."""
+        self.isolation = Isolation(settings.clock)
+        self.tenures: defaultdict[JournalKey, Tenure] = defaultdict(Tenure)
         self._on_task: dict[TaskKey, tuple[Callable[[], None], Callable[[bool], Coroutine[Any, Any, None]]]] = {}
         self.stop_by_kill: Callable[[], Coroutine[Any, Any, None]] = self.kill
         self.roster, self._hear, self._delays = roster, hear, delays

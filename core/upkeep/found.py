@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from thalweg.capabilities import Log
 from thalweg.channel import TopicInfo
 from thalweg.errors import ConfigurationError
+from thalweg.grouping import LEADER_GROUP
 from thalweg.journal.readback import writer_for
 from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.writer import JournalWriter
 from thalweg.plan import TopicPlan
 from thalweg.runtime.roster import Here
-from thalweg.starting import LEADER_GROUP
 
 if TYPE_CHECKING:
     from thalweg.app import App

@@ -22,6 +22,7 @@ import msgspec
 from thalweg import headers as names
 from thalweg.capabilities import Log
 from thalweg.errors import BackupError, BrokerError, Gap
+from thalweg.grouping import groups_of
 from thalweg.journal.archive import End, Head, State, Tail, Task, read, verified
 from thalweg.journal.records import checksum
 from thalweg.journal.replay import records_until_now
@@ -40,7 +41,7 @@ from thalweg.journal.rows import (
 )
 from thalweg.message import Message, Position
 from thalweg.plan import TopicPlan
-from thalweg.starting import client_running, groups_of
+from thalweg.starting import client_running
 
 from .found import PARTITIONER, Journals, inputs_of, own_topics, reads, refuse_beside_workers
 from .reset import remove_stores

@@ -18,11 +18,13 @@ from typing import NoReturn
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from thalweg import App
 from thalweg.capabilities import Role
 from thalweg.channel import Channel, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability, StaleDelivery, Superseded
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.transports.kafka import KafkaTransport
+from thalweg.transports.kafka.group import Sessions
 from thalweg.transports.kafka.line import MOST_OPEN
 from thalweg.transports.kafka.progress import Progress
 from thalweg.transports.kafka.queue import KafkaQueue
@@ -564,10 +566,10 @@ def generation_of(transport: KafkaTransport) -> int:
     return max(member.place[0] for member in transport._task_groups._members.values())
 
 
-async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_is_used(
+async def test_members_are_missed_after_the_lease_or_what_the_broker_allows_and_the_difference_is_said(
     own_server: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = own_server("group.min.session.timeout.ms=6000")
+    server = own_server("group.min.session.timeout.ms=6000", "group.max.session.timeout.ms=20000")
     async with opened(f"{server.url}?lease=2") as transport:
         assert any("group.min.session.timeout.ms" in text and "6 s" in text for text in transport.warnings)
         assert "after 6 s" in (transport.limits.lease_warning(2) or "")
@@ -579,7 +581,26 @@ async def test_a_shorter_lease_than_the_broker_allows_is_said_and_the_shortest_i
         async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
             assert await anext(sets) == {0, 1, 2}
         assert any("lease=2" in message and "6 s" in message for message in caplog.messages)
-        transport._task_groups._shortest = 0.0  # as where the user may not read the broker's settings
+        transport._task_groups._sessions = Sessions()  # as where the user may not read the broker's settings
         async with aclosing(transport.tasks("group", 3, "me", 2)) as sets:
             assert await anext(sets) == {0, 1, 2}
             assert transport.holds("group", "me")
+    caplog.clear()
+    apps = {lease: App("post", lease=lease) for lease in (2.0, 8.0, 60.0)}
+    for lease, app in apps.items():
+        app.queue(f"letters-{lease:g}")
+    async with opened(server.url) as transport:
+        await transport.declare([plan.spec for app in apps.values() for plan in app.topics.values()])
+        sessions = {}
+        for lease in apps:
+            channel = await transport.channel(f"letters-{lease:g}", "post")
+            await channel.put([Message(b"v")])
+            await channel.commit(await receive(channel, 1))
+            sessions[lease] = channel._member.session if channel._member else None
+        assert sessions == {2.0: 6.0, 8.0: 8.0, 60.0: 20.0}
+        warned = [message for message in caplog.messages if "session.timeout.ms" in message]
+        assert len(warned) == 2
+        assert "lease=2 is below the brokers' group.min" in warned[0]
+        assert "lease=60 is above the brokers' group.max" in warned[1]
+        async with aclosing(transport.tasks("group", 3, "me", 60)) as sets:
+            assert await anext(sets) == {0, 1, 2}

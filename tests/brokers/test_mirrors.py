@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol
 import asyncpg
 import pytest
 import redis
+from listing import listed
 from thalweg import App, Stream
 from thalweg.errors import ConfigurationError, Fenced, MirrorError
 from thalweg.mirror import Mirror, Mirrors, MirrorTable, Place
@@ -374,7 +375,7 @@ async def eventually(other: Other, rows: Callable[[], dict[bytes, bytes]], secon
 
 
 def encoded(totals: Any) -> dict[bytes, bytes]:
-    return {key.encode(): str(value).encode() for key, value in totals.items()}
+    return {key.encode(): str(value).encode() for key, value in listed(totals).items()}
 
 
 async def test_other_programs_read_what_a_table_holds(other: Other) -> None:
@@ -422,7 +423,7 @@ async def test_a_mirror_declared_later_is_filled_once_and_then_goes_on_from_wher
         app, payments, totals = make_program(mirror, broker)
         async with app:
             await payments.send_many([(f"a{number % 300}", 1) for number in range(3000)])
-            while sum(totals.values()) < 3000 * (round_ + 1):  # noqa: ASYNC110 - tables tell nobody when they change
+            while sum(listed(totals).values()) < 3000 * (round_ + 1):  # noqa: ASYNC110 - tables tell nobody when they change
                 await asyncio.sleep(0.02)
             if mirror is not None:
                 await eventually(other, lambda totals=totals: encoded(totals))

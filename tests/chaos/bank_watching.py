@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
+from listing import listed
 from thalweg import App, Event, Stream, Table
 
 from chaos.bank import ACCOUNTS, OPENING, Bank, Line, Transfer
@@ -52,11 +53,11 @@ async def check_bank(
     async with bank.app as app:
         try:
             async with asyncio.timeout(60):
-                while len(balances := dict(bank.balances.items())) < len(followed):  # noqa: ASYNC110 - tasks to be had
+                while len(balances := listed(bank.balances)) < len(followed):  # noqa: ASYNC110 - tasks to be had
                     await asyncio.sleep(0.05)
         except TimeoutError:
             pass
-        statements = dict(bank.statements.items())
+        statements = listed(bank.statements)
         for letter in [letter async for letter in app.dead_letters(bank.transfers)]:
             history.wrong(f"transfer {letter.value!r} is a dead letter: {letter.reason}")
     if sum(balances.values()) != ACCOUNTS * OPENING:

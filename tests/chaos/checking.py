@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from listing import listed
 from thalweg.capabilities import Log, Logs
 from thalweg.message import Record
 from thalweg.registry import load_transport
@@ -50,8 +51,8 @@ async def _check_tables(
     program = Program(options)
 
     def is_right() -> bool:
-        by_kind = not options.repartition or dict(program.kinds.items()) == kinds
-        return by_kind and dict(program.accounts.items()) == truth
+        by_kind = not options.repartition or listed(program.kinds) == kinds
+        return by_kind and listed(program.accounts) == truth
 
     async with program.app as app:
         try:
@@ -59,8 +60,8 @@ async def _check_tables(
                 while not is_right():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            _compare(history, "the table by kind", dict(program.kinds.items()), kinds)
-            _compare(history, "the table of accounts", dict(program.accounts.items()), truth)
+            _compare(history, "the table by kind", listed(program.kinds), kinds)
+            _compare(history, "the table of accounts", listed(program.accounts), truth)
         for letter in [letter async for letter in app.dead_letters(program.payments)]:
             history.wrong(f"payment {letter.value!r} is a dead letter: {letter.reason}")
 

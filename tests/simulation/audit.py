@@ -17,6 +17,7 @@ from thalweg.runtime.ownership import Ownership
 from thalweg.runtime.task import Cut, Task, TaskKey
 from thalweg.runtime.worker import Worker
 
+from .later import Later
 from .plans import Plans
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Audit:
         self._last_number = -1
         self._journals: dict[JournalKey, _Journal] = {}
         self._plans = Plans(self.violated)
+        self._timed: dict[int, Position] = {}  # up to where delayed messages were looked at
+
+    @property
+    def _later(self) -> Later | None:
+        return self._cluster.client.later
 
     def violated(self, what: str) -> None:
         if len(self.violations) < ENOUGH:
@@ -55,6 +61,19 @@ class Audit:
                 self._read_on(topic)
             elif topic.endswith("-workers"):
                 self._plans.read_on(self._cluster.broker.log(topic).partitions[0])
+            elif self._later is not None and topic == self._later.topic.name and self._later.on_time:
+                self._look_at_the_time(topic)
+
+    def _look_at_the_time(self, topic: str) -> None:
+        """Nothing leaves before its time."""
+        now = self._cluster.clock.now()
+        for partition in self._cluster.broker.log(topic).partitions:
+            start = partition.index_after(self._timed.get(partition.number))
+            for index in range(len(partition.records) if start is None else start, len(partition.records)):
+                self._timed[partition.number] = partition.first + index * partition.step
+                early = partition.records[index].timestamp / 1000 - now
+                if early > 0.001:
+                    self.violated(f"a message left {early:.3f} s before its time")
 
     def _read_on(self, topic: str) -> None:
         for partition in self._cluster.broker.log(topic).partitions:

@@ -16,6 +16,8 @@ from thalweg.exclusion import HeldLock
 from thalweg.runtime.context import current_lane
 from thalweg.runtime.scheduled_run import ScheduledRun
 
+from .later import Later
+
 __all__ = ["SOMETIMES", "Bad", "Flaky", "Node", "Outcome", "Program"]
 
 SOMETIMES = 11.0
@@ -113,6 +115,8 @@ class Node:
         await self.target.send(number, key=key)
         if self.program.queued and self is self.program.nodes[0]:
             await self.program.jobs.send(number, key=key)
+        if self.program.later is not None and self is self.program.nodes[0]:
+            await self.program.later.in_event(key, number)
         for _ in range(self.pauses):
             await asyncio.sleep(0)
         if self.sleeps:
@@ -164,6 +168,11 @@ class Program:
             self._lead()
             self._echo()
             self._queue()
+            if chance.random() < 0.3:
+                self.later = Later(self.app)
+            self.signs = chance.random() < 0.25
+            if self.signs:
+                self.app._secret = "known-to-the-app-alone"
 
     # --- what takes several workers --------------------------------------------------------------------------
 
@@ -215,7 +224,8 @@ class Program:
             with contextlib.suppress(OutsideEvent):
                 self.nodes[0].sums["a"] = 1_000_000
 
-    queued = False
+    queued = signs = False
+    later: Later | None = None
     held: HeldLock | None = None
     """The lock under which this worker does something by itself now."""
     entered: Callable[[HeldLock], None] = staticmethod(lambda held: None)
@@ -242,6 +252,15 @@ class Program:
             await self.ticks.send(float(scheduled._id.rpartition("/")[2]), key=name)
 
         return run
+
+    def differs(self, outcome: Outcome, sent: Callable[[Topic[str, int]], Iterable[Event]]) -> str:
+        """What is not as it ought to be, of the outcome and of what leaves later; empty if all is."""
+        expected = self.expected()
+        difference = outcome.differs(expected)
+        if self.later is None or difference:
+            return difference
+        handled = [number for numbers in expected.lists[self.nodes[0].name].values() for number in numbers]
+        return self.later.differs(handled, sent(self.later.topic))
 
     def expected(self) -> Outcome:
         """What it ought to come to, given what was sent."""

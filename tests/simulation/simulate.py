@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import msgspec
 import thalweg.starting
+from thalweg import Topic
 from thalweg.transports.memory import MemoryOptions
 from thalweg.url import Url
 
@@ -138,7 +139,9 @@ class _Simulation:
                     await asyncio.sleep(chance.choice([0.0, 0.0, 0.1, 1.0]))
                 looking = asyncio.ensure_future(self.look())
                 asking = asyncio.ensure_future(cluster.ask_on_and_on(random.Random(chance.random())))
-                sending = asyncio.ensure_future(self.send())
+                sending: asyncio.Future[Any] = asyncio.ensure_future(self.send())
+                if (later := cluster.client.later) is not None:
+                    sending = asyncio.gather(sending, later.from_outside(random.Random(chance.random()), self.seconds))
                 await self.nemesis.rage(self.seconds)
                 await sending
                 self.note("no more faults")
@@ -153,12 +156,22 @@ class _Simulation:
         if chance.random() < 0.25:
             await self.send_at_once(count)
             return
+        twice: list[tuple[Topic[str, int], str, int]] = []
         for number in range(count):
             topic, key = chance.choice(program.sources), chance.choice("abcd")
-            await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None)
+            id = f"id {number}" if chance.random() < 0.2 else None
+            if program.signs and id is None and chance.random() < 0.1:
+                await self.cluster.forge(topic, key, number)
+            else:
+                await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None, id=id)
             program.sent.append((topic.name, key, number))
+            if id is not None:
+                twice.append((topic, key, number))
             if chance.random() < 0.5:
                 await asyncio.sleep(chance.random() * 2 * self.seconds / count)
+            while twice and chance.random() < 0.3:
+                topic, key, number = twice.pop(0)
+                await topic.send(number, key=key, id=f"id {number}")
 
     async def send_at_once(self, count: int) -> None:
         chance, program = self.chance, self.cluster.client
@@ -219,7 +232,9 @@ def _described(program: object) -> str:
         f"{', take' if node.takes else ''})"
         for node in program.nodes  # type: ignore[attr-defined]
     )
-    return f"{app.default_partitions} partitions, commits every {app.commit_interval:g} s: {nodes}"
+    more = ", some later" if program.later is not None else ""  # type: ignore[attr-defined]
+    more += ", signed" if program.signs else ""  # type: ignore[attr-defined]
+    return f"{app.default_partitions} partitions, commits every {app.commit_interval:g} s: {nodes}{more}"
 
 
 @contextmanager

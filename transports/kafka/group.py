@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
 from thalweg.capabilities import Part, Role
 
 from .member import Member, Quarters
 
-__all__ = ["TaskGroups"]
+__all__ = ["Sessions", "TaskGroups"]
 
 log = logging.getLogger("thalweg")
 
 _CALM = 1.0
 """Seconds, at most: workers that start within less of each other cause one move of tasks."""
+
+
+class Sessions(NamedTuple):
+    """What the brokers allow: group.min.session.timeout.ms and group.max.session.timeout.ms, in seconds."""
+
+    shortest: float = 0.0
+    longest: float = math.inf
+
+    def of(self, lease: float, group: str) -> float:
+        """How long a member may be silent: the lease, or what comes next to it, and then a warning says so."""
+        session = min(max(lease, self.shortest), self.longest)
+        if session != lease:
+            low, high = ("below", "min", "lower", "long"), ("above", "max", "raise", "short")
+            side, end, remedy, fault = low if lease < session else high
+            log.warning(
+                "group %s: lease=%g is %s the brokers' group.%s.session.timeout.ms: what a worker has that hangs moves "
+                "after %g s; %s that setting if this is too %s",
+                *(group, lease, side, end, session, remedy, fault),
+            )
+        return session
 
 
 class TaskGroups:
@@ -25,23 +47,16 @@ class TaskGroups:
     only: no such topic exists.
     """
 
-    def __init__(self, quarters: Quarters, prefix: str, shortest: float) -> None:
-        self._quarters, self._prefix, self._shortest = quarters, prefix, shortest
+    def __init__(self, quarters: Quarters, prefix: str, sessions: Sessions) -> None:
+        self._quarters, self._prefix, self._sessions = quarters, prefix, sessions
         self._members: dict[tuple[str, str], Member] = {}
 
     async def tasks(
         self, group: str, n: int, me: str, lease: float, role: Role
     ) -> AsyncGenerator[frozenset[int], None]:
-        if lease < self._shortest:
-            log.warning(
-                "lease=%g is below the brokers' group.min.session.timeout.ms: tasks of a worker that hangs move "
-                "after %g s; lower that setting if this is too long",
-                lease,
-                self._shortest,
-            )
         changed = asyncio.Event()
         name = f"{self._prefix}{group}"
-        session = max(lease, self._shortest)
+        session = self._sessions.of(lease, name)
         who = role.worker_id or me, role
         member = Member(self._quarters, name, name, n, session, *who, changed.set, min(_CALM, session / 10))
         self._members[group, me] = member

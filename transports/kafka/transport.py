@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from .appending import Appender
 from .channel import KafkaChannel, Means
 from .connection import Cluster, Denied, Endpoint
 from .fencing import Fencer
-from .group import TaskGroups
+from .group import Sessions, TaskGroups
 from .log import KafkaLog
 from .member import Quarters
 from .names import check_prefix
@@ -46,8 +47,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     linger: seconds that a write waits for others to go with it.
     compression: none, gzip, snappy, lz4 or zstd.
     fencing: false takes no transactions: journals are read back instead, outputs go through an outbox.
-    lease: of a queue: seconds after which a delivery comes back, unless extended. A member of its group that hangs or
-    died loses its partitions after as long, and after ten seconds at most.
+    lease: of a queue: seconds after which a delivery comes back, unless extended.
     stuck: seconds after which a member whose event loop gives no sign of life leaves; a shorter block costs nothing.
     sasl: how user and password are shown to the broker: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
     client_id: what the broker's logs and quotas know this program by.
@@ -72,8 +72,8 @@ class KafkaOptions(msgspec.Struct, frozen=True):
 
 
 _SESSION = 10.0
-"""Seconds, at most, until a member of a channel's group that hangs or died is missed. Not what its deliveries take: it
-is heard of by a thread beside them."""
+"""Seconds, at most, until a member of a channel's group that hangs or died is missed, unless the topic's spec has a
+lease. Not what its deliveries take: it is heard of by a thread beside them."""
 
 _OFFERED = frozenset({Capability.LOG, Capability.GROUPED, Capability.WORK_QUEUE, Capability.DELAY, Capability.EXPIRY})
 
@@ -100,9 +100,10 @@ class KafkaTransport:
         self._version = ""
         self._warnings: list[str] = []
         self._message_bytes = 0
-        self._shortest_session = 0.0
+        self._sessions = Sessions()
         self._capabilities: frozenset[Capability] = frozenset()
         self._dead_letters: dict[str, str] = {}
+        self._leases: dict[str, float] = {}
         self._swept: set[str] = set()
         self._opened = False
         self._closing: asyncio.Task[None] | None = None
@@ -117,7 +118,7 @@ class KafkaTransport:
 
     @property
     def limits(self) -> Limits:
-        return Limits(message_bytes=self._message_bytes, lease=self._shortest_session)
+        return Limits(message_bytes=self._message_bytes, lease=self._sessions.shortest)
 
     @property
     def description(self) -> str:
@@ -144,7 +145,7 @@ class KafkaTransport:
             await self._cluster.close()
             raise
         self._quarters = Quarters(self.cluster_type(self._endpoint), self._options.stuck)
-        self._task_groups = TaskGroups(self._quarters, self._options.prefix, self._shortest_session)
+        self._task_groups = TaskGroups(self._quarters, self._options.prefix, self._sessions)
         self._opened = True
         self._closing = None
 
@@ -175,11 +176,14 @@ class KafkaTransport:
         self._topics.default_replication = int(settings.get("default.replication.factor", 1))
         await self._meet_transactions(settings)
         self._capabilities = _OFFERED | ({Capability.FENCING} if self._fencer else set())
-        self._shortest_session = int(settings.get("group.min.session.timeout.ms", 0)) / 1000
-        if options.lease < self._shortest_session:
+        self._sessions = sessions = Sessions(
+            int(settings.get("group.min.session.timeout.ms", 0)) / 1000,
+            int(settings.get("group.max.session.timeout.ms", 0)) / 1000 or math.inf,
+        )
+        if options.lease < sessions.shortest:
             self._warnings.append(
                 f"lease={options.lease:g} is below group.min.session.timeout.ms: a member that hangs keeps what it has "
-                f"for {self._shortest_session:g} s; lower that setting of the brokers if this is too long"
+                f"for {sessions.shortest:g} s; lower that setting of the brokers if this is too long"
             )
         if len(cluster.brokers) == 1:
             self._warnings.append(
@@ -226,6 +230,7 @@ class KafkaTransport:
         }
         declared = await self._topics.declare([*topics, *(TopicSpec(name, queue=True) for name in buried.values())])
         self._dead_letters.update(buried)
+        self._leases.update((spec.name, spec.lease) for spec in topics if spec.lease is not None)
         self._swept |= {spec.name for spec in topics if spec.queue and spec.declare}
         return [topic.info for topic in declared[: len(topics)]]
 
@@ -243,9 +248,8 @@ class KafkaTransport:
     async def channel(self, topic: str, group: str) -> KafkaChannel:
         self._use()
         found = await self._topics.get(topic)
-        lease = self._options.lease
-        session = max(min(lease, _SESSION), self._shortest_session)
-        place = found, f"{found.kafka}/{group}"
+        lease, place = self._options.lease, (found, f"{found.kafka}/{group}")
+        session = self._sessions.of(self._leases.get(topic, min(lease, _SESSION)), place[1])
         means = Means(self._cluster, self._quarters, self.open_log(found), *place, lease, session)
         if not found.queue:
             channel = KafkaChannel(means)

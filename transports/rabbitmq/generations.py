@@ -148,6 +148,8 @@ class Root:
 
     def __init__(self, streams: Streams, stream: str, partitions: Mapping[int, Generations], timeout: float) -> None:
         self.partitions = partitions
+        self.known = False
+        """Whether what lay there at some time has been read."""
         self._streams, self._stream, self._timeout = streams, stream, timeout
         self._attachment: Attachment | None = None
         self._attaching = asyncio.Lock()
@@ -158,13 +160,24 @@ class Root:
     async def refresh(self) -> None:
         """All that was written before is known."""
         async with self._attaching:
-            if self._attachment is None:
-                self._owed.clear()
-                self._attachment = await self._streams.attach(self._stream, self._next or "first", self)
-                self._settle()
-            attachment = self._attachment
-            while await attachment.barrier() and self._attachment is attachment:
-                pass
+            await self._read_on()
+
+    async def begin(self) -> None:
+        """Who comes new would else read from where the first stream begins, and not from where the log does."""
+        if not self.known:
+            async with self._attaching:
+                if not self.known:
+                    await self._read_on()
+
+    async def _read_on(self) -> None:
+        if self._attachment is None:
+            self._owed.clear()
+            self._attachment = await self._streams.attach(self._stream, self._next or "first", self)
+            self._settle()
+        attachment = self._attachment
+        while await attachment.barrier() and self._attachment is attachment:
+            pass
+        self.known = self.known or self._attachment is attachment
 
     async def write(self, what: Candidate | Rolled | First | Gone | Mark) -> None:
         """Returns when it and all before it has been read. Raises `BrokerError`; then it may be there or not."""

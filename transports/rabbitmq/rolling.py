@@ -54,6 +54,13 @@ class RollingPartition(Partition):
     async def _refresh(self) -> None:
         await self._root.refresh()
 
+    def ready(self, after: Position | None) -> Cursor | None:
+        return super().ready(after) if self._root.known else None
+
+    async def prepare(self, after: Position | None) -> Cursor:
+        await self._root.begin()
+        return await super().prepare(after)
+
     # --- writing ---------------------------------------------------------------------------------------------
 
     async def append(self, messages: Sequence[Message], positions: bool) -> Sequence[Position]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import Any
@@ -53,3 +54,43 @@ def test_workers_are_listed_with_what_they_have(shell: Any) -> None:
         assert owners == {row["worker"] for row in shell.rows("workers") if row["pid"] == third.process.pid}
         (total, *_) = shell.rows("lag")
         assert (total["agent"], len(total["by_partition"]), set(total["owners"])) == ("total", 2, owners)
+
+
+REMIND = """
+import asyncio
+from thalweg import App
+
+app = App("shop", broker="sqlite:///shop.db", partitions=2, lease=2)
+reminders = app.topic("reminders", key=str, value=str)
+
+
+@app.handler(reminders)
+async def remind(text: str) -> None:
+    pass
+
+
+async def send() -> None:
+    async with app.client():
+        await reminders.send("soon", key="a", delay=0.001)
+        await reminders.send("later", key="b", delay=3600)
+
+
+if __name__ == "__main__":
+    asyncio.run(send())
+"""
+
+
+def test_delayed_messages_are_behind_until_a_worker_has_seen_them_and_then_wait(shell: Any) -> None:
+    shell.write("remind.py", REMIND)
+
+    def lag(*options: str) -> dict[str, tuple[int, int]]:
+        lines = shell.run("-A", "remind:app", "--json", "lag", *options).stdout.splitlines()
+        return {row["agent"]: (row["behind"], row["waiting"]) for row in map(json.loads, lines)}
+
+    assert lag() == {}  # it never ran
+    assert shell.run("remind.py").returncode == 0
+    assert lag() == {"remind": (0, 0), "(delayed messages)": (2, 0)}
+    with shell.worker("-A", "remind:app"):
+        shell.eventually(lag, {"remind": (0, 0), "(delayed messages)": (0, 1)})
+        by_partition = shell.run("-A", "remind:app", "lag", "-p").stdout.splitlines()
+        assert sorted(line.split("\t")[5] for line in by_partition if "(delayed" in line) == ["0", "1"]

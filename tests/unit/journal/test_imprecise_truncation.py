@@ -92,6 +92,39 @@ async def test_a_store_is_filled_from_it_whatever_it_was_given_before(
     assert (again.fold.marker, again.fold.number) == (OWNER, replay.fold.number)
 
 
+class Truncating(OneByOne):
+    """The owner before truncates while its heir reads."""
+
+    async def read(self, after, limit, max_bytes, timeout):
+        found = await super().read(after, limit, max_bytes, timeout)
+        if found and found[0].positions[0] == 1:
+            await self._log.truncate(0, 3)  # where its snapshot begins
+        return found
+
+
+LONG = [
+    Message(encode(ZOMBIE)),
+    *records(ZOMBIE, 1, [Rows(b"", 0, {SUMS + b"old": b"1", SUMS + b"gone": b"1"}, True)] * 2),
+    *records(ZOMBIE, 3, [Begin(b"", 0, ZOMBIE), Part(b"", 0, {SUMS + b"old": b"1"}), End(b"", 0, 3)]),
+    *records(ZOMBIE, 6, [Rows(b"", 0, {SUMS + b"new": b"2"}, True)]),
+    Message(encode(OWNER)),
+]
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_who_takes_over_reads_on_though_what_is_ahead_is_truncated(
+    transport: MemoryTransport, claimed: bool
+) -> None:
+    await transport.declare([TopicSpec(JOURNAL, partitions=1)])
+    log = await transport.log(JOURNAL)
+    await log.append({0: LONG})
+    store = MemoryStores().open("s")
+    replay = Replay(Truncating(log), 0, store)
+    await (replay.to_marker(OWNER.token) if claimed else replay.to_end())
+    assert {key.removeprefix(SUMS).decode(): int(value) for key, value in store.scan(SUMS, below(SUMS))} == STATE
+    assert replay.fold.marker == OWNER
+
+
 async def test_a_program_goes_on_from_it(transport: MemoryTransport) -> None:
     app = App("sums", broker=transport, partitions=1)
     source = app.topic("source", key=str, value=int)

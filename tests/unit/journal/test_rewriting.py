@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from thalweg import App, Stream
 from thalweg.capabilities import Logs
+from thalweg.declaring import check_leftovers
 from thalweg.errors import ConfigurationError, Fenced
 from thalweg.journal.readback import writer_for
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rewriting import Rewriting
 from thalweg.journal.rows import prefix
 from thalweg.registry import load_transport
-from thalweg.starting import check_leftovers, looking
+from thalweg.starting import looking
 
 JOURNAL = ("ledger-journal-1", 0)
 

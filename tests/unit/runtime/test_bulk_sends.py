@@ -8,7 +8,8 @@ from collections import defaultdict
 import msgspec
 import pytest
 from thalweg import App, EncodeError, MessageTooLarge, Stream, WrongType
-from thalweg.topic import SEND_BATCH, _Places
+from thalweg.composing import Places
+from thalweg.topic import SEND_BATCH
 
 
 class Point(msgspec.Struct):
@@ -20,7 +21,7 @@ async def test_bulk_and_single_sends_give_equal_messages() -> None:
     app = App("bulk", partitions=4)
     one = app.topic("one", key=str, value=Point | None, timestamp_of=lambda point: point.at)
     many = app.topic("many", key=str, value=Point | None, timestamp_of=lambda point: point.at)
-    long_key = "k" * (_Places.LARGEST_KEY + 1)
+    long_key = "k" * (Places.LARGEST_KEY + 1)
     pairs = [("a", Point(1.5)), ("b", None), (long_key, Point(2.0)), ("a", Point(0.5)), ("b", Point(3.0, "é"))]
 
     async with app.test() as t:

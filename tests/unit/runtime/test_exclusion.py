@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from thalweg import App, ConfigurationError, HeldLock, LockLost, MissingCapability, NotRunning, Stream
+from thalweg.capabilities import Held
 from thalweg.clock import VirtualClock
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
 
@@ -386,3 +387,30 @@ async def test_handlers_timers_and_background_functions_exclude_one_another_unde
         await t.advance(10)
         assert sorted(set(log)) == ["background", "handler", "timer"]
         assert log.count("handler") == 8
+
+
+async def test_a_lock_that_is_lost_before_its_answer_comes_is_not_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(LOCKS)
+    client, other = await rig.client(), await rig.client()
+    asked = MemoryTransport.try_lock
+    lost: list[Held] = []
+
+    async def slow(transport: MemoryTransport, name: str, lease: float) -> Held | None:
+        held = await asked(transport, name, lease)
+        if held is not None and not lost:
+            lost.append(held)
+            rig.broker.lose_lock(name)
+        return held
+
+    monkeypatch.setattr(MemoryTransport, "try_lock", slow)
+    block = Block(client.app)
+    await rig.advance(1)
+    assert block.inside
+    assert len(lost) == 1
+    assert block.held.number > lost[0].number
+    assert not block.held.lost.is_set()
+    with pytest.raises(TimeoutError):
+        async with other.app.lock("x", timeout=0):
+            pass
+    await block.end()
+    await rig.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from thalweg import App, Stream
+from thalweg import App, StaleRead, Stream
 from thalweg.cli.bar import Bar
 from thalweg.runtime import recovery, replay
 from thalweg.runtime.recovery import Recovering
@@ -54,6 +54,26 @@ async def test_how_far_it_is_is_told_and_logged_and_its_end_too(
     assert before[-1] is not None
     assert before[-1].keys >= 40
     assert any("recovering" in message and "keys/s" in message for message in caplog.messages)
+
+
+async def test_rows_are_not_listed_while_some_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "READ_RECORDS", 2)
+    monkeypatch.setattr(recovery, "SHOWN_EVERY", 0.0)
+    app, add = make()
+    async with app:
+        for number in range(40):
+            await add.ask(number, key=f"k{number}")
+    looks: list[Recovering] = []
+
+    def look(recovering: Recovering | None) -> None:
+        if recovering is not None:
+            with pytest.raises(StaleRead, match="partition 0 is here, but may be old"):
+                list(app.running.table_items(app.tables["sums"]))
+            looks.append(recovering)
+
+    async with worker_running(app, recovering=look):
+        assert looks
+        assert len(list(app.running.table_items(app.tables["sums"]))) == 40
 
 
 def test_the_bar_is_there_while_it_lasts() -> None:

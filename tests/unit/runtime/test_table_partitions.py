@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from listing import listed
 from thalweg import App, Stream, Table, Topic
 from thalweg.errors import TableMismatch
 
@@ -48,7 +49,7 @@ async def test_an_agent_that_uses_one_of_another_number_halts_and_its_events_are
         assert all(record.levelno == logging.CRITICAL for record in caplog.records if "halted" in record.message)
     mended, words, counts = counting(3, broker)
     async with mended:
-        while sum(counts.values()) < len(WORDS):
+        while sum(listed(counts).values()) < len(WORDS):
             await mended.sleep(0.01)
         assert dict(counts.items()) == {"a": 2, "b": 2, "c": 2}
         assert [letter async for letter in mended.dead_letters(words)] == []
