@@ -81,9 +81,9 @@ class Room:
 
     def next(self) -> None:
         """Another commit begins."""
-        before, self._committed = self._committed, 0
-        self.most = self.bytes = max(PART_BYTES, min(2 * before, MOST_BYTES))
-        self.seconds = MOST_SECONDS
+        if self._committed:
+            self.most, self._committed = max(PART_BYTES, min(2 * self._committed, MOST_BYTES)), 0
+        self.bytes, self.seconds = self.most, MOST_SECONDS
 
     def committed(self, size: int) -> None:
         """By one of the tasks: bytes, without its parts."""

@@ -129,8 +129,7 @@ class Committer:
         """At least once: outputs that cannot join the commit go before it. Those that take long hold up their own."""
         late: set[JournalKey] = set()
 
-        async def send(journal: JournalKey, cut: Cut) -> None:
-            task = self.tasks[journal]
+        async def send(task: Task, journal: JournalKey, cut: Cut) -> None:
             try:
                 for (topic, partition), messages in cut.ahead.items():
                     await task.worker.send_now(topic, {partition: messages})
@@ -144,7 +143,7 @@ class Committer:
                 if journal in late:
                     await self._commit({journal: cut})
 
-        sending = {journal: self._begin(send(journal, cut)) for journal, cut in ahead.items()}
+        sending = {journal: self._begin(send(self.tasks[journal], journal, cut)) for journal, cut in ahead.items()}
         await self._wait_for(list(sending.values()))
         for journal, one in sending.items():
             if not one.done():
