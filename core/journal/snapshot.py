@@ -35,7 +35,7 @@ DUE = 1.7
 LOOK = 4
 """A row that is left out takes the room of one byte in so many: that is what looking at it costs."""
 
-MOST_WRITTEN = 1_000_000
+MOST_WRITTEN = 200_000
 """Keys that are remembered, at least, because they need not go into a snapshot: beyond that some will."""
 
 
