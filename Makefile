@@ -59,7 +59,7 @@ bench-takeover: env ## Measure what a takeover adds, with a warm standby and wit
 	@scripts/brokers install redis nats rabbitmq kafka >/dev/null || echo "!!! Some brokers are missing." >&2
 	PYTHONPATH=tests $(RUN) python benchmarks/takeover.py $(ARGS)
 
-bench-large: env ## Run a worker whose state is far larger than its memory (ARGS="--gb 5"); takes some minutes and twice the disk
+bench-large: env ## Run workers whose state is far larger than the memory they are given (ARGS="--gb 5"); takes a quarter of an hour
 	$(RUN) python benchmarks/large_state.py $(ARGS)
 
 chaos: env ## Faults by a seeded plan on brokers of its own: SEEDS=5 SEED=1 BROKER=kafka,redis ROUNDS=1, or PROGRAM=bank COUNT=100000

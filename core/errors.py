@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AccessDenied",
     "AgentError",
     "AmbiguousCommit",
     "AskDeadlock",
@@ -150,6 +151,10 @@ class BrokerError(ThalwegError):
 
 class AmbiguousCommit(BrokerError):
     """The broker did not say whether the write happened. Only reading the log back can tell."""
+
+
+class AccessDenied(BrokerError):
+    """The broker does not let this user do it. Nothing was written, nor will be before somebody gives the right to."""
 
 
 class StaleDelivery(BrokerError):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from thalweg.app import App
 from thalweg.channel import TopicInfo
+from thalweg.journal.outbox import OutboxRow
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, below, decode, reached_key, waiting_until_key
 from thalweg.plan import TopicPlan
@@ -18,7 +19,7 @@ from .counting import records_after
 from .session import session_of
 from .workers import read_roster
 
-__all__ = ["lag"]
+__all__ = ["held_back", "lag"]
 
 COLUMNS = ("agent", "topic", "behind", "retrying", "waiting", "partitions")
 BY_PARTITION = ("agent", "topic", "partition", "behind", "retrying", "waiting", "owner")
@@ -28,6 +29,8 @@ DELAYED = "(delayed messages)"
 
 DUE = waiting_until_key(0, b"")[:1], below(waiting_until_key(0, b"")[:1])
 """Where the rows of messages lie that wait, in the order of time."""
+
+OUTBOXES = b"u", b"w"
 
 Rows = Mapping[bytes, bytes]
 
@@ -45,6 +48,8 @@ def lag(
 
     Messages sent with `delay=` have a line of their own, once there were any: `waiting` are those that are not due yet,
     `behind` those that are and have not left, and those that no worker has looked at.
+
+    Messages that agents have sent, and whose topic or queue refuses them, are told of.
     """
     session = session_of(context)
     app = session.app()
@@ -55,6 +60,13 @@ def lag(
         session.output.rows(BY_PARTITION, [line for row in rows for line in _lines(row)], none=none)
     else:
         session.output.rows(COLUMNS, rows, none=none)
+    for held in {
+        (one["task"], one["topic"], one["partition"]): one for row in rows for one in row["held_back"]
+    }.values():
+        where = held["topic"] if held["partition"] < 0 else f"{held['topic']}/{held['partition']}"
+        session.output.warning(
+            f"task {held['task']} holds back {held['messages']:,} messages to {where}: {held['reason']}"
+        )
 
 
 async def _rows(app: App) -> list[dict[str, Any]]:
@@ -80,7 +92,7 @@ def _read(app: App) -> Iterator[tuple[str, TopicPlan]]:
 
 
 class _State:
-    """The rows of positions and retries, each journal read once."""
+    """The rows of positions, retries and outboxes, each journal read once."""
 
     def __init__(self, app: App, existing: Mapping[str, TopicInfo]) -> None:
         self._app, self._existing = app, existing
@@ -95,7 +107,8 @@ class _State:
             log = await self._app.running.open_log(journal)
             try:
                 self._read[journal] = [
-                    await committed_rows(log, partition, b"p", b"s", DUE) for partition in range(topic.partitions)
+                    await committed_rows(log, partition, b"p", b"s", OUTBOXES, DUE)
+                    for partition in range(topic.partitions)
                 ]
             finally:
                 await log.close()
@@ -129,8 +142,25 @@ async def _row(app: App, agent: str, topic: TopicPlan, state: _State, roster: Ro
         "by_partition": behind,
         "retrying_by_partition": retrying,
         "waiting_by_partition": to_come,
+        "held_back": [one for index, rows in enumerate(by_partition) for one in held_back(topic.group, index, rows)],
         "owners": [None if owner is None else owner.name for owner in owners],
     }
+
+
+def held_back(group: str, index: int, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Of a task: destinations that refuse what it sends them."""
+    for key, raw in rows.items():
+        if key[:1] != b"v" or not (reason := decode(raw, type=OutboxRow).parked):
+            continue
+        topic, partition = key[1:].split(b"\0", 1)
+        start = b"u" + key[1:] + b"\0"
+        yield {
+            "task": f"{group}/{index}",
+            "topic": topic.decode(),
+            "partition": int(partition),
+            "messages": sum(one.startswith(start) for one in rows),
+            "reason": reason,
+        }
 
 
 def _due(rows: Collection[bytes]) -> list[int]:

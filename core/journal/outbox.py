@@ -42,10 +42,14 @@ class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class OutboxRow(msgspec.Struct, frozen=True, array_like=True):
-    """What the journal keeps of an outbox besides its unconfirmed outputs: the newest id given, and confirmed."""
+    """What the journal keeps of an outbox besides its unconfirmed outputs: the newest id given, and confirmed.
+
+    parked: why its destination takes nothing, if so.
+    """
 
     last: OutputId = NONE_YET
     confirmed: OutputId = NONE_YET
+    parked: str = ""
 
 
 class Outbox:
@@ -69,8 +73,8 @@ class Outbox:
         if epoch <= row.last[0]:
             raise ValueError(f"epoch {epoch} is not above {row.last[0]}, the epoch of the newest output")
         self.topic, self.partition = topic, partition
-        self.parked: str | None = None
-        """Why nothing is sent, if so."""
+        self.parked = row.parked
+        """Why the destination takes nothing, if so: then one output at a time is tried. To be set by the sender."""
         self._journal, self._destination, self._epoch = journal, destination_of(topic, partition), epoch
         self._last, self._confirmed = row.last, row.confirmed
         # The unconfirmed outputs in order: first `_sent` that are under way, up to `_committed` those that may leave.
@@ -111,7 +115,7 @@ class Outbox:
     @property
     def row(self) -> OutboxRow:
         """For the journal record being built, and for snapshots."""
-        return OutboxRow(self._last, self._confirmed)
+        return OutboxRow(self._last, self._confirmed, self.parked)
 
     # --- once commits count ---
 
@@ -124,11 +128,9 @@ class Outbox:
         self._committed += count
 
     def to_send(self) -> list[Message]:
-        """What may leave now, in order, ids attached. Report on it by `confirmed` or `failed`; empty while `parked`."""
-        if self.parked is not None:
-            return []
+        """What may leave now, in order, ids attached. Report on it by `confirmed` or `failed`."""
         ready = self._committed if self._committed <= 1 else self._committed - 1
-        first, self._sent = self._sent, max(self._sent, min(ready, WINDOW))
+        first, self._sent = self._sent, max(self._sent, min(ready, 1 if self.parked else WINDOW))
         return [
             self._addressed(output.message, output.id, output.prev, self._confirmed)
             for output in islice(self._outputs, first, self._sent)
@@ -146,15 +148,6 @@ class Outbox:
     def failed(self) -> None:
         """Nobody knows about those under way: `to_send` gives all of them again."""
         self._sent = 0
-
-    def park(self, reason: str) -> None:
-        """The broker refuses this destination for good (no rights, deleted): keep everything, send nothing."""
-        self.parked = reason
-        self._sent = 0
-
-    def unpark(self) -> None:
-        """Try again."""
-        self.parked = None
 
     @property
     def unconfirmed(self) -> tuple[Output, ...]:

@@ -140,17 +140,15 @@ class Fold:
     whose marker turns out to come after a newer epoch (`beaten`) writes nothing under it. A `Begin` that says `anew` is
     `fresh` for whoever reads from before it, too.
 
-    `unclean`: markers since the last progress that followed no release: deaths of owners that got nothing done.
-    `taken_from`: the token of the marker before the last one; `abandoned`: no release came between the two.
+    `past`: owners before the last one, whose time ended since the last progress: the token of each, and whether it left
+    without a release.
     """
 
     def __init__(self, marker: Marker | None = None, number: int = 0) -> None:
         self.marker = marker
         self.number = number
         self.epoch = 0 if marker is None else marker.epoch  # the newest
-        self.unclean = 0
-        self.taken_from = b""
-        self.abandoned = False
+        self.past: list[tuple[bytes, bool]] = []
         self.fresh = False
         self.beaten = False
         self._adopted = False  # the marker is known from a `Begin`
@@ -165,9 +163,8 @@ class Fold:
             self.check(entry)
             self.beaten, self.epoch = entry.epoch <= self.epoch, max(entry.epoch, self.epoch)
             self._adopted = False
-            self.abandoned = not self._released
-            self.unclean += self.abandoned
-            self.taken_from = b"" if self.marker is None else self.marker.token
+            if self.marker is not None:
+                self.past.append((self.marker.token, not self._released))
             entry = self._named(entry)
             self.marker, self.number, self._released = entry, 0, False
             self._chunks.clear()
@@ -189,7 +186,7 @@ class Fold:
             entry = decode_entry(b"".join(self._chunks))
             self._chunks.clear()
         if isinstance(entry, Rows) and entry.progress:
-            self.unclean = 0
+            self.past.clear()
         self._released = isinstance(entry, Release)
         return entry
 

@@ -135,6 +135,8 @@ class AgentTask:
             tickets = list(lane.queue)
             lane.queue.clear()
             return Part(tickets[0].input, tickets[0].segment, False, tickets)
+        if self.task.outputs_wait:
+            return None
         parked = self.parking.take()
         if parked is not None:
             self.task.busy()
@@ -196,7 +198,7 @@ class AgentTask:
         if not any(lane.reading for lane in self.lanes):
             return None
         in_hand = [head for lane in self.lanes if not self.lanes.waits(lane) and (head := lane.head()) is not None]
-        if in_hand or self.parking.count >= self.task.settings.max_parked:
+        if in_hand or self.task.outputs_wait or self.parking.count >= self.task.settings.max_parked:
             return min(in_hand, default=None)
         return min((head for input_ in self.inputs if (head := input_.head()) is not None), default=None)
 

@@ -55,6 +55,7 @@ async def claim(worker: Worker, group: str, journal: JournalKey, partitions: int
     )
     fold.check(marker)
     _check_room(worker, marker)
+    worker.tenures[journal].claims(marker.token)
     await worker.writer.claim(journal, Message(encode(marker), timestamp=now))
     await replay.to_marker(marker.token)
     if replay.fold.beaten:

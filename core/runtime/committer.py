@@ -130,6 +130,7 @@ class Committer:
             except Exception as error:
                 cuts.pop(journal, None)
                 if self._current(task, cut, journal):
+                    task.refused(cut, error)
                     task.land()
                     task.failed(error)
             else:

@@ -125,13 +125,14 @@ class Delayed:
 
         Called while no commit is in flight, so the store is what the last one left.
         """
-        if not self._news and (self._next is None or self._next > self._ready):
+        if not self._news and (self._task.outputs_wait or self._next is None or self._next > self._ready):
             return
         self._stale = True
-        leaving = [waiting for name, waiting in self._take_due(rows) if name not in self._news]
+        most = 0 if self._task.outputs_wait else self._most
+        leaving = [waiting for name, waiting in self._take_due(rows, most) if name not in self._news]
         for name, waiting in self._news.items():
             self._drop(name, rows)
-            if waiting is not None and waiting.due <= self._ready and len(leaving) < self._most:
+            if waiting is not None and waiting.due <= self._ready and len(leaving) < most:
                 leaving.append(waiting)
             elif waiting is not None:
                 rows[waiting_key(name)] = encode(waiting)
@@ -141,10 +142,10 @@ class Delayed:
         for waiting in leaving:
             outputs[(waiting.topic, waiting.partition)].append(waiting.message)
 
-    def _take_due(self, rows: dict[bytes, bytes | None]) -> list[tuple[bytes, Waiting]]:
+    def _take_due(self, rows: dict[bytes, bytes | None], most: int) -> list[tuple[bytes, Waiting]]:
         found: list[tuple[bytes, Waiting]] = []
         past = self._store.scan(_FIRST, waiting_until_key(self._ready + 1, b""))
-        for index, _ in islice(past, self._most):
+        for index, _ in islice(past, most):
             name = index[9:]
             raw = self._store.get(waiting_key(name))
             rows[index] = rows[waiting_key(name)] = None
@@ -164,10 +165,10 @@ class Delayed:
             self._stale = False
             first = next(iter(self._store.scan(_FIRST, _END)), None)
             self._next = None if first is None else int.from_bytes(first[0][1:9], "big")
-        if self._next is not None and self._next <= self._ready:
-            self._go_on()
-        else:
+        if self._next is None or self._next > self._ready:
             self._arm()
+        elif not self._task.outputs_wait:  # else there is a commit when they have left
+            self._go_on()
         if self._taken >= TRUNCATE_EVERY and self._truncating is None:
             self._taken = 0
             self._truncating = asyncio.get_running_loop().create_task(self._truncate(), name="thalweg truncate")
@@ -231,8 +232,10 @@ class Delayed:
     def _has_read(self, last: Position | None) -> bool:
         if last is None:
             return True
-        fetched = self._input.fetched
-        return fetched is not None and fetched >= last and not self._input.buffer and self.agent.lanes.all_wait
+        fetched, agent = self._input.fetched, self.agent
+        if fetched is None or fetched < last or self._input.buffer:
+            return False
+        return agent.lanes.all_wait and not agent.parking
 
     def moved(self) -> None:
         """The agent has read on."""

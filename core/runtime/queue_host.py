@@ -13,7 +13,7 @@ from thalweg import headers as names
 from thalweg.capabilities import FOLLOWING, WorkQueue
 from thalweg.channel import Capability, Channel
 from thalweg.codec import explain
-from thalweg.errors import BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
+from thalweg.errors import AccessDenied, BrokerError, ConfigurationError, MessageTooLarge, StaleDelivery
 from thalweg.message import Delivery, Message, Record
 from thalweg.plan import QUEUE_GROUP, AgentPlan, Destination, SourcePlan
 from thalweg.policy import Action, Decision, Outcomes
@@ -390,7 +390,16 @@ class QueueRunner:
             while self._done:
                 done = self._done[:1] if alone else self._done[:]
                 try:
-                    await self._send([output for event in done for output in event.outputs])
+                    try:
+                        await self._send([output for event in done for output in event.outputs])
+                    except (
+                        MessageTooLarge,
+                        AccessDenied,
+                    ) as error:  # a limit that the broker did not tell, or no rights
+                        alone = len(done) > 1  # to find the event that sent it
+                        if not alone:
+                            await self._refused(self._done.pop(0), error)
+                        continue
                     for event in done:
                         event.outputs = []
                     deliveries = [delivery for event in done for delivery in event.deliveries]
@@ -398,12 +407,6 @@ class QueueRunner:
                     backoff = 0.1
                 except StaleDelivery as error:
                     log.warning("agent %s: handled, and will be again: %s", self.plan.name, error)
-                except MessageTooLarge as error:  # for the broker has a limit that it did not tell
-                    alone = len(done) > 1  # to find the event that sent it
-                    if not alone:
-                        del self._done[0]
-                        self._refused(done[0], error)
-                    continue
                 except BrokerError as error:
                     self._worker.complaints.warn(
                         "settling", "agent %s: settling failed, again in %.1f s: %s", self.plan.name, backoff, error
@@ -420,9 +423,13 @@ class QueueRunner:
                     self._worker.answer(answers)
             self._settled.set()
 
-    def _refused(self, event: _Done, error: MessageTooLarge) -> None:
+    async def _refused(self, event: _Done, error: MessageTooLarge | AccessDenied) -> None:
         if event.failed is not None:
             event.failed(error)
+        elif isinstance(error, AccessDenied):  # a dead letter: what failed is kept until it can be one
+            self._worker.complaints.warn("settling", "agent %s: a dead letter waits: %s", self.plan.name, error)
+            self._done.append(event)
+            await self.clock.sleep(LONGEST_BACKOFF)
         else:
             self._halt(f"a dead letter is too large, and what failed is kept: {error}")
 

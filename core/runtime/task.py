@@ -17,6 +17,7 @@ import msgspec
 from thalweg.capabilities import Commit
 from thalweg.codec import ENCODE_ERRORS
 from thalweg.errors import (
+    AccessDenied,
     AmbiguousCommit,
     BrokerError,
     EncodeError,
@@ -179,6 +180,7 @@ class Task:
             self.settings.clock,
             self.worker.send_now,
             self._delivered,
+            self._has_room,
             self.worker.complaints,
         )
         self.deliveries.restore(store)
@@ -188,8 +190,9 @@ class Task:
         self._feed_mirrors(store, marker.epoch)
         self._await_moments()
         for agent in self.agents:
-            agent.suspicion.careful = careful
-            for input_ in agent.inputs if agent.plan is not self.worker.delays_agent else ():
+            ours = agent.plan is self.worker.delays_agent  # which runs nothing of the program's that could kill
+            agent.suspicion.careful = 0 if ours else careful
+            for input_ in () if ours else agent.inputs:
                 self.worker.fetch(agent, input_)
             for lane in agent.lanes:
                 lane.start(self.worker.context)
@@ -245,7 +248,7 @@ class Task:
             self.verdicts.forget(name, input_.committed.position, parked)
         for agent in self.agents:
             raw = store.get(journal_rows.suspect_key(agent.plan.name))
-            if raw is not None:
+            if raw is not None and agent.plan is not self.worker.delays_agent:
                 died = self.tenure.abandoned and agent.plan.name not in self.tenure.noted
                 agent.suspicion.restore(journal_rows.decode(raw, type=Suspects), died)
 
@@ -318,6 +321,17 @@ class Task:
         """Outputs were confirmed by their destination: the journal may forget them, at its leisure."""
         self.has_work = True
         self.worker.committer.arm()
+
+    def _has_room(self) -> None:
+        """Outputs that kept agents waiting have left."""
+        for agent in self.agents:
+            agent.lanes.wake(len(agent.lanes))
+        self.busy()
+
+    @property
+    def outputs_wait(self) -> bool:
+        """So much waits to be sent that no event should begin."""
+        return self.deliveries is not None and self.deliveries.full
 
     def collect(self, lane: Lane) -> None:
         """A finished event's sends and answers join the next commit."""
@@ -469,8 +483,8 @@ class Task:
         self.rows, self.outputs, self.answers, self._uncut = {}, defaultdict(list), [], 0
         joining = self._joining(outputs, self.deliveries)
         others = {to: messages for to, messages in outputs.items() if to not in joining}
-        ahead = {} if self.settings.exactly_once else others
-        outboxed = self.deliveries.add(others if self.settings.exactly_once else {}, rows)
+        ahead = {} if self._refusals >= REFUSALS else self._ahead(others, self.deliveries)
+        outboxed = self.deliveries.add({to: messages for to, messages in others.items() if to not in ahead}, rows)
         joining = self.deliveries.join(joining, rows)
         if self.settings.signer is not None:
             signed = self.settings.signer.signed
@@ -514,6 +528,12 @@ class Task:
         too_many = most is not None and sum(map(len, joining.values())) >= most  # the journal record itself is one
         return {} if too_many or self._refusals >= REFUSALS else joining
 
+    def _ahead(
+        self, outputs: Mapping[Destination, list[Message]], deliveries: Deliveries
+    ) -> dict[Destination, list[Message]]:
+        """Those that are sent before the commit: where copies do not matter, and none wait to be sent before them."""
+        return {} if self.settings.exactly_once else {to: m for to, m in outputs.items() if deliveries.may_join(to)}
+
     def _build(
         self,
         rows: dict[bytes, bytes | None],
@@ -536,8 +556,8 @@ class Task:
 
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
-        if cut.commit.outputs and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
-            self._refusals += 1
+        if (cut.commit.outputs or cut.ahead) and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
+            self._refusals = REFUSALS if isinstance(error, AccessDenied) else self._refusals + 1
 
     def made(self, cut: Cut) -> bool:
         """Whether this is a cut of the task as it is now: it may have started over since."""

@@ -18,13 +18,20 @@ class Tenure:
         self.crashes = 0
         self.abandoned = False
         self.noted: set[str] = set()
-        self._tokens: set[bytes] = set()
+        self._claims: set[bytes] = set()
+        self._opened: set[bytes] = set()
+
+    def claims(self, token: bytes) -> None:
+        """It is about to write a marker, which may turn out to lie there though the call fails."""
+        self._claims.add(token)
 
     def goes_on(self, fold: Fold, crashes: int) -> None:
-        """The journal has been claimed; its rows count so many crashes until then."""
+        """A claim has succeeded; the journal's rows count so many crashes until then."""
         assert fold.marker is not None
-        if fold.taken_from not in self._tokens:
-            self.crashes = crashes + 1 if fold.unclean else 0
-            self.abandoned = fold.abandoned
+        before = [(token, abandoned) for token, abandoned in fold.past if token not in self._claims - self._opened]
+        if not before or before[-1][0] not in self._opened:
+            died = any(abandoned for token, abandoned in before if token not in self._opened)
+            self.crashes = crashes + 1 if died else 0
+            self.abandoned = bool(before) and before[-1][1]
             self.noted.clear()
-        self._tokens.add(fold.marker.token)
+        self._opened.add(fold.marker.token)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from thalweg.attempt import SharedAttempt
-from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError, ConfigurationError
 from thalweg.url import Url
 
 from .wire import NoAnswer, Reply, ServerInfo, Wire, WireLost, pub, settled
@@ -69,12 +69,13 @@ class Endpoint(msgspec.Struct, frozen=True):
     def explain(self, error: BaseException | str, what: str = "") -> BrokerError:
         """What the server or the operating system said, with a remedy and without secrets."""
         said = self.url.redact(str(error) or type(error).__name__)
-        remedy = ""
+        remedy, kind = "", BrokerError
         if "authorization violation" in said.lower() or "authentication" in said.lower():
             remedy = ": check user and password (nats://user:password@host), token, credentials= or nkey= of the URL"
         elif "permissions violation" in said.lower():
             remedy = ": let the user publish and subscribe there (permissions of the server's configuration)"
-        return BrokerError(f"NATS at {self.place}: {what}{said}{remedy}")
+            kind = AccessDenied
+        return kind(f"NATS at {self.place}: {what}{said}{remedy}")
 
 
 class _ErrorReply(msgspec.Struct):

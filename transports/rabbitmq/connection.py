@@ -33,7 +33,7 @@ from aiormq.exceptions import (
     PublishError,
 )
 from thalweg.attempt import SharedAttempt
-from thalweg.errors import AmbiguousCommit, BrokerError, MessageTooLarge
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError, MessageTooLarge
 from thalweg.finishing import cancelled_from_outside, finish
 from thalweg.url import Url
 from yarl import URL
@@ -80,6 +80,10 @@ class Refused(BrokerError):
         """It exists, but the node of the server that has it is down, or just starting."""
 
 
+class Denied(Refused, AccessDenied):
+    """The user lacks a permission."""
+
+
 class Unroutable(BrokerError):
     """There is no queue to take any of the messages: nothing was written."""
 
@@ -107,7 +111,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         if isinstance(
             error, (ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity, ChannelPreconditionFailed)
         ):
-            return Refused(message, error)
+            return Denied(message, error) if isinstance(error, ChannelAccessRefused) else Refused(message, error)
         return BrokerError(message)
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError
 
 from .connection import ConnectionLost, Endpoint
 from .protocol import CODES, OK, Chunk, Command, Metadata, Reader, frame, pairs, publish_frames, string
@@ -22,11 +22,17 @@ __all__ = ["NoStream", "Publisher", "Sink", "StreamLink"]
 _SLOTS = 256
 """Publishers, and subscriptions, that a connection can have: their numbers are bytes."""
 
-_GONE = {2, 6, 18}
+_GONE, _DENIED = {2, 6, 18}, 16
 
 
 class NoStream(BrokerError):
     """There is no such stream (any more, or at the moment); nothing was done."""
+
+
+def _error(code: int, endpoint: Endpoint, what: str) -> BrokerError:
+    """What an answer with this code says."""
+    kind = NoStream if code in _GONE else AccessDenied if code == _DENIED else BrokerError
+    return kind(str(endpoint.explain(CODES.get(code, f"response code {code}"), what)))
 
 
 class Sink(Protocol):
@@ -234,8 +240,7 @@ class StreamLink(asyncio.Protocol):
         data = await self._ask(key, *parts)
         code = int.from_bytes(data[:2], "big")
         if code != OK:
-            message = str(self._endpoint.explain(CODES.get(code, f"response code {code}"), what))
-            raise NoStream(message) if code in _GONE else BrokerError(message)
+            raise _error(code, self._endpoint, what)
         return data
 
     async def metadata(self, stream: str) -> Metadata:
@@ -421,11 +426,11 @@ class Publisher:
                 pending.done.set_result(None)
                 continue
             code, count = pending.codes[0], pending.last - pending.first + 1
-            said = self._endpoint.explain(CODES.get(code, f"response code {code}"), f"writing to {self.stream!r}: ")
+            said = _error(code, self._endpoint, f"writing to {self.stream!r}: ")
             if len(pending.codes) < count:
                 pending.done.set_exception(AmbiguousCommit(f"{said} ({count - len(pending.codes)} were written)"))
             else:
-                pending.done.set_exception(NoStream(str(said)) if code in _GONE else said)
+                pending.done.set_exception(said)
 
     def end(self, error: BrokerError) -> None:
         self.alive = False

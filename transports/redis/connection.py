@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import hiredis
 import msgspec
 from thalweg.attempt import SharedAttempt
-from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError
 from thalweg.url import Url
 
 from .scripts import SCRIPTS, Script
@@ -76,7 +76,8 @@ class Endpoint(msgspec.Struct, frozen=True):
         denied = "can't run this command" in said or "ACL failure" in said  # in a script
         kind = "NOPERM" if denied else said.partition(" ")[0]
         remedy = _NO_PASSWORDS if "without any password configured" in str(error) else _REMEDIES.get(kind)
-        return BrokerError(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
+        kind_of = AccessDenied if kind == "NOPERM" else BrokerError
+        return kind_of(f"Redis at {self.place}: {what}{said}{f': {remedy}' if remedy else ''}")
 
 
 class _ServerSaid(Exception):

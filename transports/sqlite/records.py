@@ -30,7 +30,9 @@ __all__ = [
     "wall_clock",
 ]
 
-_STEP = 10_000  # records deleted in one transaction, at most
+_STEP, _STEP_BYTES = 10_000, 4 << 20
+"""How much is deleted in one transaction, at most: SQLite reads all of a large record to free it, and meanwhile nobody
+else can write, not even that a lease goes on."""
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -159,7 +161,8 @@ def append(transaction: Transaction, topic: Topic, partition: int, messages: Seq
     transaction.touched.add(topic.id)
     if topic.retention is not None:
         _note_age(transaction, topic, topic.retention, partition, positions.stop)
-        retire(transaction, topic, partition, limit=1000 + 2 * len(messages))
+        size = sum(len(message.value or b"") for message in messages)
+        retire(transaction, topic, partition, 1000 + 2 * len(messages), _STEP_BYTES + 2 * size)
     return positions
 
 
@@ -182,7 +185,9 @@ def _insert_queued(
     transaction.executemany("INSERT INTO records VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
 
 
-def retire(transaction: Transaction, topic: Topic, partition: int, limit: int = _STEP) -> bool:
+def retire(
+    transaction: Transaction, topic: Topic, partition: int, limit: int = _STEP, most_bytes: int = _STEP_BYTES
+) -> bool:
     """Drop records that were written longer ago than the retention (their own timestamps do not count); True: go on."""
     if topic.retention is None:
         return False
@@ -191,7 +196,7 @@ def retire(transaction: Transaction, topic: Topic, partition: int, limit: int = 
     (before,) = transaction.execute(f"SELECT max(next) {old}", (*place, oldest)).fetchone()
     if before is None:
         return False
-    if delete(transaction, topic, partition, before, limit):
+    if delete(transaction, topic, partition, before, limit, most_bytes):
         return True
     transaction.execute(f"DELETE {old}", (*place, oldest))
     return False
@@ -208,15 +213,22 @@ def _note_age(transaction: Transaction, topic: Topic, retention: int, partition:
 
 def truncate(transaction: Transaction, topic: Topic, partition: int, before: Position) -> bool:
     """Delete a bounded number of records below `before`; whether there may be more."""
-    return delete(transaction, topic, partition, before, _STEP)
+    return delete(transaction, topic, partition, before, _STEP, _STEP_BYTES)
 
 
-def delete(transaction: Transaction, topic: Topic, partition: int, before: Position, limit: int) -> bool:
+def delete(
+    transaction: Transaction, topic: Topic, partition: int, before: Position, limit: int, most_bytes: int
+) -> bool:
     place = "topic = ? AND partition = ?"
     (first,) = transaction.execute(f"SELECT min(position) FROM records WHERE {place}", (topic.id, partition)).fetchone()
     if first is None or first >= before:
         return False
-    end = min(before, first + limit)
+    size, end = 0, first
+    sizes = f"SELECT position, length(value) FROM records WHERE {place} AND position < ? ORDER BY position LIMIT ?"
+    for position, length in transaction.execute(sizes, (topic.id, partition, before, limit)):
+        size, end = size + (length or 0), position + 1
+        if size >= most_bytes:
+            break
     transaction.execute(f"DELETE FROM records WHERE {place} AND position < ?", (topic.id, partition, end))
     return bool(end < before)
 

@@ -506,20 +506,25 @@ def test_at_most_a_window_is_under_way_and_no_floor_is_further_behind() -> None:
         under_way -= done
 
 
-def test_a_parked_destination_sends_nothing_keeps_everything_and_goes_on_when_unparked() -> None:
+def test_a_parked_destination_is_tried_with_one_output_and_keeps_all() -> None:
     box = outbox()
     add(box, 3)
     box.committed(3)
     sent = box.to_send()
-    box.park("no rights")
+    box.failed()
+    box.parked = "no rights"
     add(box, 1)
     box.committed(1)
+    assert box.row.parked == "no rights"
+    tried = box.to_send()
+    assert origins(tried) == origins(sent)[:1]
     assert box.to_send() == []
-    assert box.parked == "no rights"
-    box.unpark()
+    box.confirmed(1)
+    box.parked = ""
+    assert box.row.parked == ""
     again = box.to_send()
-    assert [message.value for message in again] == [b"0", b"1", b"2"]
-    assert origins(again)[:2] == origins(sent)
+    assert [message.value for message in again] == [b"1", b"2"]
+    assert [one.id for one in origins(again)][:1] == [origins(sent)[1].id]
 
 
 def test_direct_outputs_need_a_clear_outbox_and_claim_nothing_but_what_is_ahead_of_them() -> None:

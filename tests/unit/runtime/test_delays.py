@@ -9,8 +9,10 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thalweg import App, MessageTooLarge, MissingCapability, Stream, WrongType
+from thalweg import App, Event, MessageTooLarge, MissingCapability, Stream, WrongType
 from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.runtime.committer import Committer
+from thalweg.runtime.delayed import Delayed
 from thalweg.testing import AppTest
 from thalweg.transports.memory.faults import Call
 
@@ -65,6 +67,33 @@ async def test_what_waits_leaves_at_its_time_though_its_owner_dies_and_what_is_c
         await t.crash()
         await t.advance(10_000)
         assert len(shop.reminded) == 2
+
+
+async def test_deaths_while_it_is_taken_in_cost_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    take, commit = Delayed.take, Committer.commit
+    dead: list[Committer] = []
+
+    def takes(delayed: Delayed, event: Event[bytes | None, bytes]) -> None:
+        take(delayed, event)
+        if len(dead) < 5:
+            dead.append(delayed._task.worker.committer)
+
+    async def commits(committer: Committer) -> None:
+        if committer in dead:
+            await asyncio.get_running_loop().create_future()
+        await commit(committer)
+
+    monkeypatch.setattr(Delayed, "take", takes)
+    monkeypatch.setattr(Committer, "commit", commits)
+    shop = Shop()
+    async with shop.app.test() as t:
+        await shop.orders.send("roses", key="one")
+        for deaths in range(1, 6):
+            await t.advance(15)
+            assert len(dead) == deaths
+            await t.crash()
+        await t.advance(3600)
+        assert shop.reminded == [("one", "roses", 3600.0)]
 
 
 async def test_due_while_no_worker_ran_it_leaves_at_the_next_start_and_late_cancelling_still_counts() -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from thalweg import App, Stream
-from thalweg.errors import BrokerError, MessageTooLarge
+from thalweg.cli.lag import held_back
+from thalweg.errors import AccessDenied, BrokerError, MessageTooLarge
+from thalweg.runtime import deliveries
 from thalweg.transports.memory.faults import Call
+
+Guarantee = Literal["exactly_once", "at_least_once"]
 
 KEYS = [f"k{number}" for number in range(20)]
 
 
-@pytest.mark.parametrize("error", [BrokerError("target is gone"), MessageTooLarge("target takes less than it says")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokerError("target is gone"),
+        MessageTooLarge("target takes less than it says"),
+        AccessDenied("you may not write there"),
+    ],
+)
 @pytest.mark.parametrize("fencing", ["true", "false"])
 async def test_the_tasks_go_on_and_what_was_kept_arrives_once_the_topic_is_back(fencing: str, error: Exception) -> None:
     app = App("lost", partitions=4)
@@ -51,8 +64,79 @@ async def test_the_tasks_go_on_and_what_was_kept_arrives_once_the_topic_is_back(
             assert sorted(event.value for event in t.sent(fine)) == sorted([*range(1, number + 1)] * len(KEYS))
         assert t.sent(target) == []
         gone = False
-        if isinstance(error, MessageTooLarge):
-            await t.crash()  # what cannot be sent as it is waits for the next start
         await t.advance(60)
         for key in KEYS[:3]:
             assert [event.value for event in t.sent(target) if event.key == key] == [1, 2, 3]
+
+
+class Shipping:
+    """Orders go to a queue, which refuses them while `closed`; each is counted."""
+
+    def __init__(self, guarantee: Guarantee = "exactly_once") -> None:
+        self.app = app = App("shipping", partitions=2, guarantee=guarantee)
+        self.orders = app.topic("orders", key=str, value=int)
+        self.parcels = app.queue("parcels", value=int)
+        self.count = app.table("count", key=str, value=int, default=int)
+        self.closed = True
+        self.tries = 0
+        self.delivered: list[int] = []
+
+        @app.agent(self.orders)
+        async def order(stream: Stream[int]) -> None:
+            async for event in stream.events():
+                self.count[event.key] += 1
+                await self.parcels.send(event.value)
+
+        @app.agent(self.parcels)
+        async def deliver(stream: Stream[int]) -> None:
+            async for value in stream:
+                self.delivered.append(value)
+
+    async def refuse(self, call: Call) -> None:
+        if call.operation == "put" and call.topic == "parcels" and not call.done:
+            self.tries += 1
+            if self.closed:
+                raise AccessDenied("no rights to parcels")
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+async def test_a_destination_that_refuses_is_parked_told_of_once_and_goes_on_by_itself(
+    guarantee: Guarantee, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At least once, what is sent goes before the commit, and would hold it up for good."""
+    shop = Shipping(guarantee)
+    async with shop.app.test() as t:
+        t._broker.broker.faults.intercept(shop.refuse)
+        for number in range(20):
+            await shop.orders.send(number, key="a")
+            await t.advance(60)
+        assert shop.count["a"] == 20
+        await t.crash()
+        await t.advance(3600)
+        assert shop.tries < 300
+        held = [
+            one for task in t._worker.tasks.values() for one in held_back(*task.key, dict(task.store.scan(b"", None)))
+        ]
+        shop.closed = False
+        await t.advance(60)
+        assert sorted(shop.delivered) == [*range(20)]
+    assert [record.levelname for record in caplog.records if "are held back" in record.message] == ["ERROR"]
+    assert [(one["messages"], one["reason"]) for one in held] == [(20, "no rights to parcels")]
+
+
+async def test_only_so_much_is_held_back_then_the_partition_waits_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "MOST", 20)
+    shop = Shipping()
+    async with shop.app.test() as t:
+        t._broker.broker.faults.intercept(shop.refuse)
+        for number in range(30):
+            await shop.orders.send(number, key="a")
+            await t.advance(1)
+        await shop.orders.send(1000, key="d")  # of the other partition
+        await t.crash()
+        await t.advance(600)
+        assert dict(shop.count.items()) == {"a": 20, "d": 1}
+        shop.closed = False
+        await t.advance(60)
+        assert dict(shop.count.items()) == {"a": 30, "d": 1}
+        assert sorted(shop.delivered) == [*range(30), 1000]
