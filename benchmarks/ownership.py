@@ -4,6 +4,8 @@ Cases, each on a broker of its own, on loopback, with 100-byte payments handled 
 
 kill     three workers; one is killed. How long until its tasks go on elsewhere, and how long did the others' pause?
 hang     the same with SIGSTOP for a lease and a half, then SIGCONT: what does the zombie commit?
+leave    the same with SIGTERM. How long did its tasks pause, and the others'?
+rolling  three workers; each is told to stop and started again, one after the other. How long did a task pause at most?
 scale    64 tasks; 1 worker, then 4, then 2. How many tasks move, how many must, and what does a message wait?
 cold     two workers of 200,000 accounts; one is killed. How long from its tasks' claim to their first event?
 warm     the same with standbys=1.
@@ -254,6 +256,71 @@ def judge_loss(
     return found, missed
 
 
+async def leave(field: Field) -> tuple[dict[str, Any], list[str]]:
+    started = [field.workers.start(field.options) for _ in range(3)]
+    await asyncio.gather(*(worker.started_up() for worker in started))
+    await field.settled(started)
+    victim = started[1]
+    owners = field.owners()
+    await asyncio.sleep(field.steady)
+    struck, clock = field.history.now(), time.time()
+    victim.terminate()
+    await victim.ended()
+    ended = time.time() - clock
+    mine = [p for p, pid in owners.items() if pid == victim.pid]
+    await field.taken_over(victim, mine, struck)
+    await asyncio.sleep(field.steady)
+    others = [p for p, pid in owners.items() if pid != victim.pid]
+    return {"mine": mine, "others": others, "struck": clock, "ended": ended}, []
+
+
+def judge_leave(
+    field: Field, noted: Mapping[str, Any], events: Sequence[tuple[int, Handled]]
+) -> tuple[dict[str, Any], list[str]]:
+    struck, end = noted["struck"], noted["struck"] + field.steady
+    pause = gaps(events, noted["mine"], struck, end)
+    found = {
+        "tasks that it had": len(noted["mine"]),
+        "their longest gap": pause,
+        "others' longest gap": gaps(events, noted["others"], struck, end),
+        "it ended after": noted["ended"],
+        "latency meanwhile": percentiles(events, struck, end),
+    }
+    return found, [] if pause < 1 else [f"tasks paused for {pause:.2f} s at the hand-over, target below 1 s"]
+
+
+async def rolling(field: Field) -> tuple[dict[str, Any], list[str]]:
+    workers = [field.workers.start(field.options) for _ in range(3)]
+    await asyncio.gather(*(worker.started_up() for worker in workers))
+    await field.settled(workers)
+    await asyncio.sleep(field.steady)
+    began, clock = field.history.now(), time.time()
+    for old in workers[:]:
+        old.terminate()
+        await old.ended()
+        workers = [worker for worker in workers if worker is not old]
+        workers.append(field.workers.start(field.options))
+        await workers[-1].started_up()
+        await field.settled(workers)
+    over = time.time()
+    await asyncio.sleep(field.steady)
+    return {"struck": clock, "over": over, "claims": field.claims(began)}, []
+
+
+def judge_rolling(
+    field: Field, noted: Mapping[str, Any], events: Sequence[tuple[int, Handled]]
+) -> tuple[dict[str, Any], list[str]]:
+    struck, over = noted["struck"], noted["over"]
+    pauses = {p: gaps(events, [p], struck, over) for p in range(field.partitions)}
+    return {
+        "seconds": over - struck,
+        "tasks claimed": noted["claims"],
+        "longest gap of a task": max(pauses.values()),
+        "median of their longest": sorted(pauses.values())[len(pauses) // 2],
+        "latency meanwhile": percentiles(events, struck, over),
+    }, []
+
+
 async def late_outputs(field: Field, victim: int, resumed: float) -> int:
     """Of events that it handled after it went on, in tasks that it had not claimed anew by then."""
     count = 0
@@ -397,6 +464,8 @@ def judge_burst(
 CASES = {
     "kill": (kill, judge_loss, 12),
     "hang": (hang, judge_loss, 12),
+    "leave": (leave, judge_leave, 12),
+    "rolling": (rolling, judge_rolling, 12),
     "scale": (scale, judge_scale, 64),
     "cold": (cold, judge_standby, 4),
     "warm": (warm, judge_standby, 4),

@@ -23,12 +23,20 @@ ANSWERED = 2.0
 
 
 class Noted(Protocol):
-    """What notes one event at a time. alone: it is to run so."""
+    """What notes one event at a time. alone: it is to run so.
+
+    known_with: the commit of its task that takes along what it has written down.
+    """
 
     alone: bool
+    known_with: int
 
     def joined(self) -> bool:
         """Another one is about to run: it writes down that it is not the only one, if it is not finished."""
+        ...
+
+    def is_known(self, commit: int) -> bool:
+        """Whether that commit has been made."""
         ...
 
     async def committed(self) -> None:
@@ -49,6 +57,7 @@ class Isolation:
         self._clock = clock
         self._inside: dict[Noted, _Stay] = {}
         self._queue: dict[Noted, asyncio.Future[bool]] = {}
+        self._alone: Noted | None = None  # the last one let in that was to run so
 
     def is_free(self, one: Noted) -> bool:
         """Whether it may run at once."""
@@ -103,7 +112,8 @@ class Isolation:
     def _may_run(self, one: Noted) -> bool:
         if one.alone:
             return all(stay.over for stay in self._inside.values())
-        return not any(other.alone and not (stay.waits or stay.over) for other, stay in self._inside.items())
+        stay = None if self._alone is None else self._inside.get(self._alone)
+        return stay is None or stay.waits or stay.over
 
     def _let_in(self) -> None:
         """In the order in which they came, but for those that one who waits may be waiting for."""
@@ -111,6 +121,8 @@ class Isolation:
             if self._may_run(one):
                 del self._queue[one]
                 stay = self._inside[one] = _Stay()
+                if one.alone:
+                    self._alone = one
                 self._lasts(stay, LONGEST_SUSPICION)
                 future.set_result(True)
             elif not any(stay.waits for stay in self._inside.values()):

@@ -49,6 +49,8 @@ class Suspicion:
         self._isolation = agent.task.worker.isolation
         self._suspects: dict[Where, Suspect] = {}  # still to come up: a process has died in them
         self._deaths, self._shared = 0, 0  # of the one that is noted
+        self._has_company = False  # it is written down that others ran beside it
+        self.known_with = 0  # the commit of the task that takes along what was written down last
 
     def falls_on(self, part: Part) -> bool:
         return self.singly or self.finishing or _has_killed(part)
@@ -89,18 +91,25 @@ class Suspicion:
 
     async def _write_down(self, beside: Collection[Noted]) -> None:
         """Before it begins, it is committed that it runs, and whether beside others: for those too."""
-        company = [other for other in beside if other.joined()]
+        company = sum(other.joined() for other in beside)
+        known_with = [(other, other.known_with) for other in beside]
         self.finishing = False
         self._write(self._if_it_dies(alone=not company))
         self._task.tenure.noted.add(self._agent.plan.name)
         await self.committed()
-        if beside:
-            await in_time(self._clock, LONGEST_SUSPICION, asyncio.gather(*(other.committed() for other in beside)))
+        late = [other.committed() for other, commit in known_with if not other.is_known(commit)]
+        if late:
+            await in_time(self._clock, LONGEST_SUSPICION, asyncio.gather(*late))
 
     def joined(self) -> bool:
-        if self.noted is not None:
+        if self.noted is None:
+            return False
+        if not self._has_company:
             self._write(self._if_it_dies(alone=False))
-        return self.noted is not None
+        return True
+
+    def is_known(self, commit: int) -> bool:
+        return self._task.commits >= commit
 
     async def committed(self) -> None:
         finishing = self.finishing
@@ -110,6 +119,7 @@ class Suspicion:
 
     def _if_it_dies(self, alone: bool) -> Suspect:
         assert self.noted is not None
+        self._has_company = not alone
         return Suspect(*self.noted, self._deaths + alone, self._shared + (not alone))
 
     def _after_death(self, suspect: Suspect) -> Verdict:
@@ -176,6 +186,7 @@ class Suspicion:
         before = list(self._suspects.values())
         key = suspect_key(self._agent.plan.name)
         self._task.write_next(key, encode(Suspects(noted, before)) if noted is not None or before else None)
+        self.known_with = self._task.commits + self._task.in_flight + 1
 
     @property
     def singly(self) -> bool:

@@ -39,6 +39,8 @@ from thalweg.errors import (
 from thalweg.message import Delivery, Message, QueueMessage
 from thalweg.partitioner import murmur2_partitioner
 from thalweg.transports.nats import NatsTransport
+from thalweg.transports.nats.feed import Feed, Part
+from thalweg.transports.nats.log import NatsLog
 from thalweg.transports.nats.queue import NatsQueue
 from thalweg.url import Url
 
@@ -276,6 +278,27 @@ async def test_partitions_that_are_left_out_and_come_back_miss_nothing(broker: s
         while sum(counts.values()) < 4 * 301:
             await read(range(4))
         assert counts == dict.fromkeys(range(4), 301)
+
+
+async def test_a_request_that_takes_up_all_its_bytes_ends(broker: str) -> None:
+    """The server says nothing of it: a reader that waited for its word stood still until the request expired."""
+    async with opened(broker) as transport:
+        assert isinstance(transport, NatsTransport)
+        await transport.declare([TopicSpec("t", partitions=1)])
+        log = await transport.log("t")
+        assert isinstance(log, NatsLog)
+        (positions,) = (await log.append({0: [Message(b"v" * 100, b"key")] * 12})).values()
+        wire, subject, stream = await log._connection.wire(), log._topic.subject(0), log._topic.stream
+        took_up_all = 0
+        for size in range(1500, 1900):  # more than a message has, so one of them is what some messages have
+            feed = Feed(log._connection, wire, stream, {subject: Part(positions[0] - 1)}, lambda: None)
+            await feed.start()
+            feed.wait(100, size, 60)
+            assert feed._waiting is not None
+            await asyncio.wait_for(feed._waiting.ended, 30)
+            took_up_all += not feed._waiting.status
+            feed.close()
+        assert took_up_all
 
 
 async def test_a_reader_that_a_truncation_overtakes_is_told(broker: str) -> None:

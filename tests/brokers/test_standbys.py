@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from listing import listed
 from thalweg.journal.rows import below, prefix
+from thalweg.runtime.replay import Replay
 from thalweg.runtime.worker import Worker
 from thalweg.starting import worker_running
 
@@ -28,8 +30,21 @@ def rows(worker: Worker, index: int) -> dict[bytes, bytes]:
     return {} if replay is None else dict(replay.store.scan(prefix("sums"), below(prefix("sums"))))
 
 
-@pytest.mark.parametrize("broker", ["redis", "kafka"], indirect=True)
-async def test_a_standby_lies_in_another_zone_and_takes_over_with_the_rows_that_it_has(broker: str) -> None:
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
+    """All that this process makes: they count the rows that they read."""
+    found: list[Replay] = []
+    begin = Replay.__init__
+
+    def noted(replay: Replay, *arguments: Any) -> None:
+        begin(replay, *arguments)
+        found.append(replay)
+
+    monkeypatch.setattr(Replay, "__init__", noted)
+    return found
+
+
+async def take_over(broker: str, replays: list[Replay]) -> None:
     programs = [make_standing(broker, "south") for _ in range(2)]
     dying = start_worker(broker, "standing.py", "north")
     try:
@@ -54,14 +69,28 @@ async def test_a_standby_lies_in_another_zone_and_takes_over_with_the_rows_that_
             )
             warm = {index: keeper[index].standbys._followers[GROUP].replays[index].store for index in theirs}
             assert len(theirs) == PARTITIONS // 3
+            replays.clear()
             dying.kill()
             await eventually(lambda: all(any(w.serving(GROUP, i) is not None for w in here) for i in theirs), 60)
             inherited = [index for index in theirs if keeper[index].serving(GROUP, index) is not None]
             assert inherited, "each of the two has room for one more at least"
             for index in inherited:
                 assert keeper[index].tasks[GROUP, index]._store is warm[index]
+            read = [sum(one.keys for one in replays if one.store is warm[index]) for index in inherited]
+            assert max(read) == 0, "a standby knows all rows, so its takeover reads none"
             await programs[0].numbers.send_many((f"k{n}", 1) for n in range(KEYS))
             await eventually(lambda: total(*programs) == 6 * KEYS)
     finally:
         dying.kill()
         dying.wait()
+
+
+@pytest.mark.parametrize("broker", ["redis", "kafka", "nats", "rabbitmq"], indirect=True)
+async def test_a_standby_lies_in_another_zone_and_takes_over_with_the_rows_that_it_has(
+    broker: str, replays: list[Replay]
+) -> None:
+    await take_over(broker, replays)
+
+
+async def test_and_on_sqlite(tmp_path: Path, replays: list[Replay]) -> None:
+    await take_over(f"sqlite:///{tmp_path / 'broker.db'}", replays)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from thalweg.clock import RealClock
-from thalweg.errors import BrokerError, Superseded
+from thalweg.errors import BrokerError, StaleRead, Superseded
 from thalweg.event import Event
 from thalweg.journal.inbox import Inbox
 from thalweg.runtime.worker import Worker
@@ -216,7 +216,7 @@ class Cluster:
                 return f"task {key} has the owners {owners}"
         try:
             outcome = await self.client.outcome([member.program for member in running], self.sent)
-        except AssertionError as error:
+        except (AssertionError, StaleRead) as error:
             return str(error)
         return self.client.differs(outcome, self.sent)
 

@@ -122,6 +122,7 @@ class Feed:
         _, position, number, moment = place_of(reply)
         if number != self._next:
             self.dead = True  # something was lost on the way
+            self.changed()
         self._next = number + 1
         part = self._wild or self.parts.get(subject)
         if part is not None and position > part.since and not self.dead:
@@ -142,5 +143,4 @@ class Feed:
     def _pull(self, batch: int, size: int, seconds: float = 0.0) -> Pull:
         self._asked_at = self._next
         subject = f"{self._connection.endpoint.api}CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
-        limit = {"max_bytes": size} if size else {}
-        return Pull(self.wire, subject, limit, self.take, self.changed, batch, seconds)
+        return Pull(self.wire, subject, size, self.take, self.changed, batch, seconds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,30 +20,36 @@ class Pull:
     """`ended` is done once everything has come that will. status: why, b"" if all that was asked for has come.
 
     until: monotonic clock; later than that the server has nothing more to say.
+
+    A server that has given exactly as many bytes as were asked for says nothing more. So they are counted, as it does:
+    subject, reply subject, header and payload of each message.
     """
 
     def __init__(
         self,
         wire: Wire,
         subject: str,
-        request: Mapping[str, object],
+        max_bytes: int,
         take: Handler,
         changed: Callable[[], object],
         batch: int,
         seconds: float = 0.0,
     ) -> None:
-        """seconds: how long the server shall wait for messages; 0: give what there is."""
+        """max_bytes: 0: as many as may be. seconds: how long the server shall wait for messages; 0: give what there
+        is."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status = b""
         self.until = time.monotonic() + seconds
         self._wire = wire
         self._take = take
         self._changed = changed
-        self._left = batch
+        self._left, self._room = batch, max_bytes or sys.maxsize
         inbox = b"%b-p.%b" % (wire.inbox[:-1], secrets.token_hex(6).encode())
         self._number = wire.subscribe(inbox, self._arrived)
         rule: dict[str, object] = {"expires": round(seconds * 1e9)} if seconds > 0 else {"no_wait": True}
-        wire.send(pub(subject.encode(), inbox, msgspec.json.encode({"batch": batch, **rule, **request})))
+        if max_bytes:
+            rule["max_bytes"] = max_bytes
+        wire.send(pub(subject.encode(), inbox, msgspec.json.encode({"batch": batch, **rule})))
 
     @property
     def failed(self) -> bool:
@@ -59,7 +66,8 @@ class Pull:
     def _arrived(self, subject: bytes, reply: bytes, header: bytes, payload: bytes) -> None:
         if reply:
             self._left -= 1
-            if not self._left:
+            self._room -= len(subject) + len(reply) + len(header) + len(payload)
+            if not self._left or not self._room:
                 self.end()
             self._take(subject, reply, header, payload)
         elif not header.startswith(b"NATS/1.0 100"):  # a sign of life

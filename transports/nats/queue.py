@@ -196,7 +196,7 @@ class NatsQueue:
         wire = await self._connection.wire()
         subject = f"{self._connection.endpoint.api}CONSUMER.MSG.NEXT.{self._topic.stream}.{self._consumer}"
         try:
-            pull = Pull(wire, subject, {}, take, lambda: None, batch, seconds)
+            pull = Pull(wire, subject, 0, take, lambda: None, batch, seconds)
         except WireLost as error:
             raise self._connection.endpoint.explain(error, "the connection was lost: ") from None
         self._pulls.add(pull)

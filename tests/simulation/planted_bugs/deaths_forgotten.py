@@ -11,4 +11,4 @@ RULE = "12"
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(Suspicion, "restore", lambda self, suspects: None)
+    return patch.object(Suspicion, "restore", lambda self, row, died: None)

@@ -176,6 +176,35 @@ async def test_a_worker_that_has_a_lost_lock_again_has_not_died() -> None:
         await t.advance(120)
 
 
+async def test_care_costs_a_commit_an_event_however_many_tasks_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushes = Task.flush, 0
+
+    async def counted(task: Task) -> None:
+        nonlocal flushes
+        flushes += 1
+        await flush(task)
+
+    monkeypatch.setattr(Task, "flush", counted)
+    app = App("many", partitions=24)
+    source = app.topic("source", value=int)
+    handled: list[int] = []
+
+    @app.agent(source)
+    async def handle(stream: Stream[int]) -> None:
+        async for number in stream:
+            await asyncio.sleep(0)
+            handled.append(number)
+
+    async with app.test() as t:
+        for task in t._worker.tasks.values() if t._worker else ():
+            for agent in task.agents:
+                agent.suspicion.careful = 20
+        await source.send_many((None, number) for number in range(480))
+        await t.settle()
+        assert sorted(handled) == list(range(480))
+        assert flushes < 3 * 480
+
+
 async def test_a_store_that_was_closed_in_good_order_tells_of_no_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
