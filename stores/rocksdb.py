@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -44,6 +45,7 @@ try:
         ReadOptions,
         WriteBatch,
         WriteBufferManager,
+        WriteOptions,
     )
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError("rocksdict is not installed (extra: thalweg[rocksdb])", name=missing.name) from missing
@@ -55,6 +57,8 @@ _ROW = b"\1"  # before each key
 _END = b"\2"
 _POSITION_AND_CHECKSUM = struct.Struct(">qI")
 _MIB = 1 << 20
+BEHIND = 0.005
+"""Seconds until RocksDB is asked again that had too much to do."""
 _DAMAGE = ("Corruption", "No such file", "File exists", "Invalid argument")
 _FULL = ("No space left", "Disk quota exceeded", "File too large", "Input/output error", "previous error")
 
@@ -150,6 +154,8 @@ class RocksdbStore:
         self._place = place
         self._settings = settings
         self._closed = closed
+        self._without_waiting = WriteOptions()
+        self._without_waiting.no_slowdown = True
         self._database = self._connect()
 
     def get(self, key: bytes, /) -> bytes | None:
@@ -183,14 +189,18 @@ class RocksdbStore:
 
     def apply(self, changes: Mapping[bytes, bytes | None], checkpoint: Checkpoint) -> None:
         self._place.check()
-        batch = WriteBatch(raw_mode=True)
-        put, delete = batch.put, batch.delete
-        for key, value in changes.items():
-            if value is None:
-                delete(_ROW + key)
-            else:
-                put(_ROW + key, value)
-        put(_CHECKPOINT, _POSITION_AND_CHECKSUM.pack(*checkpoint))
+
+        def batch() -> WriteBatch:
+            batch = WriteBatch(raw_mode=True)
+            put, delete = batch.put, batch.delete
+            for key, value in changes.items():
+                if value is None:
+                    delete(_ROW + key)
+                else:
+                    put(_ROW + key, value)
+            put(_CHECKPOINT, _POSITION_AND_CHECKSUM.pack(*checkpoint))
+            return batch
+
         self._write(batch)
 
     def checkpoint(self) -> Checkpoint | None:
@@ -207,9 +217,13 @@ class RocksdbStore:
                 self._database.close()
             self._place.set_aside()
             self._database = self._connect()
-        batch = WriteBatch(raw_mode=True)
-        batch.delete_range(_ROW, _END)
-        batch.delete(_CHECKPOINT)
+
+        def batch() -> WriteBatch:
+            batch = WriteBatch(raw_mode=True)
+            batch.delete_range(_ROW, _END)
+            batch.delete(_CHECKPOINT)
+            return batch
+
         self._write(batch)
 
     def close(self) -> None:
@@ -225,11 +239,18 @@ class RocksdbStore:
         self._place.release()
         self._closed(self)
 
-    def _write(self, batch: WriteBatch) -> None:
-        try:
-            self._database.write(batch)
-        except Exception as error:
-            raise self._failed(error) from error
+    def _write(self, batch: Callable[[], WriteBatch]) -> None:
+        """While RocksDB is behind with flushing and compacting, it takes no more. It would wait by itself, but holding
+        Python's GIL: threads that renew leases would stand still, too.
+        """
+        while True:
+            try:
+                self._database.write(batch(), self._without_waiting)
+                return
+            except Exception as error:
+                if "Write stall" not in str(error):
+                    raise self._failed(error) from error
+            time.sleep(BEHIND)
 
     def _connect(self) -> Rdict:
         """Open the database; an empty one instead if it is damaged."""
