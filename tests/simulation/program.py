@@ -170,6 +170,9 @@ class Program:
             self._queue()
             if chance.random() < 0.3:
                 self.later = Later(self.app)
+            self.signs = chance.random() < 0.25
+            if self.signs:
+                self.app._secret = "known-to-the-app-alone"
 
     # --- what takes several workers --------------------------------------------------------------------------
 
@@ -221,7 +224,7 @@ class Program:
             with contextlib.suppress(OutsideEvent):
                 self.nodes[0].sums["a"] = 1_000_000
 
-    queued = False
+    queued = signs = False
     later: Later | None = None
     held: HeldLock | None = None
     """The lock under which this worker does something by itself now."""
