@@ -76,6 +76,8 @@ class App:
     lease: seconds after which the tasks of a worker that hangs go to others.
     drain_timeout: seconds that events which have begun may take to finish at a stop.
     max_event_outputs: messages that one event may send.
+    rows_mb: memory in MiB for the rows that a worker keeps at hand as Python objects, of all tables, in front of their
+    store.
     remember_ids: seconds (or timedelta) for which agents know the ids of `send(id=…)`, so that of messages with the
     same one they handle the first; 0: they do not.
     worker_id: a name of this worker that its restarts share, and no other worker has: what it owned is kept for it for
@@ -102,6 +104,7 @@ class App:
         lease: float | timedelta = 10.0,
         drain_timeout: float | timedelta = 30.0,
         max_event_outputs: int = 10_000,
+        rows_mb: int = 256,
         remember_ids: float | timedelta = 86_400.0,
         include: Sequence[str] = (),
         lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None,
@@ -125,6 +128,9 @@ class App:
         self.lease = seconds(lease, "lease")
         self.drain_timeout = seconds(drain_timeout, "drain_timeout")
         self.max_event_outputs = max_event_outputs
+        if rows_mb < 1:
+            raise ConfigurationError(f"rows_mb={rows_mb}; expected 1 or more (MiB)")
+        self.rows_mb = rows_mb
         self.remember_ids = seconds(remember_ids, "remember_ids")
         self.lifespan = lifespan
         self.clock: Clock = RealClock()

@@ -33,7 +33,7 @@ async def delete_all(url: str, groups: Iterable[str] = ()) -> None:
         if topic.truncated:
             log = transport._logs.log(topic)
             with contextlib.suppress(BrokerError):
-                await log._root.refresh()  # type: ignore[union-attr]
+                await log._parts.root.refresh()  # type: ignore[union-attr]
             queues += [name for partition in log._partitions for name in partition.generations.everything]
             queues.append(names.topic(topic.name, "root"))
             await log.close()

@@ -24,6 +24,9 @@
 
 from __future__ import annotations
 
+import struct
+from functools import lru_cache
+
 import msgspec
 from thalweg.message import Headers, Message, Position, QueueMessage, Record
 
@@ -162,8 +165,16 @@ def outbox_key(topic: str, partition: int) -> bytes:
 
 
 def output_key(topic: str, partition: int, id: tuple[int, int]) -> bytes:
-    place = topic.encode() + b"\0" + str(partition).encode() + b"\0"
-    return b"u" + place + id[0].to_bytes(8, "big") + id[1].to_bytes(8, "big")
+    """HOT PATH: twice an output."""
+    return _outputs_to(topic, partition) + _OUTPUT_ID.pack(*id)
+
+
+_OUTPUT_ID = struct.Struct(">QQ")
+
+
+@lru_cache(4096)
+def _outputs_to(topic: str, partition: int) -> bytes:
+    return b"u" + topic.encode() + b"\0" + str(partition).encode() + b"\0"
 
 
 def watermark_key(input_name: str, journal: bytes) -> bytes:

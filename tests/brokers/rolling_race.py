@@ -70,10 +70,10 @@ class Race:
         assert isinstance(log, RabbitLog)
         partition = log._partitions[0]
         assert isinstance(partition, RollingPartition)
-        assert log._root is not None
+        assert log._parts.root is not None
         sleepy = Sleepy(partition._streams, random.Random(self.dice.random()))
-        partition._streams = log._shelf._streams = sleepy
-        log._root._streams = Sleepy(log._root._streams, random.Random(self.dice.random()))
+        partition._streams = log._parts.shelf._streams = sleepy
+        log._parts.root._streams = Sleepy(log._parts.root._streams, random.Random(self.dice.random()))
         partition._make, partition._delete = sleepy.slowly(partition._make), sleepy.slowly(partition._delete)
         return log
 
@@ -124,16 +124,18 @@ class Race:
                         await log.truncate(0, before)
 
     async def run(self, transports: Sequence[RabbitTransport], seconds: float) -> None:
+        """The last one only reads."""
         await transports[0].declare([TopicSpec("journal", partitions=1, truncated=True)])
-        work: list[Awaitable[None]] = []
-        for number, transport in enumerate(transports):
-            log = await self.client(transport)
+        logs = [await self.client(transport) for transport in transports]
+        work: list[Awaitable[None]] = [self.read(log) for log in logs]
+        for number, log in enumerate(logs[:-1]):
             work += (self.append(log, f"a{number}"), self.append(log, f"b{number}"), self.truncate(log))
-            work.append(self.read(log if number % 2 else await self.client(transport)))
         tasks = [asyncio.ensure_future(job) for job in work]
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         self.stop = True
         await asyncio.gather(*tasks)
+        for log in logs:
+            await log.close()
 
     async def check(self, transport: RabbitTransport) -> int:
         """What lies there in the end, for one who comes new; how many generations there were."""

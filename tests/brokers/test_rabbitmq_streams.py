@@ -140,9 +140,10 @@ async def tried(call: Awaitable[object]) -> bool:
 
 @WAYS
 async def test_appenders_rollers_and_readers_that_race_agree_and_lose_nothing(broker: str) -> None:
-    async with opened(f"{broker}&roll_bytes=1") as a, opened(f"{broker}&roll_bytes=1") as b:
+    url = f"{broker}&roll_bytes=1"
+    async with opened(url) as a, opened(url) as b, opened(url) as reader:
         race = Race(secrets.randbelow(1 << 30))
-        await race.run([a, b], seconds=5)
+        await race.run([a, b, reader], seconds=5)
         assert await race.check(a) > 1
         assert race.appended
 
@@ -166,6 +167,24 @@ async def test_truncation_frees_generations_and_positions_go_on(broker: str) -> 
             await values(log, last - 1)
         assert await values(log, last) == [b"4"], "nothing after it is gone"
         assert not await exists(log, first)
+
+
+@WAYS
+async def test_logs_of_a_journal_share_what_they_know_and_read_each_record_once(broker: str) -> None:
+    async with opened(f"{broker}&roll_bytes=1000") as transport:
+        await transport.declare([TopicSpec("t", partitions=1, truncated=True)])
+        writer, reader, looker = [await log_of(transport) for _ in range(3)]
+        before = (await writer.append({0: numbered(0)}))[0][-1]
+        for number in range(1, 20):
+            reading = asyncio.create_task(reader.read({0: before}, 10, LONG, 30))
+            before = (await writer.append({0: [Message(b"%100d" % number)]}))[0][-1]
+            assert (await reading)[0].positions[-1] == before
+        (cursor,) = [cursor for cursors in writer._parts.shelf._cursors.values() for cursor in cursors]
+        assert cursor.tail, "what the writer reads back serves the readers, too"
+        await looker.truncate(0, before)  # and who truncates knows how much was written
+        assert split((await writer.append({0: numbered(20)}))[0][-1])[0] == 1
+        await writer.close()
+        assert await values(reader, before) == [b"20"], "the others go on"
 
 
 @WAYS
@@ -205,7 +224,7 @@ async def test_a_roller_that_dies_at_any_point_leaves_a_log_that_goes_on(broker:
         async def die(*_: object) -> None:
             raise RuntimeError("dies here")
 
-        partition, root = rolling(dying), dying._root
+        partition, root = rolling(dying), dying._parts.root
         assert root is not None
         make, write, wrote = partition._make, root.write, list[object]()
         partition._make = die  # between the candidate and its stream
@@ -249,8 +268,8 @@ async def test_of_two_who_roll_at_once_one_wins_and_the_others_stream_goes(broke
         assert rolling(a).generations.streams == rolling(b).generations.streams
         streams = set(rolling(a).generations.streams.values())
         for log in (a, b):
-            assert log._root is not None
-            await log._root.refresh()
+            assert log._parts.root is not None
+            await log._parts.root.refresh()
         for name in rolling(a).generations.everything:
             assert await exists(a, name) == (name in streams)
 
@@ -264,7 +283,7 @@ async def test_a_topic_that_is_not_declared_as_truncated_keeps_all(broker: str) 
 
 
 async def exists(log: RabbitLog, stream: str) -> bool:
-    streams = log._shelf._streams
+    streams = log._parts.shelf._streams
     try:
         attachment = await streams.attach(stream, "first", Nowhere())
     except BrokerError:
@@ -343,7 +362,7 @@ async def test_a_slow_reader_bounds_what_lies_ready_for_it(broker: str) -> None:
             await writing.append({0: [Message(value)] * 100}, positions=False)
         batch = (await log.read({0: None}, 1, LONG, 10))[0]
         assert len(batch.records) == 1
-        (cursor,) = next(iter(log._shelf._cursors.values()))
+        (cursor,) = next(iter(log._parts.shelf._cursors.values()))
         before = -1
         while before != cursor.arrived:  # until the server sends no more
             before = cursor.arrived

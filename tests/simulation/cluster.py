@@ -8,10 +8,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from thalweg import headers as names
 from thalweg.clock import RealClock
 from thalweg.errors import BrokerError, StaleRead, Superseded
 from thalweg.event import Event
 from thalweg.journal.inbox import Inbox
+from thalweg.message import Message
 from thalweg.runtime.worker import Worker
 from thalweg.starting import client_running, worker_running
 from thalweg.stores.memory import MemoryStores
@@ -205,6 +207,14 @@ class Cluster:
             for partition, position, record in self.network.server.records(plan.name)
             for seen in inboxes[partition].receive(position, record)
         ]
+
+    async def forge(self, topic: Topic[str, int], key: str, number: int) -> None:
+        """One who may write to a topic, but does not know the app's secret, says who is to have a message."""
+        partition = topic._plan.partition_of(key.encode(), topic._plan.partitions)
+        message = Message(
+            str(number).encode(), key.encode(), ((names.ONLY, b"nobody"),), round(self.clock.now() * 1000)
+        )
+        await (await self.network.server.log(topic.name)).append({partition: [message]})
 
     async def differs(self) -> str:
         """What is not yet, or not at all, as it ought to be at the end; empty if all is."""

@@ -26,7 +26,7 @@ class Nemesis:
         """Whether clocks were set: who sleeps until a time of day may notice as late as a minute after."""
         self._mending: list[Callable[[], None]] = []
         deeds = [self._crash, self._crash, self._pause, self._pause, self._cut, self._cut, self._leave, self._join]
-        deeds += [self._storm, self._bad_line, self._jump, self._rolling_restart, self._forget_lock]
+        deeds += [self._storm, self._bad_line, self._jump, self._rolling_restart, self._forget_lock, self._deny]
         if cluster.named:
             deeds += [self._restart, self._restart, self._twin]
         self._deeds = deeds
@@ -151,6 +151,22 @@ class Nemesis:
             self._note(f"the broker takes back the lock {name}")
             self.changes += 1
             self._cluster.broker.lose_lock(name)
+
+    async def _deny(self) -> None:
+        """Somebody takes the right away to write to a topic, and gives it back."""
+        network, client = self._cluster.network, self._cluster.client
+        topics = [node.target.name for node in client.nodes]
+        if client.later is not None:
+            topics += [client.later.topic.name, client.app.id + "-delays"]
+        topic = self._chance.choice(topics)
+        self._note(f"nobody may write to {topic}")
+        network.denied.add(topic)
+
+        def allow() -> None:
+            self._note(f"all may write to {topic} again")
+            network.denied.discard(topic)
+
+        self._mend_after(self._chance.choice([0.1, 3.0, 20.0]), allow)
 
     # --- helpers ---------------------------------------------------------------------------------------------
 

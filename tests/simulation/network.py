@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from thalweg.capabilities import Bounds, Claim, Commit, Held, Log
-from thalweg.errors import AmbiguousCommit, BrokerError
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError
 from thalweg.message import Batch, Message, Position
 from thalweg.transports.memory import MemoryBroker, MemoryOptions, MemoryTransport
 from thalweg.transports.memory.locks import MemoryLock
@@ -44,6 +44,8 @@ class Network:
         self.loop, self.broker, self.options = loop, broker, options
         self.chance = random.Random(seed)
         self.weather = Weather()
+        self.denied: set[str] = set()
+        """Topics that nobody may write to now, but clients."""
         self.written: Callable[[Iterable[str]], None] = lambda topics: None
         """Called after each write, with the logs that it may have changed."""
         self._server = MemoryTransport(broker, options)  # what carries out a request that has arrived
@@ -131,6 +133,8 @@ class Link(MemoryTransport):
         topics = {topic, *others}
         session, network = self._up(), self.network
         self._look_at_locks(journals)
+        if network.denied & topics:
+            raise AccessDenied(f"no right to write to {network.denied & topics}")
         fails, there, back = self._fails(), self._delay(), self._delay()
         if not (fails or there or back):
             result = await effect()
@@ -204,7 +208,8 @@ class Link(MemoryTransport):
         commits = dict(commits)
         journals = [(claim.topic, claim.partition) for claim in commits]
         topics = [topic for topic, _ in journals]
-        return await self.write(topics[0], lambda: self.network.server.commit(commits), topics, journals)
+        outputs = [topic for commit in commits.values() for topic, _ in commit.outputs]
+        return await self.write(topics[0], lambda: self.network.server.commit(commits), topics + outputs, journals)
 
     async def try_lock(self, name: str, lease: float) -> Held | None:
         """A lock whose answer was lost is nobody's, and ends with its lease."""

@@ -160,7 +160,10 @@ class _Simulation:
         for number in range(count):
             topic, key = chance.choice(program.sources), chance.choice("abcd")
             id = f"id {number}" if chance.random() < 0.2 else None
-            await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None, id=id)
+            if program.signs and id is None and chance.random() < 0.1:
+                await self.cluster.forge(topic, key, number)
+            else:
+                await topic.send(number, key=key, headers=FORGED if chance.random() < 0.1 else None, id=id)
             program.sent.append((topic.name, key, number))
             if id is not None:
                 twice.append((topic, key, number))
@@ -229,8 +232,9 @@ def _described(program: object) -> str:
         f"{', take' if node.takes else ''})"
         for node in program.nodes  # type: ignore[attr-defined]
     )
-    later = ", some later" if program.later is not None else ""  # type: ignore[attr-defined]
-    return f"{app.default_partitions} partitions, commits every {app.commit_interval:g} s: {nodes}{later}"
+    more = ", some later" if program.later is not None else ""  # type: ignore[attr-defined]
+    more += ", signed" if program.signs else ""  # type: ignore[attr-defined]
+    return f"{app.default_partitions} partitions, commits every {app.commit_interval:g} s: {nodes}{more}"
 
 
 @contextmanager

@@ -14,11 +14,15 @@ SEEDS = int(os.environ.get("SIMULATED", "500"))
 PARTS = 4
 SOON_FOUND = (
     "asked_with_the_commit",
+    "cancelling_ignored",
     "deaths_forgotten",
+    "delays_in_memory",
     "early_truncation",
     "fetched_is_reached",
     "floor_ignored",
     "foreign_headers",
+    "ids_forgotten",
+    "left_early",
     "lost_revoke",
     "plan_not_diffed",
     "position_first",

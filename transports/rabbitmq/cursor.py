@@ -18,6 +18,9 @@ __all__ = ["Cursor"]
 _ROOM = 1 << 20
 """Bytes that may have arrived and not been read before the server is asked to wait (blocks under way come on top)."""
 
+_LATEST = 4 * _ROOM
+"""Bytes that one which follows the end keeps for those who have not read them yet."""
+
 _FIXED = 60  # bytes of a record beside its value, about
 
 
@@ -122,7 +125,8 @@ class Cursor:
     def _trim(self) -> None:
         dropped = 0
         for oldest in self._blocks:
-            if self._held <= _ROOM or (not self.tail and oldest.first + oldest.count - 1 > self._served):
+            unread = oldest.first + oldest.count - 1 > self._served
+            if self._held <= _ROOM or (unread and (not self.tail or self._held <= _LATEST)):
                 break
             self._held -= oldest.size
             dropped += 1

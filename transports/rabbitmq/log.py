@@ -17,25 +17,45 @@ from .partition import Partition
 from .shelf import Shelf
 from .wire import check
 
-__all__ = ["RabbitLog"]
+__all__ = ["Parts", "RabbitLog"]
 
 _FAREWELL = 2.0  # seconds that appends under way have when the log is closed
 
 
-class RabbitLog:
-    """partitions, shelf, root (of a log that is truncated): of this log alone; it closes them."""
+class Parts:
+    """What a log consists of. root: of one that is truncated.
 
-    def __init__(
-        self, topic: str, partitions: Sequence[Partition], shelf: Shelf, root: Root | None, message_bytes: int
-    ) -> None:
-        self._topic = topic
-        self._partitions = partitions
-        self._shelf, self._root = shelf, root
+    Several logs of a topic may share it: what one of them appends, the others read without asking the server again. It
+    ends with the last of them.
+    """
+
+    def __init__(self, partitions: Sequence[Partition], shelf: Shelf, root: Root | None) -> None:
+        self.partitions, self.shelf, self.root = partitions, shelf, root
+        self.logs: set[RabbitLog] = set()
+        shelf.changed = self._changed
+
+    def _changed(self) -> None:
+        for log in self.logs:
+            log.changed()
+
+    async def leave(self, log: RabbitLog) -> None:
+        self.logs.discard(log)
+        if not self.logs:
+            await self.shelf.close()
+            if self.root is not None:
+                await self.root.close()
+
+
+class RabbitLog:
+    def __init__(self, topic: str, parts: Parts, message_bytes: int) -> None:
+        self._topic, self._parts = topic, parts
+        self._partitions = parts.partitions
         self._message_bytes = message_bytes
         self._waiting: set[asyncio.Future[None]] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self._turn = 0
         self.closed = False
+        parts.logs.add(self)
 
     def changed(self) -> None:
         for waiting in self._waiting:
@@ -171,9 +191,7 @@ class RabbitLog:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
-        await self._shelf.close()
-        if self._root is not None:
-            await self._root.close()
+        await self._parts.leave(self)
 
     def _partition(self, number: int) -> Partition:
         if not 0 <= number < len(self._partitions):

@@ -10,7 +10,7 @@ from thalweg.errors import BrokerError
 from .amqp_streams import AmqpStreams
 from .connection import Connection, Endpoint
 from .generations import Generations, Root
-from .log import RabbitLog
+from .log import Parts, RabbitLog
 from .names import Names
 from .native import NativeStreams
 from .partition import Partition
@@ -43,6 +43,7 @@ class Logs:
         self._amqp = AmqpStreams(reading, writing)
         self._native: NativeStreams | None = None
         self._open: list[RabbitLog] = []
+        self._truncated: dict[str, Parts] = {}
 
     @property
     def way(self) -> Streams:
@@ -67,44 +68,57 @@ class Logs:
         self._native = native
 
     def log(self, topic: Topic) -> RabbitLog:
-        numbers = range(topic.partitions)
-        names, streams, timeout = self._names, self.way, self._endpoint.timeout
-        shelf = Shelf(streams)
-        generations = {number: Generations(stream_of(names, topic, number)) for number in numbers}
-        root: Root | None = None
-        partitions: list[Partition]
-        if topic.truncated:
-            root = chain = Root(self._amqp, names.topic(topic.name, "root"), generations, timeout)
-
-            def name(number: int, generation: int, random: str) -> str:
-                return names.topic(topic.name, number, generation, random)
-
-            async def make(stream: str) -> None:
-                await create_stream(self._writing, stream, topic)
-
-            async def delete(stream: str) -> None:
-                await delete_queue(self._writing, stream)
-
-            partitions = [
-                RollingPartition(
-                    *(streams, shelf, topic.name, number, generations[number], timeout),
-                    *(chain, name, make, delete, self._settings.roll_bytes),
-                )
-                for number in numbers
-            ]
-        else:
-            partitions = [
-                Partition(streams, shelf, topic.name, number, generations[number], timeout) for number in numbers
-            ]
-        log = RabbitLog(topic.name, partitions, shelf, root, self._settings.message_bytes)
-        shelf.changed = log.changed
+        parts = self._truncated.get(topic.name) if topic.truncated else None
+        if parts is None or not parts.logs:
+            parts = self._chains(topic) if topic.truncated else self._streams(topic)
+        log = RabbitLog(topic.name, parts, self._settings.message_bytes)
         self._open = [known for known in self._open if not known.closed] + [log]
         return log
+
+    def _streams(self, topic: Topic) -> Parts:
+        """A stream for each partition."""
+        shelf, timeout = Shelf(self.way), self._endpoint.timeout
+        partitions = [
+            Partition(self.way, shelf, topic.name, number, generations, timeout)
+            for number, generations in self._generations(topic).items()
+        ]
+        return Parts(partitions, shelf, None)
+
+    def _chains(self, topic: Topic) -> Parts:
+        """A chain of streams for each. Who writes a journal also reads it back, and truncates it: by the same parts, so
+        that each record comes from the server once, and it is known how much has been written.
+        """
+        names, shelf, timeout = self._names, Shelf(self.way), self._endpoint.timeout
+        generations = self._generations(topic)
+        root = Root(self._amqp, names.topic(topic.name, "root"), generations, timeout)
+
+        def name(number: int, generation: int, random: str) -> str:
+            return names.topic(topic.name, number, generation, random)
+
+        async def make(stream: str) -> None:
+            await create_stream(self._writing, stream, topic)
+
+        async def delete(stream: str) -> None:
+            await delete_queue(self._writing, stream)
+
+        partitions = [
+            RollingPartition(
+                *(self.way, shelf, topic.name, number, generations[number], timeout),
+                *(root, name, make, delete, self._settings.roll_bytes),
+            )
+            for number in generations
+        ]
+        parts = self._truncated[topic.name] = Parts(partitions, shelf, root)
+        return parts
+
+    def _generations(self, topic: Topic) -> dict[int, Generations]:
+        return {number: Generations(stream_of(self._names, topic, number)) for number in range(topic.partitions)}
 
     async def close(self) -> None:
         for log in self._open:
             await log.close()
         self._open.clear()
+        self._truncated.clear()
         if self._native is not None:
             await self._native.close()
         await self._amqp.close()

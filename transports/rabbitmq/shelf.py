@@ -14,7 +14,7 @@ from .streams import Block, Start, Streams
 
 __all__ = ["Missing", "Shelf", "peek"]
 
-_SPARE = 2  # cursors of a stream that nobody waits at
+_SPARE = 4  # cursors of a stream that nobody waits at
 _IDLE = 30.0  # seconds after which one that is not used is closed
 _PATIENCE = 1.0  # seconds after which an offset that a stream does not reach is believed to be beyond its end
 
@@ -41,12 +41,17 @@ class Shelf:
         self.changed()
 
     def ready(self, stream: str, after: int | None) -> Cursor | None:
-        """A cursor that has records after this offset, or waits for them."""
+        """A cursor that has records after this offset, or waits for them; one that follows the end, if it can be: that
+        one is kept in any case.
+        """
+        found: Cursor | None = None
         for cursor in self._cursors.get(stream, ()):
-            if cursor.checked and cursor.lost_by is None and cursor.covers(after):
-                cursor.used = time.monotonic()
-                return cursor
-        return None
+            usable = cursor.checked and cursor.lost_by is None and cursor.covers(after)
+            if usable and (found is None or cursor.tail):
+                found = cursor
+        if found is not None:
+            found.used = time.monotonic()
+        return found
 
     async def at(self, stream: str, after: int | None) -> Cursor:
         """Opens one. Raises `Missing`, `NoStream` or another `BrokerError`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -31,6 +32,7 @@ __all__ = [
     "check",
     "from_amqp",
     "from_headers",
+    "is_plain",
     "to_amqp",
     "to_headers",
 ]
@@ -127,9 +129,15 @@ def _plain(headers: Headers) -> dict[str, Value]:
     """Those that any AMQP program can read; of several of a name the first."""
     plain: dict[str, Value] = {}
     for name, value in headers:
-        if name and name not in OURS and not name.startswith("x-") and len(name.encode()) <= _LONGEST_NAME:
+        if is_plain(name):
             plain.setdefault(name, _text(value))
     return plain
+
+
+@lru_cache(1000)
+def is_plain(name: str) -> bool:
+    """Whether a header of this name can stand as it is."""
+    return bool(name) and name not in OURS and not name.startswith("x-") and len(name.encode()) <= _LONGEST_NAME
 
 
 def _text(value: bytes) -> str | bytes:

@@ -7,7 +7,8 @@ import struct
 
 import pytest
 from thalweg.message import Message
-from thalweg.transports.rabbitmq.sections import decode, encode, message_id
+from thalweg.transports.rabbitmq.sections import _APPLICATION, _table, decode, encode, message_id
+from thalweg.transports.rabbitmq.wire import to_headers
 
 ODD = {
     "plain": Message(b"v", b"k", (), 1_700_000_000_123),
@@ -30,6 +31,15 @@ def test_a_message_comes_back_as_it_was_written(message: Message, id: str | None
     data = encode(message, id)
     assert decode(data, 1) == message
     assert message_id(data) == id
+
+
+@pytest.mark.parametrize("name", ["thalweg-out", "a", "ü" * 64, "ü" * 65, "", "x-y", "thalweg-key"])
+@pytest.mark.parametrize("value", [b"", b"text", b"\xff", b"x" * 255, b"x" * 256])
+@pytest.mark.parametrize("key", [b"", b"k", b"k" * 127, b"k" * 128, b"\xff"])
+def test_the_short_way_for_one_header_writes_what_the_long_one_does(name: str, value: bytes, key: bytes) -> None:
+    message = Message(b"v", key, ((name, value),), 5)
+    assert decode(encode(message), 1) == message
+    assert encode(message) == _APPLICATION + _table(to_headers(message)) + b"\0\x53\x75\xa0\x01v"
 
 
 def test_the_size_of_each_section_is_right() -> None:
