@@ -400,6 +400,10 @@ class Worker:
             return self.message_bytes
         return self.message_bytes - HEADER_BYTES
 
+    def room_for_rows(self) -> int:
+        """Bytes that each table of each task may keep as Python objects: they share evenly."""
+        return self.settings.rows_bytes // max(1, sum(len(task.tables) for task in self.tasks.values()))
+
     def kept_elsewhere(self, group: str, store: Store) -> list[str]:
         """Which tables and positions of other groups have rows in this group's store: they were moved between two."""
         found: list[str] = []
