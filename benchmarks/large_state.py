@@ -53,6 +53,7 @@ def make(folder: Path) -> tuple[App, Topic[bytes, bytes], Table[bytes, bytes]]:
         store=f"rocksdb:///{folder}/state?cache_mb=64",
         partitions=PARTITIONS,
         lease=LEASE,
+        rows_mb=64,
     )
     return app, app.topic("changes", key=bytes, value=bytes), app.table("documents", key=bytes, value=bytes)
 

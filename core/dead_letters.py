@@ -103,11 +103,13 @@ def _is_copy(record: Record, topic: str, seen: set[tuple[bytes, OutputId]]) -> b
 async def replay(app: App, source: str) -> int:
     """Send every dead letter of `source` back where it came from, for the agent that failed; how many.
 
-    Each letter is removed once its message is durable again: at least once.
+    Each letter is removed once its message is durable again. If this ends in between, and is done again, agents of a
+    topic know the message by its id, and handle it once; those of a queue may handle it twice.
     """
     running = app.running
     plan = app.topics[source]
-    reader = await running.open_log(dead_letter_topic(app.id, source))
+    topic = dead_letter_topic(app.id, source)
+    reader = await running.open_log(topic)
     count = 0
     try:
         last = (await reader.bounds(0)).last
@@ -118,6 +120,8 @@ async def replay(app: App, source: str) -> int:
             if plan.spec.queue:
                 await running.put(source, [message])
             else:
+                once = names.ONCE, f"{topic}/{letter.id}/{letter.event_id}".encode()
+                message = msgspec.structs.replace(message, headers=(*headers, once))
                 await running.send(source, {min(letter.partition, plan.partitions - 1): [message]})
             await reader.truncate(0, letter.id + 1)
             count += 1

@@ -239,6 +239,7 @@ def _make_worker(
         max_event_outputs=app.max_event_outputs,
         snapshot_bytes=SNAPSHOT_BYTES,
         exactly_once=running.guarantee == "exactly_once",
+        rows_bytes=app.rows_mb << 20,
         remember_ids=app.remember_ids,
         worker_id=app.worker_id,
         zone=app.zone,

@@ -56,7 +56,8 @@ def replay_(
 ) -> None:
     """Send every dead letter of SOURCE back where it came from, for the agent that failed.
 
-    A letter is removed once its message is durable again: at least once. What fails again becomes a new letter.
+    A letter is removed once its message is durable again. Interrupted, it may be done again: agents of a topic handle a
+    letter once, those of a queue perhaps twice. What fails again becomes a new letter.
     """
     session = session_of(context)
     app, output = session.app(), session.output

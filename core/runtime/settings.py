@@ -22,6 +22,7 @@ class Settings(msgspec.Struct, frozen=True):
     partition wait to be handled.
     max_event_outputs: how many messages one event may send. max_parked: how many events of one agent and partition
     may wait for a retry before the partition waits with them.
+    rows_bytes: how much of all tables a worker keeps as Python objects, in front of the store.
     remember_ids: for how long agents know the ids of `send(id=…)`.
     worker_id: of all runs of this worker; what it owned is kept for it while it restarts. zone: where it runs; standbys
     lie in other zones than their owner.
@@ -40,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_parked: int = 1000
     snapshot_bytes: int = 512 * 1024
     exactly_once: bool = True
+    rows_bytes: int = 256 << 20
     remember_ids: float = 86_400.0
     worker_id: str | None = None
     zone: str = ""

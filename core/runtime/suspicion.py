@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspicion"]
 
-DEATH_DELAY = 0.1
-"""Seconds, doubled with each death, that an event waits in which the process died."""
+DEATH_DELAY, LONGEST_DELAY = 0.1, 60.0
+"""Seconds that an event waits in which the process died: doubled with each death, and at most."""
 
 MOST_SHARED = 3
 """So often a process may die in an event beside others; then each such death counts as well, for it has to end."""
@@ -125,7 +125,7 @@ class Suspicion:
     def _after_death(self, suspect: Suspect) -> Verdict:
         attempts, shared = suspect.deaths, suspect.shared
         attempts += max(0, shared - MOST_SHARED)
-        delay = DEATH_DELAY * 2 ** (suspect.deaths + shared)
+        delay = min(LONGEST_DELAY, DEATH_DELAY * 2.0 ** min(suspect.deaths + shared, 10))
         if attempts:
             error = ProcessDied(f"the process died {attempts} time(s) while it handled this event")
             decision = self._agent.plan.policy.decide(error, attempts, self._agent.outcomes, self._agent.random.random)

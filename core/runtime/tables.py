@@ -30,10 +30,12 @@ class _Missing:
 MISSING: Final = _Missing()
 """A row known to be absent; never shown to users."""
 
-HOT_ROWS, HOT_BYTES, FEWEST = 100_000, 32 << 20, 1000
-"""How many rows a task keeps as Python objects per table, beyond what changed since the last commit. Of large ones
-fewer: bytes as encoded, by the size of some of them.
-"""
+FEWEST = 1000
+"""Rows that a task keeps as Python objects per table, however large they are."""
+ROW_BYTES = 250
+"""What a small row takes in memory, beyond its bytes as encoded: key, value, its place in the table."""
+MOST_FORGOTTEN = 10_000
+"""How many rows one commit forgets beyond those that it must."""
 
 
 class TablePlan(msgspec.Struct):
@@ -195,13 +197,17 @@ class TableState:
             return raw is None or raw == self.plan.encode(self.plan.default())
         return raw == stored
 
-    def trim(self) -> None:
-        """Forget the oldest clean rows beyond what is kept. With no commit in flight: the store has what is clean."""
-        most = min(HOT_ROWS, max(FEWEST, HOT_BYTES * self._samples // (self._sampled + 1)))
+    def trim(self, room: int) -> None:
+        """Forget the oldest clean rows beyond `room`, in bytes; large ones count by the size of some of them.
+
+        With no commit in flight: the store has what is clean.
+        """
+        most = max(FEWEST, room // (ROW_BYTES + self._sampled // self._samples))
         surplus = len(self.hot) - most
         if surplus > 0:
             clean = (key for key in self.hot if key not in self.dirty)
-            for key in [key for _, key in zip(range(surplus + most // 10), clean, strict=False)]:
+            count = surplus + min(most // 10, MOST_FORGOTTEN)
+            for key in [key for _, key in zip(range(count), clean, strict=False)]:
                 del self.hot[key]
 
     def look(self, key: Any, open_lanes: Sequence[OpenEvent]) -> Any:
@@ -271,6 +277,16 @@ class TableView:
                     f"first: `.group_by(lambda value: <the key>, name='by-{plan.name}')` on the agent's source"
                 )
         return self.state.fetch(key)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Rows of this task's partition, in no given order, as finished events left them and this one changed them."""
+        self.touched = True
+        for key, value in self.state.items(self.lane.host.other_lanes(self.lane)):
+            if not self.mutable or self.strict:
+                yield key, value
+            elif (own := self.state.fetch(key)) is not MISSING:  # it may have been deleted since
+                self.lend(key)
+                yield key, own
 
     def check(self, key: Any) -> None:
         """With concurrency > 1: only the event's own key, since other lanes run in between."""

@@ -586,9 +586,10 @@ class Task:
             self._store.apply({**cut.rows, **local}, Checkpoint(written.position, checksum(written.data)))
         for feed in self.feeds:
             feed.committed(cut.rows, Standing(written.position, checksum(written.data), marker, cut.number))
+        room = self.worker.room_for_rows()
         for table in self.tables.values():
             table.flying = {}
-            table.trim()
+            table.trim(room)
         self._await_moments()
         self.verdicts.committed()
         self.deliveries.committed(cut.outboxed)

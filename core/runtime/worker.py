@@ -185,6 +185,7 @@ class Worker:
         self._stopping = True
         if self._presence is not None:
             self._presence.leaving()
+        await self.ownership.resign()
         await self._cancel([service for service in self._services if service.get_name() == "ownership"])
         await self._cancel(list(self._restarting.values()))
         await self.ownership.leave()
@@ -398,6 +399,10 @@ class Worker:
         if self.message_bytes is None or (self.joins_commits(destination) and self.commit_messages is None):
             return self.message_bytes
         return self.message_bytes - HEADER_BYTES
+
+    def room_for_rows(self) -> int:
+        """Bytes that each table of each task may keep as Python objects: they share evenly."""
+        return self.settings.rows_bytes // max(1, sum(len(task.tables) for task in self.tasks.values()))
 
     def kept_elsewhere(self, group: str, store: Store) -> list[str]:
         """Which tables and positions of other groups have rows in this group's store: they were moved between two."""

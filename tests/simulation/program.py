@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any
 
 import msgspec
+from listing import listed
 from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
 from thalweg.errors import BrokerError, LockLost, OutsideEvent, ProcessDied
 from thalweg.exclusion import HeldLock
@@ -24,6 +25,8 @@ SOMETIMES = 11.0
 """Seconds between two runs of the leader's timer."""
 SLOW = 0.008
 """Seconds for which an agent that computes keeps its process from doing anything else, an event."""
+POISON, SECOND_POISON = 7, 13
+"""Numbers that kill their process: the second once it has waited for others, where its agent does."""
 DEATHS = 3
 """After so many deaths of its process an event is given up."""
 
@@ -91,7 +94,7 @@ class Node:
         return (bool(self.bad) and number % self.bad == 1) or self.kills(number)
 
     def kills(self, number: int) -> bool:
-        return self.deadly and number == 7
+        return self.deadly and (number == POISON or (number == SECOND_POISON and self.program.has_more_poison))
 
     async def body(self, stream: Stream[int]) -> AsyncIterator[int]:
         async for event in stream.events():
@@ -105,10 +108,12 @@ class Node:
 
     async def handle(self, event: object) -> None:
         key, number = event.key, event.value  # type: ignore[attr-defined]
-        if self.kills(number):
+        if number == POISON and self.kills(number):
             await self.program.die(event)
         if self.asks and number % 3 == 1:
             assert await self.program.echo.ask(number, key=key, timeout=5.0) == number
+        if self.kills(number):
+            await self.program.die(event)
         if self.computes:
             self.program.compute(SLOW)
         before = self.sums[key]
@@ -170,9 +175,15 @@ class Program:
             self._queue()
             if chance.random() < 0.3:
                 self.later = Later(self.app)
+            self._more_poison = chance.random() < 0.5
             self.signs = chance.random() < 0.25
             if self.signs:
                 self.app._secret = "known-to-the-app-alone"
+
+    @property
+    def has_more_poison(self) -> bool:
+        """Where each death costs no more than a short lease."""
+        return self._more_poison and self.app.lease <= 5.0
 
     # --- what takes several workers --------------------------------------------------------------------------
 
@@ -224,7 +235,7 @@ class Program:
             with contextlib.suppress(OutsideEvent):
                 self.nodes[0].sums["a"] = 1_000_000
 
-    queued = signs = False
+    queued = signs = _more_poison = False
     later: Later | None = None
     held: HeldLock | None = None
     """The lock under which this worker does something by itself now."""
@@ -315,7 +326,7 @@ def _together(tables: Iterable[Table[str, Any]]) -> dict[str, Any]:
     """The rows of all workers. Raises AssertionError if two have the same one."""
     together: dict[str, Any] = {}
     for table in tables:
-        for key, value in table.items():
+        for key, value in listed(table).items():
             assert key not in together, f"two workers serve {key!r} of table {table._plan.name!r}"
             together[key] = value
     return together

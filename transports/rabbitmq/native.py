@@ -18,9 +18,10 @@ from thalweg.message import Message
 from . import sections
 from .amqp_streams import AmqpStreams
 from .connection import ConnectionLost, Endpoint
-from .link import NoStream, Publisher, StreamLink
+from .link import StreamLink
 from .protocol import FIRST, LAST, NEXT, OK, Chunk, at, since
-from .streams import Attachment, Receiver, Since, Start
+from .stream_publisher import Publisher
+from .streams import Attachment, NoStream, Receiver, Since, Start
 
 __all__ = ["NativeStreams"]
 

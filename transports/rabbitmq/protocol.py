@@ -14,7 +14,6 @@ import msgspec
 from thalweg.errors import BrokerError
 
 __all__ = [
-    "CODES",
     "FIRST",
     "LAST",
     "NEXT",
@@ -32,24 +31,6 @@ __all__ = [
 ]
 
 OK = 1
-NO_STREAM, EXISTS, UNAVAILABLE = 2, 5, 6
-CODES = {
-    2: "the stream does not exist",
-    3: "the subscription exists already",
-    4: "the subscription does not exist",
-    5: "the stream exists already",
-    6: "the stream has no leader at the moment",
-    7: "it does not know the SASL mechanism PLAIN",
-    8: "it refuses the user name or the password",
-    11: "the user guest may enter from the server's own machine only",
-    12: "it refuses the virtual host",
-    13: "it does not know the request",
-    14: "the frame is too large",
-    15: "an internal error, see its log",
-    16: "the user lacks the permission (rabbitmqctl set_permissions)",
-    17: "a precondition failed",
-    18: "the publisher does not exist",
-}
 
 
 class Command:

@@ -13,9 +13,11 @@ import msgspec
 from thalweg.errors import BrokerError
 from thalweg.message import Message
 
-from .link import NoStream
-
 __all__ = ["Attachment", "Block", "NoStream", "Receiver", "Since", "Start", "Streams"]
+
+
+class NoStream(BrokerError):
+    """There is no such stream (any more, or at the moment); nothing was done."""
 
 
 class Since(msgspec.Struct, frozen=True):

@@ -6,24 +6,21 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Literal
 
-import msgspec
 from thalweg.capabilities import Log
 from thalweg.channel import Capability, Channel, Limits, TopicInfo, TopicSpec
 from thalweg.errors import BrokerError, ConfigurationError, MissingCapability
 from thalweg.keeper import Keeper
-from thalweg.pulse import STUCK, Stuck
-from thalweg.tls import tls_context
 from thalweg.url import Url
 
-from .connection import Connection, Endpoint, Refused, no_streams
+from .connection import Connection, Refused, no_streams
 from .delays import Delays
 from .exclusive import ExclusiveQueues
 from .group_channel import GroupChannel, Means
 from .locks import Lock, Locks
 from .logs import Logs, LogSettings
 from .names import Names
+from .options import RabbitOptions, endpoint_of
 from .peers import Peers
 from .place import Place
 from .registry import Registry, Topic
@@ -39,39 +36,6 @@ from .topology import (
 from .work_queue import RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
-
-
-class RabbitOptions(msgspec.Struct, frozen=True):
-    """Query options of the URL.
-
-    prefix: goes before the name of all that is made, so that several programs can share a virtual host.
-    timeout: seconds to connect, and to wait for an answer.
-    message_bytes: largest message (key, value and headers); the server's own max_message_size counts as well.
-    lease: seconds after which a consumer that hangs loses its deliveries (of a queue: each delivery, unless extended).
-    stuck: seconds without a sign of life from the event loop, after which it loses all that it holds.
-    heartbeat: seconds between signs of life; after two to three of them without one, the server gives a client up. By
-    default a third of the lease.
-    streams: how logs are read and written: amqp, native (the stream plug-in's own protocol), or auto, the faster one
-    that answers. stream_port: of the plug-in (5552; with TLS 5551).
-    roll_bytes: how large the stream of a journal may grow before it is replaced by another, so that it can be deleted.
-    queues: what queues are made as: quorum (replicated), or classic, which alone have priorities.
-    tls_ca, tls_cert, tls_key: files, for amqps://. tls_verify=false accepts any certificate.
-    """
-
-    prefix: str = ""
-    timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
-    message_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 20)] = 16 << 20
-    lease: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
-    stuck: Stuck = STUCK
-    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=3600)] | None = None
-    streams: Literal["auto", "amqp", "native"] = "auto"
-    stream_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
-    roll_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
-    queues: Literal["quorum", "classic"] = "quorum"
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_verify: bool = True
 
 
 _NUMBERS = {"x-max-length-bytes": 1_000_000, "x-stream-max-segment-size-bytes": 500_000}
@@ -97,7 +61,7 @@ class RabbitTransport:
 
     def __init__(self, url: Url, options: RabbitOptions | None = None) -> None:
         self._options = options or RabbitOptions()
-        self._endpoint = _endpoint(url, self._options)
+        self._endpoint = endpoint_of(url, self._options)
         self._names = Names(self._options.prefix)
         self._existing: dict[str, Topic] = {}
         self._places: dict[tuple[str, str], asyncio.Task[Place]] = {}
@@ -382,11 +346,3 @@ class RabbitTransport:
 
 def _nothing(offset: int, body: bytes) -> None:
     """Nobody reads it."""
-
-
-def _endpoint(url: Url, options: RabbitOptions) -> Endpoint:
-    context = tls_context(url, "amqps", options)
-    vhost = url.path.removeprefix("/") or "/"
-    addresses = url.addresses(5671 if context else 5672)
-    heartbeat = options.heartbeat or min(60, max(1, int(options.lease / 3)))
-    return Endpoint(url, addresses, vhost, context, options.timeout, heartbeat)
