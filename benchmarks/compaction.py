@@ -25,7 +25,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import random
 import sys
 import time
@@ -108,7 +107,7 @@ class Watch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         entries, cuts, write = Snapshotter.entries, Committer._cuts, Committer._write
-        committed, truncate = Task.committed, Task._truncate
+        committed, cut_off = Task.committed, Task._cut_off
 
         def timed_entries(snapshotter: Any, *arguments: Any) -> Any:
             began = time.perf_counter()
@@ -153,7 +152,7 @@ class Watch:
             self._truncating += 1
             self._truncated = True
             try:
-                await truncate(task, before)
+                await cut_off(task, before)
             finally:
                 self._truncating -= 1
             self.snapshots += 1
@@ -166,7 +165,7 @@ class Watch:
             patch.object(Committer, "_cuts", timed_cuts),
             patch.object(Committer, "_write", timed_write),
             patch.object(Task, "committed", counted),
-            patch.object(Task, "_truncate", truncated),
+            patch.object(Task, "_cut_off", truncated),
         ):
             yield
 
@@ -342,7 +341,6 @@ async def main() -> int:
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(kinds)):
         parser.error(f"no such broker: {', '.join(unknown)}; there are {', '.join(kinds)}")
-    logging.getLogger("thalweg").setLevel(logging.ERROR)
     found = []
     for kind, load in product(options.names or kinds, [options.load] if options.load else LOADS):
         if kind != "memory" and (lacking := KINDS[kind].lacking()):

@@ -23,7 +23,7 @@ PART_BYTES = 256 * 1024
 MOST_BYTES = 6 * PART_BYTES
 """How much it carries at most: what any broker takes in some hundredths of a second."""
 
-MOST_SECONDS = 0.03
+MOST_SECONDS = 0.05
 """And how long it may take to make that, which is long only with small rows in a slow store."""
 
 ROWS = 256

@@ -609,16 +609,19 @@ class Task:
     async def _truncate(self) -> None:
         """Nobody waits for it: what lies there longer than it must costs room, nothing else."""
         try:
-            journal = await self.worker.log(self.journal[0])
             while self._truncate_before is not None:
                 before, self._truncate_before = self._truncate_before, None
-                await journal.truncate(self.index, before)
+                await self._cut_off(before)
         except BrokerError as error:
             log.warning(
                 "task %s/%d: its journal was not truncated, and will be after the next snapshot: %s", *self.key, error
             )
         finally:
             self._truncating = None
+
+    async def _cut_off(self, before: Position) -> None:
+        journal = await self.worker.log(self.journal[0])
+        await journal.truncate(self.index, before)
 
     # --- closing ---------------------------------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ from thalweg.runtime.task import Task
 
 RULE = "5"
 
-truncate = Task._truncate
+cut_off = Task._cut_off
 
 
 async def too_far(self: Task, before: Position) -> None:
-    await truncate(self, before + 1)
+    await cut_off(self, before + 1)
 
 
 def planted() -> AbstractContextManager[object]:
-    return patch.object(Task, "_truncate", too_far)
+    return patch.object(Task, "_cut_off", too_far)
