@@ -21,7 +21,7 @@ from .topic import Topic
 if TYPE_CHECKING:
     from .app import App
 
-__all__ = ["Agent", "AgentDecorator", "HandlerDecorator", "Sink", "answer_codec"]
+__all__ = ["Agent", "AgentDecorator", "HandlerDecorator", "Sink", "answer_codec", "check_takes_stream"]
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -146,6 +146,22 @@ def answer_codec(function: Callable[..., Any]) -> TypeCodec[Any]:
         return codec_for(given)
     except ConfigurationError:
         return codec_for(Any)
+
+
+def check_takes_stream(function: Callable[..., Any]) -> None:
+    """An agent that says by its annotation that it takes a single value is meant to be a handler."""
+    try:
+        given = next(iter(get_type_hints(function).items()), ("return", Any))
+    except Exception:  # a name that is not importable at run time
+        return
+    name, type_ = given
+    plain = get_origin(type_) or type_
+    if name == "return" or plain in (Any, object) or not isinstance(plain, type) or hasattr(plain, "__aiter__"):
+        return
+    raise ConfigurationError(
+        f"agent {function.__name__!r} takes {name}: {inspect.formatannotation(type_)}; an agent takes the stream of "
+        f"all values (`stream: Stream[…]`, `async for {name} in stream:`); what takes one value is a `@app.handler`"
+    )
 
 
 def _sink(sink: Sink) -> Callable[[Any], Awaitable[object]]:

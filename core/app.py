@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeForm, TypeVar
 
-from .agent import Agent, AgentDecorator, HandlerDecorator, Sink, answer_codec
+from .agent import Agent, AgentDecorator, HandlerDecorator, Sink, answer_codec, check_takes_stream
 from .assignment import Assignor, load_assignor
 from .channel import TopicSpec, Transport
 from .clock import Clock, RealClock
@@ -118,8 +118,8 @@ class App:
             raise ConfigurationError(f"app id {id!r}: expected letters, digits, '.', '_' and '-'")
         if guarantee not in ("auto", "exactly_once", "at_least_once"):
             raise ConfigurationError(f"guarantee={guarantee!r}; expected 'auto', 'exactly_once' or 'at_least_once'")
-        if partitions < 1:
-            raise ConfigurationError(f"partitions={partitions}; expected 1 or more")
+        if not isinstance(partitions, int) or partitions < 1:
+            raise ConfigurationError(f"partitions={partitions!r}; expected a whole number, 1 or more")
         self.id = id
         signer_of(secret)  # refuses one that is too short now, not at the start
         self.default_partitions = partitions
@@ -326,13 +326,17 @@ class App:
         if known is not None:
             if self._declared[spec.name] != types or known.spec.queue != spec.queue:
                 was_key, was_value = self._declared[spec.name]
+                now, was = ("queue" if one.queue else "topic" for one in (spec, known.spec))
                 raise ConfigurationError(
-                    f"{'queue' if spec.queue else 'topic'} {spec.name!r} was declared before as a "
-                    f"{'queue' if known.spec.queue else 'topic'} with key={was_key}, value={was_value}; now with "
-                    f"key={key}, value={value}. Use one object, or `.raw` for its bytes"
+                    f"{now} {spec.name!r} was declared before as a {was} with key={inspect.formatannotation(was_key)}, "
+                    f"value={inspect.formatannotation(was_value)}; now as a {now} with "
+                    f"key={inspect.formatannotation(key)}, value={inspect.formatannotation(value)}. Use one object, or "
+                    "`.raw` for its bytes"
                 )
             return known
         self._refuse_when_running(f"topic {spec.name!r}")
+        if not isinstance(spec.name, str) or not spec.name:
+            raise ConfigurationError(f"{'queue' if spec.queue else 'topic'} {spec.name!r}: expected a name")
         extract = None if timestamp_of is None else _as_seconds(timestamp_of)
         plan = TopicPlan(
             spec,
@@ -417,6 +421,7 @@ class App:
 
         def decorate(function: Callable[[Stream[T]], Any]) -> Agent[T, Any]:
             check_function(f"agent {function.__name__!r}", function, "stream")
+            check_takes_stream(function)
             return self._add_agent(function, function, stream, name, concurrency, sinks, on_error)
 
         return decorate

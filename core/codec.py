@@ -163,6 +163,10 @@ def checker_for(
         if value.__class__ in proven or (finite_floats and type(value) is float and math.isfinite(value)):
             return
         problem = _round_trip_problem(bound, value)
+        if problem is not None and finite_floats and type(value) is float:
+            raise WrongType(f"expected {bound.type_name}, got {value}: JSON has no such number (codec='msgpack' has)")
+        if problem is not None and bound.format == "raw":  # what str.encode says of it helps nobody
+            raise WrongType(f"expected {bound.type_name}, got {type(value).__name__}")
         if problem is not None:
             raise WrongType(f"expected {bound.type_name}, got {type(value).__name__}: {problem}")
 

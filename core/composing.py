@@ -12,6 +12,7 @@ import msgspec
 from . import headers as names
 from .codec import TypeCodec, explain_encode
 from .errors import ConfigurationError, EncodeError, MessageTooLarge, WrongType
+from .event import milliseconds
 from .headers import UserHeaders
 from .message import Message
 from .plan import TopicPlan
@@ -54,9 +55,9 @@ class Composer(Generic[K, V]):
         if key is None and plan.key_of is not None:
             key = plan.key_of(value)
         if timestamp is not None:
-            at = _milliseconds(timestamp)
+            at = milliseconds(timestamp, self._title, "timestamp")
         elif plan.timestamp_of is not None and value is not None:
-            at = round(plan.timestamp_of(value) * 1000)
+            at = milliseconds(plan.timestamp_of(value), self._title, "timestamp_of")
         else:
             at = lane.timestamp if lane is not None else self._now(lane)
         places = self._places
@@ -116,7 +117,10 @@ class Composer(Generic[K, V]):
         if timestamp_of is None:
             messages = [Message(raw, key, (), now) for raw, key in zip(raws, keys, strict=True)]
         else:
-            times = [now if value is None else round(timestamp_of(value) * 1000) for value in values]
+            times = [
+                now if value is None else milliseconds(timestamp_of(value), self._title, "timestamp_of")
+                for value in values
+            ]
             messages = [Message(raw, key, (), at) for raw, key, at in zip(raws, keys, times, strict=True)]
         running = self._app.running
         limit = running.message_bytes
@@ -197,10 +201,6 @@ class Places(dict[Any, tuple[bytes, int]]):
 
 def _longest(pieces: Iterable[bytes | None]) -> int:
     return max(map(len, filter(None, pieces)), default=0)
-
-
-def _milliseconds(timestamp: float | datetime) -> int:
-    return round((timestamp.timestamp() if isinstance(timestamp, datetime) else timestamp) * 1000)
 
 
 def encoded(codec: TypeCodec[Any], value: Any, what: str) -> bytes:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
 from . import headers as names
+from .errors import WrongType
 from .message import Headers, Position, Record
 from .plan import TopicPlan
 
-__all__ = ["Answering", "Event"]
+__all__ = ["Answering", "Event", "event_time", "milliseconds", "order_time"]
+
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""Of the years that `datetime` has. What lies beyond is a mistake, and more than some brokers have room for."""
 
 V = TypeVar("V", default=Any, covariant=True)
 K = TypeVar("K", default=Any, covariant=True)
@@ -85,11 +90,21 @@ class Event(Generic[V, K]):
         )
 
 
+def milliseconds(timestamp: float | datetime, title: str, what: str) -> int:
+    """Of seconds since the epoch, or a datetime. Raises WrongType, naming the topic (`title`) and the argument."""
+    at = timestamp.timestamp() if isinstance(timestamp, datetime) else timestamp
+    if not isinstance(at, int | float) or not FIRST_SECOND <= at <= LAST_SECOND:
+        raise WrongType(
+            f"{title}: {what} {timestamp!r}; expected seconds since the epoch, of the years 1 to 9999, or a datetime"
+        )
+    return round(at * 1000)
+
+
 def event_time(plan: TopicPlan, record: Record) -> int:
-    """Milliseconds since the epoch."""
+    """Milliseconds since the epoch. Raises WrongType, and what the program's `timestamp_of` does."""
     if plan.timestamp_of is None or record.value is None:
         return record.timestamp
-    return round(plan.timestamp_of(plan.decode(record.value)) * 1000)
+    return milliseconds(plan.timestamp_of(plan.decode(record.value)), f"topic {plan.name!r}", "timestamp_of")
 
 
 def order_time(plan: TopicPlan, record: Record) -> int:

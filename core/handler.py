@@ -58,8 +58,8 @@ def _in_thread(app: App, function: Callable[[Any], Any]) -> Callable[[Any], Any]
         def run() -> Any:
             try:
                 return context.run(function, value)
-            except StopIteration as error:  # no future can hold one: the event would stay open for ever
-                raise RuntimeError(f"handler {function.__name__} raised StopIteration") from error
+            except (StopIteration, GeneratorExit) as error:  # to coroutines they say something: the event stayed open
+                raise RuntimeError(f"handler {function.__name__} raised {error!r}") from error
 
         with app.thread_running():
             return await loop.run_in_executor(executor, run)

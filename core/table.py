@@ -130,11 +130,14 @@ class Table(Generic[K, V]):
         return self[key] if key in self else default  # noqa: SIM401 - dict.get is what this is
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """All rows of this worker's partitions, in no given order, as finished events left them.
+        """All rows, in no given order: inside an event of its partition, with what the event did to them, and to be
+        changed in place; else of this worker's partitions, as finished events left them.
 
         Raises StaleRead while one of these partitions is still being read, or its lease is over.
         """
-        return self._app.running.table_items(self._plan)
+        view = self._view.get() or self._open_view()
+        inside = view is not None and view.lane.open
+        return view.items() if view is not None and inside else self._app.running.table_items(self._plan)
 
     def __iter__(self) -> Iterator[K]:
         return self.keys()

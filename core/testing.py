@@ -24,6 +24,7 @@ from .journal.inbox import Inbox
 from .message import Position, Record
 from .plan import TopicPlan
 from .registry import load_stores, load_transport
+from .runtime.escaped import Escaped
 from .runtime.worker import Worker
 from .starting import worker_running
 from .topic import Topic
@@ -142,7 +143,7 @@ class AppTest:
         if self._failures:
             first = self._failures[0]
             self._failures.clear()
-            raise first
+            raise (first.__cause__ or first) if isinstance(first, Escaped) else first
 
     # --- moving on -------------------------------------------------------------------------------------------
 

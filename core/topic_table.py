@@ -20,6 +20,7 @@ from .runtime.complaints import Complaints
 from .runtime.tables import TablePlan
 from .stream import Stream
 from .table import Reading, Table
+from .text import shortened
 
 if TYPE_CHECKING:
     from .app import App
@@ -94,11 +95,11 @@ class Replica(Table[K, V]):
                 await self._app.clock.sleep(1)
                 continue
             for partition, batch in batches.items():
-                for record in batch.records:
-                    self._take(rows, record.key, record.value)
+                for position, record in zip(batch.positions, batch.records, strict=True):
+                    self._take(rows, record.key, record.value, f"{partition}/{position}")
                 after[partition] = batch.positions[-1]
 
-    def _take(self, rows: dict[K, V], raw_key: bytes | None, raw: bytes | None) -> None:
+    def _take(self, rows: dict[K, V], raw_key: bytes | None, raw: bytes | None, place: str) -> None:
         if raw_key is None:
             return
         try:
@@ -108,7 +109,10 @@ class Replica(Table[K, V]):
             else:
                 rows[key] = self._topic.value.decode(raw)
         except Exception as error:
-            log.error("table %s: a record was passed over: %s", self.name, error)
+            log.error(
+                "table %s: the record at %s/%s (key %s) is passed over, and the row stays as it was: %s",
+                *(self.name, self.topic_name, place, shortened(repr(raw_key)), error),
+            )
 
     @property
     def topic_name(self) -> str:

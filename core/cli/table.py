@@ -46,14 +46,17 @@ def table(
     app, output = session.app(), session.output
     source = _Rows(app, name)
     session.warn_if_nothing_lasts(app)
+    rows = session.run(source.read(None if key is None else source.encoded(key)))
+    for passed_over in source.passed_over:
+        output.warning(f"table {name!r} passes over the record at {passed_over}")
+    for unreadable in source.unreadable:
+        output.error(f"table {name!r}, {unreadable}")
     if key is not None:
-        rows = session.run(source.read(source.encoded(key)))
         if not rows:
             output.note(f"table {name!r} has no row {key!r}")
             raise typer.Exit(1)
         output.line(to_json(rows[0]["value"]))
         return
-    rows = session.run(source.read(None))
     if prefix is not None:
         rows = [row for row in rows if _text(row["key"]).startswith(prefix)]
     most = SCREEN if limit is None and output.terminal else limit or None
@@ -65,6 +68,8 @@ def table(
             output.line(to_json(row))
     if len(shown) < len(rows):
         output.note(f"{len(shown):,} of {len(rows):,} rows; --limit 0 shows all")
+    if source.unreadable:
+        raise typer.Exit(1)
 
 
 def _text(key: object) -> str:
@@ -76,6 +81,8 @@ class _Rows:
 
     def __init__(self, app: App, name: str) -> None:
         self._app, self._name = app, name
+        self.passed_over: list[str] = []
+        self.unreadable: list[str] = []
         self._replica = next((replica for replica in app.replicas if replica.name == name), None)
         if name in app.tables:
             self._plan: TablePlan = app.tables[name]
@@ -104,7 +111,14 @@ class _Rows:
             else:
                 journal = f"{self._app.id}-journal-{self._plan.group}"
                 found = await self._of_journal(journal, key) if journal in existing else {}
-        rows = [self._row(raw_key, raw) for raw_key, raw in sorted(found.items()) if key is None or raw_key == key]
+        rows = []
+        for raw_key, raw in sorted(found.items()):
+            if key is not None and raw_key != key:
+                continue
+            if (problem := self._problem(raw_key, raw)) is None:
+                rows.append({"key": self._plan.decode_key(raw_key), "value": self._plan.decode(raw)})
+            else:
+                self.unreadable.append(f"key {raw_key!r}: {problem}")
         try:
             rows.sort(key=lambda row: row["key"])
         except TypeError:
@@ -132,21 +146,24 @@ class _Rows:
         found: dict[bytes, bytes] = {}
         try:
             for partition in range(replica.partitions):
-                async for _, record in records_until_now(log, partition):
+                async for position, record in records_until_now(log, partition):
                     if record.key is None:
                         continue
                     if record.value is None:
                         found.pop(record.key, None)
-                    else:
+                    elif (problem := self._problem(record.key, record.value)) is None:
                         found[record.key] = record.value
+                    else:  # as the program does
+                        self.passed_over.append(f"{replica.topic_name}/{partition}/{position}: {problem}")
         finally:
             await log.close()
         return found
 
-    def _row(self, raw_key: bytes, raw: bytes) -> dict[str, Any]:
+    def _problem(self, raw_key: bytes, raw: bytes) -> str | None:
+        """Why it is no row of this table."""
         try:
-            return {"key": self._plan.decode_key(raw_key), "value": self._plan.decode(raw)}
+            self._plan.decode_key(raw_key)
+            self._plan.decode(raw)
         except DECODE_ERRORS as error:
-            raise DecodeError(
-                f"table {self._name!r}, key {raw_key!r}: the row is not of the declared types: {error}"
-            ) from error
+            return f"not of the declared types: {error}"
+        return None

@@ -9,7 +9,7 @@ import typer
 from thalweg.app import App
 from thalweg.channel import TopicInfo
 from thalweg.dead_letters import dead_letter_topic
-from thalweg.runtime.replies import SUFFIX
+from thalweg.runtime import delays, replies, roster
 from thalweg.starting import looking
 
 from .counting import records_after
@@ -17,6 +17,7 @@ from .session import session_of
 
 __all__ = ["records_in", "topics"]
 
+OWN = {delays.SUFFIX, replies.SUFFIX, roster.SUFFIX}
 COLUMNS = ("topic", "kind", "partitions", "records", "dead_letters", "state")
 
 
@@ -80,5 +81,5 @@ async def _bounds(app: App, info: TopicInfo) -> tuple[list[tuple[int | None, int
 
 def _internal(app: App, name: str) -> bool:
     rest = name.removeprefix(f"{app.id}-")
-    made = rest.startswith(("journal-", "dead-letters-")) or rest == SUFFIX.removeprefix("-")
-    return rest != name and (made or rest.endswith("-repartition"))
+    made = rest.startswith(("journal-", "dead-letters-")) or f"-{rest}" in OWN
+    return rest != name and (made or rest.endswith(("-repartition", "-changes")))

@@ -58,7 +58,7 @@ def backup(context: typer.Context, file: File) -> None:
     app, output = session.app(), session.output
     session.warn_if_nothing_lasts(app)
     made = session.run(backups.backup(app, file, output.note))
-    output.note(f"{file}: {made.tasks} tasks, {made.rows:,} rows, {made.bytes:,} bytes")
+    output.note(f"{file}: {made.tasks} tasks, {made.rows:,} rows (of tables, positions, timers…), {made.bytes:,} bytes")
     _tell(output, {"app": app.id, "file": str(file), **msgspec.structs.asdict(made)})
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
+import msgspec
 import typer
 from thalweg.app import App
 from thalweg.channel import TopicInfo
@@ -25,7 +26,8 @@ def workers(context: typer.Context) -> None:
     """List the workers that are there: where each runs, since when, which tasks it has, when it was last heard of.
 
     A task is a partition of all that is read together: "8: 0-3" are the first four of the topics that have eight.
-    A worker that died is listed for another minute: "heard" tells.
+    A worker that died is listed for another minute, with those of its tasks that no other has said to have: "heard"
+    tells.
     """
     session = session_of(context)
     app = session.app()
@@ -48,7 +50,16 @@ async def _rows(app: App) -> list[dict[str, Any]]:
         if not app.running.has_log or (roster := await read_roster(app, existing)) is None:
             return []
         found = sorted(roster.workers.values(), key=lambda here: (here.since, here.me))
-        return [_row(here, roster.heard[here.me], app.now()) for here in found]
+        return [_row(_now(here, roster), roster.heard[here.me], app.now()) for here in found]
+
+
+def _now(here: Here, roster: Roster) -> Here:
+    """The worker without the tasks that another has by now: who died could not say that it lost them."""
+    owns = {
+        group: tuple(number for number in numbers if roster.owner(group, number) in (None, here))
+        for group, numbers in here.owns.items()
+    }
+    return msgspec.structs.replace(here, owns=owns)
 
 
 def _row(here: Here, heard: float, now: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from thalweg.policy import Action, Decision, Outcomes
 from .failures import log_failure, short_traceback
 from .lane import Lane
 from .lanes import Lanes
+from .open_event import OpenEvent
 from .parking import ParkedSegment, Parking
 from .suspicion import Suspicion
 from .tables import TablePlan, TableState
@@ -324,6 +325,9 @@ class AgentTask:
         if isinstance(error, TableMismatch):  # the program is wrong, and no event is to suffer for it
             return Decision(Action.HALT, str(error))
         return self.plan.policy.decide(error, attempts, self.outcomes, self.random.random)
+
+    def other_lanes(self, lane: OpenEvent) -> Sequence[OpenEvent]:
+        return [other for other in self.task.open_lanes() if other is not lane]
 
     async def _failed_outside(self, error: Exception) -> None:
         """The agent raised before its first event, so no event can be blamed: nothing is lost, but nothing moves."""

@@ -12,6 +12,7 @@ from thalweg.journal.rows import decode, encode
 from thalweg.schedule import Background, Crontab, Timer
 
 from .context import current_lane
+from .escaped import escaped
 from .scheduled_run import ScheduledRun
 from .task import Task, TaskKey
 from .worker import Worker
@@ -191,10 +192,11 @@ class Clockwork:
         """Whether it went well."""
         try:
             await function()
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as caught:
             current = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (current is None or current.cancelling()):
+            if isinstance(caught, asyncio.CancelledError) and (current is None or current.cancelling()):
                 raise
+            error = escaped(caught)
             log.error("%s raised", name, exc_info=error)
             if self._worker.settings.failures is not None:
                 self._worker.settings.failures(name, error)

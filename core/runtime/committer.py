@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.clock import Clock, Timer
 from thalweg.errors import EncodeError
+from thalweg.journal.snapshot import Room
 from thalweg.journal.writer import JournalKey, JournalWriter, Outcome, Written
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ PATIENCE = 1.0
 """Seconds that tasks wait for one another: what takes longer goes on by itself, and the others commit without it."""
 
 
+def _urgency(item: tuple[JournalKey, Task]) -> float:
+    return item[1].urgency
+
+
 class Committer:
     """One commit is under way at a time; what finishes meanwhile goes with the next."""
 
@@ -38,6 +43,7 @@ class Committer:
         self._lock = asyncio.Lock()
         self._slow: set[asyncio.Task[Any]] = set()
         self.commits = 0
+        self.room = Room(clock)
 
     def arm(self, at_least: float = 0.0) -> None:
         if self._timer is None:
@@ -94,7 +100,8 @@ class Committer:
 
     def _cuts(self) -> dict[JournalKey, Cut]:
         cuts: dict[JournalKey, Cut] = {}
-        for journal, task in list(self.tasks.items()):
+        self.room.next()
+        for journal, task in sorted(self.tasks.items(), key=_urgency, reverse=True):
             try:
                 cut = task.cut()
             except EncodeError as error:
@@ -122,8 +129,7 @@ class Committer:
         """At least once: outputs that cannot join the commit go before it. Those that take long hold up their own."""
         late: set[JournalKey] = set()
 
-        async def send(journal: JournalKey, cut: Cut) -> None:
-            task = self.tasks[journal]
+        async def send(task: Task, journal: JournalKey, cut: Cut) -> None:
             try:
                 for (topic, partition), messages in cut.ahead.items():
                     await task.worker.send_now(topic, {partition: messages})
@@ -137,7 +143,7 @@ class Committer:
                 if journal in late:
                     await self._commit({journal: cut})
 
-        sending = {journal: self._begin(send(journal, cut)) for journal, cut in ahead.items()}
+        sending = {journal: self._begin(send(self.tasks[journal], journal, cut)) for journal, cut in ahead.items()}
         await self._wait_for(list(sending.values()))
         for journal, one in sending.items():
             if not one.done():

@@ -21,6 +21,7 @@ from thalweg.event import Event, order_time
 from thalweg.ops import Op, run_ops
 
 from .context import current_lane
+from .escaped import escaped
 from .open_event import Host, OpenEvent, Rerun
 from .tickets import Ticket
 
@@ -323,8 +324,8 @@ class Lane(OpenEvent):
                         raise
                     error = RuntimeError(f"agent {self.plan.name!r}: what it waited for was cancelled")
                     error.__cause__ = caught
-                except Exception as caught:
-                    error = caught
+                except BaseException as caught:
+                    error = escaped(caught)
                 await self._after(error, rerun)
         finally:
             for stream in self._streams:

@@ -125,6 +125,9 @@ class Membership:
         """Whether the task is certainly this worker's, by this machine's own clock (design rule 9)."""
         return key in self._holding and self._transport.holds(self._name(key[0]), self._me)
 
+    async def resign(self) -> None:
+        """The group's leader plans for as long as it is a member."""
+
     async def leave(self) -> None:
         """Give up everything, in good order, all tasks at once, and only then leave the groups."""
         await asyncio.gather(*map(self._holding.give_up, list(self._holding.opening)), self._holding.close())

@@ -100,6 +100,10 @@ class Host(Protocol):
 
     def undecodable(self, lane: Lane, ticket: Ticket, error: Exception) -> None: ...
 
+    def other_lanes(self, lane: OpenEvent) -> Sequence[OpenEvent]:
+        """Those whose open events have changed rows."""
+        ...
+
     def table(self, plan: TablePlan) -> TableState | None:
         """None where tables cannot be written (queues)."""
         ...

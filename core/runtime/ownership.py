@@ -78,6 +78,7 @@ class Ownership:
         self._coordinator: Coordinator | None = None
         if presence is not None and isinstance(transport, Peers) and isinstance(transport, Locks):
             self._coordinator = Coordinator(transport, app_id, me, roster, settings, send)
+        self._planning: asyncio.Task[None] | None = None
         self._plan: Plan | None = None
         self.settled = asyncio.Event()
         """Set when every task that is this worker's by the first plan that knows it has been opened once."""
@@ -94,7 +95,7 @@ class Ownership:
 
     async def _follow_members(self, coordinator: Coordinator, peers: Peers) -> None:
         await self._roster.start()
-        backoff, planning = RETRY, None
+        backoff = RETRY
         try:
             while True:
                 try:
@@ -103,7 +104,8 @@ class Ownership:
                             coordinator.live, coordinator.sure = live, True
                             coordinator.look()
                             self._changed.set()
-                            planning = planning or asyncio.get_running_loop().create_task(coordinator.run())
+                            if self._planning is None:
+                                self._planning = asyncio.get_running_loop().create_task(coordinator.run())
                             backoff = RETRY
                 except BrokerError as error:
                     self._complaints.warn("membership", "membership lost, joining again in %.1f s: %s", backoff, error)
@@ -111,9 +113,13 @@ class Ownership:
                 await self._settings.clock.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
         finally:
-            if planning is not None:
-                planning.cancel()
-                await asyncio.gather(planning, return_exceptions=True)
+            await self.resign()
+
+    async def resign(self) -> None:
+        """Plan no more. Who is about to leave does so first: others that see it gone shall find its lock free."""
+        if self._planning is not None:
+            self._planning.cancel()
+            await asyncio.gather(self._planning, return_exceptions=True)
 
     def _members(self, peers: Peers) -> AsyncGenerator[frozenset[str], None]:
         """One with a worker id is missed soon: its place is kept for a lease from then."""

@@ -22,6 +22,7 @@ from thalweg.signing import QUEUED
 from .failures import dead_letter, log_failure, short_traceback
 from .lane import Lane
 from .lanes import Lanes
+from .open_event import OpenEvent
 from .tables import TablePlan, TableState
 from .task import Answer, Failure
 from .tickets import Part, Ticket, asked
@@ -271,6 +272,9 @@ class QueueRunner:
 
     async def let_commit(self) -> None:
         return
+
+    def other_lanes(self, lane: OpenEvent) -> Sequence[OpenEvent]:
+        return ()
 
     def table(self, plan: TablePlan) -> TableState | None:
         return None

@@ -278,6 +278,16 @@ class TableView:
                 )
         return self.state.fetch(key)
 
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Rows of this task's partition, in no given order, as finished events left them and this one changed them."""
+        self.touched = True
+        for key, value in self.state.items(self.lane.host.other_lanes(self.lane)):
+            if not self.mutable or self.strict:
+                yield key, value
+            elif (own := self.state.fetch(key)) is not MISSING:  # it may have been deleted since
+                self.lend(key)
+                yield key, own
+
     def check(self, key: Any) -> None:
         """With concurrency > 1: only the event's own key, since other lanes run in between."""
         if self.state.plan.raw_key(key) != self.lane.key_bytes:

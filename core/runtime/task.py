@@ -112,6 +112,7 @@ class Task:
         self._closing = False
         self._refusals = 0  # commits with outputs that failed one after another
         self._truncating: asyncio.Task[None] | None = None
+        self._truncate_before: Position | None = None  # what it has not begun with yet
         self._landing: asyncio.Future[None] | None = None  # a commit is in flight: done when its end is known
         self.tenure = worker.tenures[self.journal]
         self.commits = 0
@@ -146,7 +147,7 @@ class Task:
         self._broken = False  # its store could not be read
         self._spoiled = False  # an unfinished event has changed what only a rollback could undo
         self._fold = Fold()
-        self._snapshotter = Snapshotter(self.settings.snapshot_bytes)
+        self._snapshotter = Snapshotter(self.settings.snapshot_bytes, self.worker.committer.room)
 
     # --- opening: claim the journal, replay it, start the agents ---------------------------------------------
 
@@ -159,7 +160,8 @@ class Task:
         self._fold = fold
         careful = self._count_crash(store, fold)
         here = numbered(store)
-        self._snapshotter = Snapshotter(self.settings.snapshot_bytes, None if here is None else here.growth)
+        growth = None if here is None else here.growth
+        self._snapshotter = Snapshotter(self.settings.snapshot_bytes, self.worker.committer.room, growth)
         self.tables = {plan.name: TableState(plan, self.index, store, self._store_broken) for plan in self._table_plans}
         self.changes = {
             plan.name: Changes(self.tables[plan.name], self.worker.room((plan.changes, self.index)))
@@ -442,6 +444,11 @@ class Task:
 
     # --- committing ------------------------------------------------------------------------------------------
 
+    @property
+    def urgency(self) -> float:
+        """Of the tasks that commit together, those with the largest have the room for parts of snapshots."""
+        return self._snapshotter.urgency
+
     def cut(self) -> Cut | None:
         """All that finished events did and no commit took along yet; None if that is nothing."""
         if not self.has_work or self.in_flight or self._store is None or self._closing or self.deliveries is None:
@@ -588,8 +595,10 @@ class Task:
         self.deliveries.committed(cut.outboxed)
         if cut.answers:
             self.worker.answer(cut.answers)
-        if before is not None and self._truncating is None:  # else the next snapshot's will do for both
-            self._truncating = asyncio.get_running_loop().create_task(self._truncate(before), name="thalweg truncate")
+        if before is not None:
+            self._truncate_before = before
+            if self._truncating is None:
+                self._truncating = asyncio.get_running_loop().create_task(self._truncate(), name="thalweg truncate")
         if self.checking:
             self.checking = False
         if self.held_up is not None:
@@ -597,11 +606,13 @@ class Task:
         for agent in self.agents:
             self.idle(agent)
 
-    async def _truncate(self, before: Position) -> None:
+    async def _truncate(self) -> None:
         """Nobody waits for it: what lies there longer than it must costs room, nothing else."""
         try:
             journal = await self.worker.log(self.journal[0])
-            await journal.truncate(self.index, before)
+            while self._truncate_before is not None:
+                before, self._truncate_before = self._truncate_before, None
+                await journal.truncate(self.index, before)
         except BrokerError as error:
             log.warning(
                 "task %s/%d: its journal was not truncated, and will be after the next snapshot: %s", *self.key, error

@@ -185,6 +185,7 @@ class Worker:
         self._stopping = True
         if self._presence is not None:
             self._presence.leaving()
+        await self.ownership.resign()
         await self._cancel([service for service in self._services if service.get_name() == "ownership"])
         await self._cancel(list(self._restarting.values()))
         await self.ownership.leave()

@@ -72,7 +72,7 @@ async def backup(app: App, file: Path, tell: Callable[[str], None]) -> Summary:
                 reached: dict[tuple[str, int], dict[bytes, Reached]] = {}
                 for group, partitions in groups.items():
                     for index in range(partitions):
-                        store = stores.open("task")
+                        store, before = stores.open("task"), archive.rows
                         await _task(app, journals, archive, group, index, store)
                         reached[group, index] = {
                             row: decode(raw, type=Reached)
@@ -82,7 +82,7 @@ async def backup(app: App, file: Path, tell: Callable[[str], None]) -> Summary:
                         }
                         store.close()
                         stores.remove("task")
-                        tell(f"task {group}/{index}: {archive.rows:,} rows in all, {archive.size:,} bytes")
+                        tell(f"task {group}/{index}: {archive.rows - before:,} rows; {archive.size:,} bytes in all")
             finally:
                 stores.close()
             for plan in own:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any
 
 import msgspec
+from listing import listed
 from thalweg import App, DeadLetter, Event, Retry, Skip, Stream, Table, Topic
 from thalweg.errors import BrokerError, LockLost, OutsideEvent, ProcessDied
 from thalweg.exclusion import HeldLock
@@ -325,7 +326,7 @@ def _together(tables: Iterable[Table[str, Any]]) -> dict[str, Any]:
     """The rows of all workers. Raises AssertionError if two have the same one."""
     together: dict[str, Any] = {}
     for table in tables:
-        for key, value in table.items():
+        for key, value in listed(table).items():
             assert key not in together, f"two workers serve {key!r} of table {table._plan.name!r}"
             together[key] = value
     return together

@@ -166,6 +166,35 @@ async def test_a_key_that_a_table_cannot_have_is_named_and_a_missing_one_explain
         assert "The event has no key: send it with" in letter.reason
 
 
+def test_an_agent_that_is_written_like_a_handler_is_told_of_handlers() -> None:
+    app = App("mistaken")
+    numbers = app.topic("numbers", value=int)
+
+    async def read(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"agent 'read' takes number: int; .*`@app\.handler`"):
+        app.agent(numbers)(read)  # type: ignore[type-var]
+
+
+def test_a_topic_and_a_queue_of_one_name_are_told_apart() -> None:
+    app = App("mistaken")
+    app.topic("jobs", value=int)
+    with pytest.raises(ConfigurationError, match=r"queue 'jobs' was declared before as a topic with key=str"):
+        app.queue("jobs", value=int)
+    with pytest.raises(ConfigurationError, match="topic '': expected a name"):
+        app.topic("")
+
+
+async def test_what_no_codec_can_help_is_said_without_its_words() -> None:
+    app = App("mistaken", partitions=1)
+    texts, floats = app.topic("texts", value=str), app.topic("floats", value=float)
+    async with app.test():
+        with pytest.raises(WrongType, match=r"^topic 'texts': expected str, got int$"):
+            await texts.send(1)  # type: ignore[arg-type]
+        with pytest.raises(WrongType, match=r"^topic 'floats': expected float, got nan: JSON has no such number"):
+            await floats.send(float("nan"))
+
+
 async def test_a_client_says_that_it_has_no_tables() -> None:
     app = App("misuse")
     totals = app.table("totals", value=int, default=int)

@@ -11,6 +11,19 @@ import pytest
 
 from .conftest import PATIENCE, Shell
 
+LATIN = """
+import asyncio
+from bank import app, notes
+
+
+async def main():
+    async with app.client():
+        await notes.raw.send(chr(233).encode("latin-1"), key=b"ada")
+
+
+asyncio.run(main())
+"""
+
 ID = "12345678-1234-5678-1234-567812345678"
 
 
@@ -89,6 +102,13 @@ def test_a_replicated_table_is_read_from_its_topic(shell: Shell) -> None:
     shell.bank("send", "notes", "third", "--key", "bob", "--partition", "0")
     assert shell.rows("table", "latest") == [{"key": "ada", "value": "second"}, {"key": "bob", "value": "third"}]
     assert shell.bank("table", "latest", "ada").stdout == '"second"\n'
+    shell.write("latin.py", LATIN)
+    wrong = shell.run("latin.py")  # a program that writes otherwise
+    assert wrong.returncode == 0, wrong.stderr
+    listed = shell.run("--json", "-A", "bank:app", "table", "latest")
+    assert [json.loads(line) for line in listed.stdout.splitlines()] == shell.rows("table", "latest")
+    assert [row["value"] for row in shell.rows("table", "latest")] == ["second", "third"], "as the program has it"
+    assert "table 'latest' passes over the record at notes/" in listed.stderr
 
 
 def test_a_missing_row_and_a_missing_table_are_told_apart(shell: Shell) -> None:

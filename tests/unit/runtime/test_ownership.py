@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack
 import pytest
 from thalweg.clock import VirtualClock
 from thalweg.errors import Superseded
-from thalweg.runtime.ownership import RETRY
+from thalweg.runtime.ownership import RETRY, Ownership
 from thalweg.runtime.roster import BEAT, Plan, as_messages
 from thalweg.runtime.worker import Worker
 from thalweg.transports.memory import MemoryTransport
+from thalweg.transports.memory.locks import MemoryLock
 from town import Town, quiet
 
 GROUP = "4"
@@ -108,6 +109,32 @@ async def test_a_worker_that_stops_hands_over_at_once_whatever_the_leases_are(to
             if owned(first) != ALL:
                 town.clock.move(town.clock.next() or town.clock.now())
         assert town.clock.now() - stopped < RETRY  # by the virtual clock: nobody waited to try again
+
+
+async def test_a_coordinator_that_stops_gives_its_lock_back_before_it_is_seen_to_be_gone(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = MemoryLock.release
+    alone: list[bool] = []
+
+    async def takes_a_moment(held: MemoryLock) -> None:
+        await quiet()
+        if held.name == "bank-coordinator":
+            assert isinstance(heir.ownership, Ownership)
+            assert heir.ownership._coordinator is not None
+            alone.append(heir.ownership._coordinator.live == {heir.me})
+        await release(held)
+
+    async with AsyncExitStack() as stack:
+        async with town.worker() as first:
+            heir = await stack.enter_async_context(town.worker())
+            await town.advance(5)
+            assert shares(first, heir) == [2, 2]
+            assert said(town)[-1].me == first.me
+            monkeypatch.setattr(MemoryLock, "release", takes_a_moment)
+        await town.advance(5)
+        assert owned(heir) == ALL
+        assert alone == [False]  # or the heir would find the lock taken, and wait to try again while nobody plans
 
 
 async def test_what_a_worker_that_died_had_goes_to_the_others_within_the_lease(town: Town) -> None:
