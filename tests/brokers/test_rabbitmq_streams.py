@@ -188,6 +188,22 @@ async def test_logs_of_a_journal_share_what_they_know_and_read_each_record_once(
 
 
 @WAYS
+async def test_a_reader_that_falls_silent_costs_one_append_and_is_replaced(broker: str) -> None:
+    async with opened_log(f"{broker}&timeout=3", truncated=True) as log:
+        await log.append({0: numbered(1)})
+        (tail,), root = log._partitions[0]._tails.values(), log._parts.root
+        assert root is not None
+        tail.feed = root.feed = lambda block: None  # type: ignore[method-assign]
+        with pytest.raises(AmbiguousCommit):
+            await log.append({0: numbered(2)})
+        with pytest.raises(AmbiguousCommit):
+            await root.sync()
+        del root.feed
+        assert (await log.append({0: numbered(3)}))[0] == [2]
+        assert await values(log) == [b"1", b"2", b"3"]
+
+
+@WAYS
 async def test_who_comes_new_reads_from_where_the_log_begins_and_on_without_a_gap(broker: str) -> None:
     async with opened_log(broker, truncated=True) as log:
         last = (await log.append({0: numbered(*range(20))}))[0][-1]

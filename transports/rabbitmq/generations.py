@@ -191,6 +191,7 @@ class Root:
             async with asyncio.timeout(self._timeout):
                 await seen
         except TimeoutError:
+            await self._detach("it has fallen silent")  # whoever comes next attaches anew
             raise AmbiguousCommit(
                 f"{self._stream!r} did not show within {self._timeout:g} s what was written"
             ) from None
@@ -202,8 +203,11 @@ class Root:
         await self.write(Mark())
 
     async def close(self) -> None:
+        await self._detach("the log was closed")
+
+    async def _detach(self, why: str) -> None:
         attachment, self._attachment = self._attachment, None
-        self.lost(BrokerError("the log was closed"))
+        self.lost(BrokerError(why))
         if attachment is not None:
             await attachment.close()
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from thalweg.capabilities import Bounds
-from thalweg.errors import AmbiguousCommit, Gap
+from thalweg.errors import AmbiguousCommit, BrokerError, Gap
 from thalweg.finishing import ignore_failure
 from thalweg.message import Batch, Message, Position
 
@@ -321,6 +321,8 @@ class Partition:
             tail.watchers.remove(expected.see)
             writing.add_done_callback(ignore_failure)
         if not expected.done.done():
-            why = tail.lost_by or f"it did not show within {timeout:g} s (?timeout=): {HELD_UP}"
+            why = tail.lost_by or BrokerError(f"it did not show within {timeout:g} s (?timeout=): {HELD_UP}")
+            tail.lost(why)  # perhaps it has fallen silent: whoever comes next attaches another
+            self._shelf.drop(tail)
             raise AmbiguousCommit(f"an append to stream {stream!r} was not read back: {why}")
         return expected.offsets
