@@ -32,6 +32,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Limits of the server as met.
 
     message_bytes: largest `Message.size` it takes; None: no limit worth a check.
+    head_bytes: most bytes of key and headers together that it takes whatever they are; None: as many as of the value.
     commit_messages: how many messages (records and outputs) one `Fencing.commit` may carry; None: no limit.
     lease: seconds; the broker honours no shorter lease, and one that hangs keeps what it has for so long.
     """
@@ -39,6 +40,7 @@ class Limits(msgspec.Struct, frozen=True):
     message_bytes: int | None = None
     commit_messages: int | None = None
     lease: float = 0.0
+    head_bytes: int | None = None
 
     def lease_warning(self, lease: float) -> str | None:
         """What to say of an app's lease that the broker does not honour."""

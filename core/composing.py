@@ -143,6 +143,7 @@ class Composer(Generic[K, V]):
             return self._known_places()[key]
         if key is not None:
             raw = encoded(self._plan.key, key, self._key_title)
+            self._app.running.check_head(self._key_title, len(raw))
             return raw, self._plan.partition_of(raw, self.count())
         self._next_partition += 1
         return None, self._next_partition % self.count()
@@ -150,7 +151,7 @@ class Composer(Generic[K, V]):
     def _known_places(self) -> Places:
         count = self.count()
         if self._places is None or self._places.count != count:
-            self._places = Places(self._plan, count)
+            self._places = Places(self._app, self._plan, count)
         return self._places
 
     def count(self) -> int:
@@ -162,6 +163,7 @@ class Composer(Generic[K, V]):
         return lane.timestamp if lane is not None and lane.open else round(self._app.now() * 1000)
 
     def check_size(self, message: Message, limit: int) -> None:
+        self._app.running.check_head(self._title, message.head)
         size = message.size
         if size > limit:
             raise MessageTooLarge(
@@ -179,8 +181,8 @@ class Places(dict[Any, tuple[bytes, int]]):
     LARGEST_KEY = 128  # bytes: so the whole takes less than 10 MB
     KEYS = 16_384
 
-    def __init__(self, plan: TopicPlan, count: int) -> None:
-        self._plan, self.count = plan, count
+    def __init__(self, app: App, plan: TopicPlan, count: int) -> None:
+        self._app, self._plan, self.count = app, plan, count
 
     def __missing__(self, key: str) -> tuple[bytes, int]:
         title = f"topic {self._plan.name!r}, key"
@@ -192,7 +194,9 @@ class Places(dict[Any, tuple[bytes, int]]):
         if not same:
             raise WrongType(f"{title}: expected {self._plan.key.type_name}, got str")
         place = raw, self._plan.partition_of(raw, self.count)
-        if len(raw) <= self.LARGEST_KEY:
+        if len(raw) > self.LARGEST_KEY:
+            self._app.running.check_head(title, len(raw))
+        else:
             if len(self) >= self.KEYS:
                 self.clear()
             self[key] = place

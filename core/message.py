@@ -43,7 +43,12 @@ class Message(msgspec.Struct, frozen=True, gc=False, tag="message"):
     @property
     def size(self) -> int:
         """Bytes of key, value and headers, as limits count them."""
-        total = len(self.value or b"") + len(self.key or b"")
+        return len(self.value or b"") + self.head
+
+    @property
+    def head(self) -> int:
+        """Bytes of key and headers."""
+        total = len(self.key or b"")
         for name, value in self.headers:
             total += len(name) + len(value)
         return total

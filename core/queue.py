@@ -86,6 +86,7 @@ class Queue(Generic[K, V]):
             wait,
             life,
         )
+        running.check_head(f"queue {self.name!r}", message.head)
         limit = running.message_bytes
         if limit is not None and message.size > limit:
             raise MessageTooLarge(

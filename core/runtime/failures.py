@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 
 from thalweg import headers as names
@@ -35,12 +36,18 @@ def short_traceback(error: Exception, limit: int = 8000) -> str:
 
 
 def dead_letter(
-    agent: str, ticket: Ticket, reason: str, trace: str, attempts: int, limit: int | None = None
+    agent: str,
+    ticket: Ticket,
+    reason: str,
+    trace: str,
+    attempts: int,
+    limit: int | None = None,
+    head_limit: int | None = None,
 ) -> Message:
     """The record as it came, bytes intact, with what went wrong in headers.
 
-    limit: bytes. What is above it loses its traceback first, then its other headers, and as the last resort the end
-    of its value: the reason then says so, and where the record lies.
+    limit, head_limit: bytes, in all and of key and headers. What is above loses its traceback first, then its other
+    headers, and as the last resort the end of its value, or its key: the reason says so, and where the record lies.
     """
     record = ticket.record
     about = {
@@ -55,20 +62,26 @@ def dead_letter(
         names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
     }
 
-    def letter(value: bytes | None, kept: Headers) -> Message:
+    def letter(value: bytes | None, kept: Headers, key: bytes | None = record.key) -> Message:
         ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
-        return Message(value, record.key, (*kept, *ours), record.timestamp)
+        return Message(value, key, (*kept, *ours), record.timestamp)
+
+    def spare(message: Message) -> int:
+        """Bytes; below 0 it does not fit."""
+        of_all = sys.maxsize if limit is None else limit - message.size
+        return of_all if head_limit is None else min(of_all, head_limit - message.head)
 
     kept = names.hidden(record.headers)
     message = letter(record.value, kept)
-    if limit is None or message.size <= limit:
+    if spare(message) >= 0:
         return message
     about[names.TRACEBACK] = ""
-    spare = limit - letter(record.value, kept).size
-    if spare >= 0:
-        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-spare:].decode("utf-8", "ignore") if spare else ""
+    room = spare(letter(record.value, kept))
+    if room >= 0:
+        about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-room:].decode("utf-8", "ignore") if room else ""
         return letter(record.value, kept)
-    value = record.value or b""
-    about[names.REASON] = f"(cut, of {len(value)} bytes; whole at the position given) {reason}"[:500]
-    room = limit - letter(b"", ()).size
-    return letter(value[: max(0, room)], ())
+    whole = len(record.value or b"")
+    about[names.REASON] = f"(cut, of {whole} bytes; whole at the position given) {reason}"[:500]
+    key = record.key if spare(letter(b"", ())) >= 0 else None
+    room = max(0, sys.maxsize if limit is None else limit - letter(b"", (), key).size)
+    return letter(record.value if record.value is None else record.value[:room], (), key)

@@ -344,7 +344,8 @@ class QueueRunner:
         if decision.action is Action.DEAD_LETTER:
             self.outcomes.dead_lettered()
             destination = self._worker.dead_letter_destination(self._input.topic.name, None)
-            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts, self._worker.message_bytes)
+            limits = self._worker.message_bytes, self._worker.head_bytes
+            letter = dead_letter(self.plan.name, ticket, decision.reason, trace, attempts, *limits)
             outputs.append((destination, letter))
         failure: list[Answer] = []
         if ticket.record.headers and asked(self.plan, ticket.record):

@@ -36,6 +36,9 @@ ASK_WINDOW = 1000
 """How many questions of one `ask_many` wait at a time."""
 
 
+OUR_HEADERS = 2000
+"""Bytes, at most, of headers that Thalweg adds on the way: ids, signature, what a dead letter tells but traceback."""
+
 MAY_BE_OLD = "is here, but may be old: not all is read yet, the lease is over, or it is a standby's"
 
 
@@ -70,6 +73,9 @@ class Running:
         self.app, self.app_id, self.transport, self.clock = app, app_id, transport, clock
         self.signer = signer
         self.message_bytes = room_of(transport.limits.message_bytes, signer)
+        head = transport.limits.head_bytes
+        self.head_bytes = None if head is None else head - OUR_HEADERS
+        """What a program's key and headers may have."""
         self.has_log = Capability.LOG in transport.capabilities
         self.worker: Worker | None = None
         self.clockwork: Leading | None = None
@@ -152,6 +158,14 @@ class Running:
     @property
     def is_leader(self) -> bool:
         return self.clockwork is not None and self.clockwork.leads
+
+    def check_head(self, title: str, size: int) -> None:
+        """size: bytes of key and headers that a program gives. Raises MessageTooLarge."""
+        if self.head_bytes is not None and size > self.head_bytes:
+            raise MessageTooLarge(
+                f"{title}: {size} bytes of key and headers; {self.transport.description} takes {self.head_bytes}, and "
+                "nothing was sent. Put large things into the value"
+            )
 
     def check_size(self, topic: str, message: Message) -> None:
         """Raises MessageTooLarge."""

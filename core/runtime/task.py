@@ -362,7 +362,8 @@ class Task:
 
     def send_dead_letter(self, agent: str, ticket: Ticket, reason: str, trace: str, attempts: int) -> None:
         destination = self.worker.dead_letter_destination(ticket.input.topic.name, ticket.record.key)
-        letter = dead_letter(agent, ticket, reason, trace, attempts, self.worker.room(destination))
+        limits = self.worker.room(destination), self.worker.head_bytes
+        letter = dead_letter(agent, ticket, reason, trace, attempts, *limits)
         self.outputs[destination].append(letter)
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:

@@ -94,6 +94,7 @@ class Worker:
         self.app, self.app_id = app, app_id
         self.transport, self.settings, self.partitioner = transport, settings, partitioner
         self.message_bytes = room_of(transport.limits.message_bytes, settings.signer)
+        self.head_bytes = transport.limits.head_bytes
         self.commit_messages = transport.limits.commit_messages
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()

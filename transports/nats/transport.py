@@ -22,6 +22,7 @@ from .log import NatsLog
 from .options import NatsOptions, endpoint_of, warnings_of
 from .publish import BATCH
 from .queue import NatsQueue
+from .records import HEAD_BYTES
 from .streams import Streams
 from .topics import Topics
 
@@ -70,7 +71,7 @@ class NatsTransport:
 
     @property
     def limits(self) -> Limits:
-        return Limits(message_bytes=self._message_bytes, commit_messages=BATCH if self._fenced else None)
+        return Limits(self._message_bytes, BATCH if self._fenced else None, head_bytes=HEAD_BYTES)
 
     @property
     def description(self) -> str:

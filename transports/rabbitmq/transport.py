@@ -33,6 +33,7 @@ from .topology import (
     group_queue,
     stream_of,
 )
+from .wire import HEADER_BYTES
 from .work_queue import RabbitQueue
 
 __all__ = ["RabbitOptions", "RabbitTransport"]
@@ -88,7 +89,7 @@ class RabbitTransport:
 
     @property
     def limits(self) -> Limits:
-        return Limits(message_bytes=self._options.message_bytes)
+        return Limits(self._options.message_bytes, head_bytes=HEADER_BYTES // 2)
 
     @property
     def description(self) -> str:
