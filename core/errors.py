@@ -18,6 +18,7 @@ __all__ = [
     "HistoryChanged",
     "JournalMismatch",
     "LockLost",
+    "MessageRefused",
     "MessageTooLarge",
     "MirrorError",
     "MissingCapability",
@@ -155,6 +156,10 @@ class AmbiguousCommit(BrokerError):
 
 class AccessDenied(BrokerError):
     """The broker does not let this user do it. Nothing was written, nor will be before somebody gives the right to."""
+
+
+class MessageRefused(BrokerError):
+    """The broker takes no such message, whoever sends it; others to the same place it may. Nothing was written."""
 
 
 class StaleDelivery(BrokerError):

@@ -261,6 +261,7 @@ def _make_worker(
         groups_of(app, running.transport, app.delays),
         "murmur2",
         running.replies.deliver,
+        app.topics,
         dead_letters,
         running.send_any,
         running.roster,

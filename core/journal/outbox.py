@@ -75,6 +75,8 @@ class Outbox:
         self.topic, self.partition = topic, partition
         self.parked = row.parked
         """Why the destination takes nothing, if so: then one output at a time is tried. To be set by the sender."""
+        self.singly = False
+        """Likewise, to find the one among many that is refused."""
         self._journal, self._destination, self._epoch = journal, destination_of(topic, partition), epoch
         self._last, self._confirmed = row.last, row.confirmed
         # The unconfirmed outputs in order: first `_sent` that are under way, up to `_committed` those that may leave.
@@ -130,7 +132,7 @@ class Outbox:
     def to_send(self) -> list[Message]:
         """What may leave now, in order, ids attached. Report on it by `confirmed` or `failed`."""
         ready = self._committed if self._committed <= 1 else self._committed - 1
-        first, self._sent = self._sent, max(self._sent, min(ready, 1 if self.parked else WINDOW))
+        first, self._sent = self._sent, max(self._sent, min(ready, 1 if self.parked or self.singly else WINDOW))
         return [
             self._addressed(output.message, output.id, output.prev, self._confirmed)
             for output in islice(self._outputs, first, self._sent)
@@ -144,6 +146,11 @@ class Outbox:
             self._confirmed = self._outputs.popleft().id
         self._sent -= count
         self._committed -= count
+
+    def drop(self) -> None:
+        """The first is given up: for those who wait for it, it counts as confirmed."""
+        self._confirmed = self._outputs.popleft().id
+        self._sent, self._committed = 0, self._committed - 1
 
     def failed(self) -> None:
         """Nobody knows about those under way: `to_send` gives all of them again."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from thalweg.clock import Clock
-from thalweg.errors import AccessDenied, BrokerError, ConfigurationError, MessageTooLarge
+from thalweg.errors import AccessDenied, BrokerError, ConfigurationError, MessageRefused, MessageTooLarge
 from thalweg.journal.outbox import Outbox, OutboxRow, Output
 from thalweg.journal.rows import decode, encode, outbox_key, output_key
 from thalweg.message import Message
@@ -49,8 +49,14 @@ class Deliveries:
         changed: Callable[[], None],
         room: Callable[[], None],
         complaints: Complaints,
+        refused: Callable[[Destination, Message, str], bool],
     ) -> None:
-        """changed: told when the journal has something to note. room: that what was `full` is so no more."""
+        """changed: told when the journal has something to note. room: that what was `full` is so no more.
+
+        refused: gets a message that the broker never takes, to have it among the dead letters with the next commit;
+        whether it will be.
+        """
+        self._refused = refused
         self._journal, self._epoch, self._clock = journal, epoch, clock
         self._send, self._changed, self._room, self._complaints = send, changed, room, complaints
         self._outboxes: dict[Destination, Outbox] = {}
@@ -154,6 +160,8 @@ class Deliveries:
                 await self._send(destination[0], {destination[1]: messages})
             except Exception as error:  # whatever it was, nobody knows what was written: all of it goes again
                 outbox.failed()
+                if isinstance(error, MessageRefused) and self._set_aside(destination, sent, str(error)):
+                    continue
                 for_good = isinstance(error, AccessDenied | ConfigurationError | MessageTooLarge)
                 for_long = self._clock.now() - since >= PATIENCE and self._commits > commits
                 if outbox.parked:
@@ -171,12 +179,28 @@ class Deliveries:
                 outbox.parked = ""
                 log.warning("outputs to %s are taken again; what was held back follows", _place(destination))
             outbox.confirmed(len(messages))
-            self._settled.setdefault(destination, []).extend(output_key(*destination, output.id) for output in sent)
-            full = self.full
-            self._count(sent, -1)
-            self._changed()
-            if full and not self.full:
-                self._room()
+            self._done_with(destination, sent)
+
+    def _done_with(self, destination: Destination, sent: Sequence[Output]) -> None:
+        self._settled.setdefault(destination, []).extend(output_key(*destination, output.id) for output in sent)
+        full = self.full
+        self._count(sent, -1)
+        self._changed()
+        if full and not self.full:
+            self._room()
+
+    def _set_aside(self, destination: Destination, sent: Sequence[Output], reason: str) -> bool:
+        """One of these is refused: of many, find it; a single one is given up, so that the others follow."""
+        outbox = self._outboxes[destination]
+        if len(sent) > 1:
+            outbox.singly = True
+            return True
+        if not self._refused(destination, sent[0].message, reason):
+            return False
+        outbox.drop()
+        outbox.singly = False
+        self._done_with(destination, sent)
+        return True
 
     def _complain(self, destination: Destination, backoff: float, error: Exception) -> None:
         self._complaints.warn(

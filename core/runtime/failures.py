@@ -6,15 +6,16 @@ import logging
 import sys
 import traceback
 
+import msgspec
 from thalweg import headers as names
 from thalweg.event import Event
-from thalweg.message import Headers, Message
+from thalweg.message import Headers, Message, Record
 from thalweg.policy import Action, Decision
 
 from .lane import Lane
 from .tickets import Ticket
 
-__all__ = ["dead_letter", "log_failure", "short_traceback"]
+__all__ = ["dead_letter", "log_failure", "refused_output", "short_traceback"]
 
 log = logging.getLogger("thalweg")
 
@@ -61,6 +62,30 @@ def dead_letter(
         names.TIMESTAMP: str(record.timestamp),
         names.ID: Event(ticket.input.topic, record, ticket.input.partition, ticket.position, None, None).id,
     }
+    return _letter(record, about, limit, head_limit)
+
+
+def refused_output(
+    topic: str, partition: int, message: Message, reason: str, now: int, limit: int | None, head_limit: int | None
+) -> Message:
+    """A letter of a message that was sent and that the broker refuses, for its time, perhaps. now: milliseconds.
+
+    It lies nowhere else. Limits as above.
+    """
+    about = {
+        names.AGENT: "",
+        names.REASON: reason,
+        names.TRACEBACK: "",
+        names.TOPIC: topic,
+        names.PARTITION: str(max(partition, 0)),
+        names.TIMESTAMP: str(message.timestamp),
+        names.ID: (names.find(message.headers, names.ID) or b"").decode("utf-8", "replace"),
+    }
+    return _letter(msgspec.structs.replace(message, timestamp=now), about, limit, head_limit)
+
+
+def _letter(record: Record, about: dict[str, str], limit: int | None, head_limit: int | None) -> Message:
+    trace = about[names.TRACEBACK]
 
     def letter(value: bytes | None, kept: Headers, key: bytes | None = record.key) -> Message:
         ours = tuple((name, text.encode("utf-8", "replace")) for name, text in about.items())
@@ -81,7 +106,7 @@ def dead_letter(
         about[names.TRACEBACK] = trace.encode("utf-8", "replace")[-room:].decode("utf-8", "ignore") if room else ""
         return letter(record.value, kept)
     whole = len(record.value or b"")
-    about[names.REASON] = f"(cut, of {whole} bytes; whole at the position given) {reason}"[:500]
+    about[names.REASON] = f"(cut, of {whole} bytes; whole at the position given) {about[names.REASON]}"[:500]
     key = record.key if spare(letter(b"", ())) >= 0 else None
     room = max(0, sys.maxsize if limit is None else limit - letter(b"", (), key).size)
     return letter(record.value if record.value is None else record.value[:room], (), key)

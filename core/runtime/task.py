@@ -23,6 +23,7 @@ from thalweg.errors import (
     EncodeError,
     Fenced,
     HistoryChanged,
+    MessageRefused,
     StoreError,
     StoreFull,
     TableMismatch,
@@ -42,7 +43,7 @@ from .claim import claim
 from .delayed import Delayed
 from .deliveries import Deliveries
 from .expiry import Expiries, Expiry
-from .failures import dead_letter
+from .failures import dead_letter, refused_output
 from .lane import Lane
 from .mirroring import Feed, Standing
 from .open_event import Rerun
@@ -184,6 +185,7 @@ class Task:
             self._delivered,
             self._has_room,
             self.worker.complaints,
+            self._give_up_output,
         )
         self.deliveries.restore(store)
         await self._restore(store)
@@ -365,6 +367,17 @@ class Task:
         limits = self.worker.room(destination), self.worker.head_bytes
         letter = dead_letter(agent, ticket, reason, trace, attempts, *limits)
         self.outputs[destination].append(letter)
+
+    def _give_up_output(self, destination: Destination, message: Message, reason: str) -> bool:
+        """The broker takes no such message: it becomes a dead letter of where it was to go. False: it cannot."""
+        topic, partition = destination
+        if topic not in self.worker.topics:
+            return False
+        letters = self.worker.dead_letter_destination(topic, message.key)
+        log.error("a message to %s, partition %d, is refused, and now a dead letter: %s", topic, partition, reason)
+        limits = self.worker.room(letters), self.worker.head_bytes
+        self.outputs[letters].append(refused_output(topic, partition, message, reason, self._now_ms(), *limits))
+        return True
 
     def answer_error(self, plan: AgentPlan, record: Record, reason: str, trace: str) -> None:
         if record.headers and asked(plan, record):
@@ -565,7 +578,7 @@ class Task:
     def refused(self, cut: Cut, error: Exception) -> None:
         """A commit with outputs failed. If that goes on, it may be a destination that is gone: `_joining`."""
         if (cut.commit.outputs or cut.ahead) and not isinstance(error, Fenced | AmbiguousCommit | StoreError):
-            self._refusals = REFUSALS if isinstance(error, AccessDenied) else self._refusals + 1
+            self._refusals = REFUSALS if isinstance(error, AccessDenied | MessageRefused) else self._refusals + 1
 
     def made(self, cut: Cut) -> bool:
         """Whether this is a cut of the task as it is now: it may have started over since."""

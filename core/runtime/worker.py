@@ -84,6 +84,7 @@ class Worker:
         groups: Mapping[str, Group],
         partitioner: str,
         answer: Callable[[Sequence[Answer]], None],
+        topics: Collection[str],
         dead_letters: Callable[[str, bytes | None], Destination],
         send_now: Callable[[str, Mapping[int, Sequence[Message]]], Coroutine[Any, Any, None]],
         roster: Roster,
@@ -96,6 +97,8 @@ class Worker:
         self.message_bytes = room_of(transport.limits.message_bytes, settings.signer)
         self.head_bytes = transport.limits.head_bytes
         self.commit_messages = transport.limits.commit_messages
+        self.topics = topics
+        """Those that the program declares: each has dead letters."""
         self.answer, self.dead_letter_destination, self.send_now = answer, dead_letters, send_now
         self.context = contextvars.copy_context()
         self.me = secrets.token_hex(8)

@@ -19,7 +19,7 @@ from aiokafka import errors as kafka
 from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
-from thalweg.errors import AccessDenied, BrokerError
+from thalweg.errors import AccessDenied, BrokerError, MessageRefused
 from thalweg.finishing import ignore_failure
 from thalweg.url import Url
 
@@ -34,6 +34,8 @@ RETRIABLE = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 41, 56, 74, 75,
 DENIED = frozenset({31, 53})
 
 NO_RIGHTS = frozenset({29, 30, 31})  # to a topic, a group, the cluster
+
+REFUSED = frozenset({32, 87})  # a record for its time, or by the topic's own rules
 
 UNKNOWN_TOPIC = 3
 
@@ -148,7 +150,7 @@ class Cluster:
 
     def explain(self, error: BaseException | str | int, what: str = "") -> BrokerError:
         """An error of the broker, or the code of one in its answer, as one of ours."""
-        kind = AccessDenied if error in NO_RIGHTS else BrokerError
+        kind = AccessDenied if error in NO_RIGHTS else MessageRefused if error in REFUSED else BrokerError
         return kind(self.endpoint.explain(error, what))
 
     async def open(self) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from thalweg import App, Stream
 from thalweg.cli.lag import held_back
-from thalweg.errors import AccessDenied, BrokerError, MessageTooLarge
+from thalweg.errors import AccessDenied, BrokerError, MessageRefused, MessageTooLarge
 from thalweg.runtime import deliveries
 from thalweg.transports.memory.faults import Call
+from thalweg.transports.memory.log import MemoryLog
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
@@ -140,3 +141,58 @@ async def test_only_so_much_is_held_back_then_the_partition_waits_and_no_other(m
         await t.advance(60)
         assert dict(shop.count.items()) == {"a": 30, "d": 1}
         assert sorted(shop.delivered) == [*range(30), 1000]
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("fencing", ["true", "false"])
+async def test_a_message_that_is_refused_for_itself_is_a_dead_letter_and_the_others_follow(
+    fencing: str, guarantee: Guarantee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App("picky", partitions=1, guarantee=guarantee)
+    source = app.topic("source", key=str, value=int)
+    target = app.topic("target", key=str, value=int)
+    sums = app.table("sums", key=str, value=int, default=int)
+    arrived: list[int] = []
+
+    @app.agent(source)
+    async def add(stream: Stream[int]) -> None:
+        async for number in stream:
+            sums["all"] += number
+            await target.send(number, key="k")
+
+    @app.agent(target)
+    async def read(stream: Stream[int]) -> None:
+        async for number in stream:
+            arrived.append(number)
+
+    refused = {b"3", b"7"}
+    async with app.test(broker=f"memory://?fencing={fencing}") as t:
+        transport = app.running.transport
+        real = type(transport)._commit
+
+        def commit(commits: object) -> object:
+            outputs = [one.outputs for one in commits.values()]  # type: ignore[attr-defined]
+            if any(m.value in refused for one in outputs for messages in one.values() for m in messages):
+                raise MessageRefused("a time that cannot be")
+            return real(transport, commits)  # type: ignore[arg-type]
+
+        append = MemoryLog.append
+
+        async def refusing(log: MemoryLog, records: Any, positions: bool = True) -> Any:
+            if log._topic.name == "target" and any(m.value in refused for each in records.values() for m in each):
+                raise MessageRefused("a time that cannot be")
+            return await append(log, records, positions=positions)
+
+        transport._commit = commit  # type: ignore[attr-defined, method-assign]
+        monkeypatch.setattr(MemoryLog, "append", refusing)
+        await source.send_many(("k", number) for number in range(10))
+        await t.advance(60)
+        await t.crash()
+        await source.send(10, key="k")
+        await t.advance(60)
+        assert sums["all"] == 55
+        assert [event.value for event in t.sent(target)] == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+        assert sorted(set(arrived)) == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+        letters = [letter async for letter in app.dead_letters(target)]
+        assert [letter.value for letter in letters] == [b"3", b"7"]
+        assert {letter.reason for letter in letters} == {"a time that cannot be"}
