@@ -26,7 +26,7 @@ from msgspec import structs
 from thalweg import App, Stream
 from thalweg.capabilities import Bounds, Commit, Log
 from thalweg.channel import Capability, TopicSpec
-from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, MessageTooLarge
 from thalweg.journal.replay import committed_rows
 from thalweg.journal.rows import Reached, decode
 from thalweg.message import Message, Record
@@ -973,7 +973,7 @@ async def test_passwords_certificates_and_rights(
             await transport.claim("t", 0, Message(b"m"))
         await log.append({0: numbered(2)})
         assert await values(log) == [b"1"] * 3 + [b"2"]
-        with pytest.raises(BrokerError, match="ACL"):
+        with pytest.raises(AccessDenied, match="ACL"):
             await transport.declare([TopicSpec("secrets", partitions=1)])
         await log.append({0: [Message(b"private")]})
     for secret in (*USERS.values(), "wr0ng", "private"):

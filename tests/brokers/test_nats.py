@@ -26,6 +26,7 @@ from thalweg import App, Stream
 from thalweg.capabilities import Commit, Log
 from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import (
+    AccessDenied,
     AmbiguousCommit,
     BrokerError,
     ConfigurationError,
@@ -760,7 +761,7 @@ async def test_a_user_who_may_only_read_gets_clear_errors(tmp_path: Path, progra
                 transport.claim("j", 0, Message(b"m")),
                 transport.declare([TopicSpec("new")]),
             ):
-                with pytest.raises(BrokerError, match=r"(?i)permissions violation.*let the user publish") as caught:
+                with pytest.raises(AccessDenied, match=r"(?i)permissions violation.*let the user publish") as caught:
                     await write
                 assert not isinstance(caught.value, AmbiguousCommit)
             assert await values(log) == [b"1"]

@@ -19,7 +19,7 @@ import pytest
 import redis
 from thalweg.capabilities import Commit, Log
 from thalweg.channel import Capability, TopicSpec
-from thalweg.errors import AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
+from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
 from thalweg.message import Delivery, Message
 from thalweg.transports.redis import RedisTransport
 from thalweg.url import Url
@@ -221,7 +221,7 @@ async def test_a_user_who_may_only_read_gets_a_clear_error(server: Server) -> No
     async with opened(server.url.replace("//", "//reader:pw@")) as transport:
         log = await transport.log("t")
         assert await values(log) == [b"1"]
-        with pytest.raises(BrokerError, match="ACL SETUSER"):
+        with pytest.raises(AccessDenied, match="ACL SETUSER"):
             await log.append({0: [Message(b"2")]})
         assert await values(log) == [b"1"]
 
