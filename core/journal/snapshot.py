@@ -125,14 +125,16 @@ class Snapshotter:
         share = (self.growth.grown + commits * self._commit) / max(self._min_bytes, DUE * self.growth.held)
         return share if share >= 1 or self._cursor is not None else 0.0
 
-    def entries(self, store: Store, marker: Marker, rows: Mapping[bytes, bytes | None]) -> list[Entry]:
-        """What goes ahead of the next commit, which is of these rows.
+    def entries(
+        self, store: Store, marker: Marker, rows: Mapping[bytes, bytes | None], may_begin: bool = True
+    ) -> list[Entry]:
+        """What goes ahead of the next commit, which is of these rows. may_begin: a snapshot may.
 
         Call once a commit, then `committed` or (on failure) drop this object.
         """
         found: list[Entry] = []
         if self._cursor is None:
-            if not (self.urgency and self._room.is_left):
+            if not (may_begin and self.urgency and self._room.is_left):
                 return found
             self._cursor, self._begin = b"", None
             self.growth.begun, self.growth.parts = self.growth.grown, 0

@@ -66,14 +66,18 @@ class Suspicion:
         (ticket,) = part.tickets = list(part.tickets)[:1]
         ticket.alone = True
         where = self.noted = (ticket.input.name, ticket.position)
-        suspect = self._suspects.pop(where, None)
-        if suspect is not None:
-            self._deaths, self._shared = suspect.deaths, suspect.shared
-            self._task.verdicts.set(where, self._after_death(suspect))
-            return part
         segment = part.segment
         self._deaths, self._shared = (segment.deaths, segment.shared) if isinstance(segment, ParkedSegment) else (0, 0)
         self.alone = _has_killed(part)
+        suspect = self._suspects.pop(where, None)
+        if suspect is not None:
+            self._task.verdicts.set(where, self._after_death(suspect))
+            return part
+        if self.alone and where not in self._task.verdicts:
+            verdict = self._after_death(Suspect(*where, self._deaths, self._shared))
+            if verdict.decision is not None and verdict.decision.action is not Action.RETRY:
+                self._task.verdicts.set(where, verdict)  # it was given up, by an owner that died before it could say so
+                return part
         beside = await self._may_run()
         if beside is not None:
             await self._write_down(beside)
@@ -102,7 +106,7 @@ class Suspicion:
             await in_time(self._clock, LONGEST_SUSPICION, asyncio.gather(*late))
 
     def joined(self) -> bool:
-        if self.noted is None:
+        if self.noted is None or self.finishing:  # what it has noted by now, if anything, does not run yet
             return False
         if not self._has_company:
             self._write(self._if_it_dies(alone=False))

@@ -511,7 +511,8 @@ class Task:
             signed = self.settings.signer.signed
             joining = {to: list(signed(*to, messages)) for to, messages in joining.items()}
         assert self._fold.marker is not None
-        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows)
+        rested = self._truncating is None  # else another snapshot would come to lie beside what is to be truncated
+        entries: list[Entry] = self._snapshotter.entries(self._store, self._fold.marker, rows, rested)
         entries.append(Rows(b"", 0, rows, progress))
         return self._build(rows, joining, answers, outboxed, ahead, entries)
 

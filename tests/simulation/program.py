@@ -77,7 +77,7 @@ class Node:
             stream = stream.group_by(lambda number: f"r{number % 4}", name=f"regroup{number}")
         given_up = Skip() if self.skips else DeadLetter()
         passing = (Flaky, TimeoutError, BrokerError) if self.deadly else (Flaky, TimeoutError, BrokerError, ProcessDied)
-        policy = Retry(None, backoff=0.1, on=passing) | given_up
+        policy = Retry(None, backoff=0.1, max_backoff=5.0, on=passing) | given_up
         if self.deadly:
             policy = Retry(DEATHS, backoff=0.1, on=(ProcessDied,), then=given_up) | policy
         body = self.take if self.takes else self.body

@@ -142,6 +142,28 @@ async def test_poison_that_waits_for_others_before_it_kills_is_given_up_at_last(
         assert handled == {1}
 
 
+async def test_two_that_kill_side_by_side_cost_little_more_than_one_after_the_other() -> None:
+    app = App("poison", partitions=2)
+    source = app.topic("source", value=int)
+    killer = Killer()
+    handled: set[int] = set()
+
+    @app.agent(source, on_error=POLICY)
+    async def handle(stream: Stream[int]) -> None:
+        async for number in stream:
+            if number in (POISON, -POISON):
+                await killer.strike()
+            handled.add(number)
+
+    async with app.test(errors="policy") as t:
+        for partition, poison in ((0, POISON), (1, -POISON)):
+            for number in (10, 11, poison, 12, 13):
+                await source.send(number + 100 * partition if number > POISON else number, partition=partition)
+        await killer.run(t, most=8)
+        assert sorted([letter.value async for letter in app.dead_letters(source)]) == [b"-7", b"7"]
+        assert handled == {10, 11, 12, 13, 110, 111, 112, 113}
+
+
 def the_task(t: Any) -> Task:
     task: Task = t._worker.tasks["1", 0]
     return task
