@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from listing import listed
 from thalweg.capabilities import Log, Logs
 from thalweg.channel import Transport
 from thalweg.errors import BrokerError
@@ -77,7 +78,7 @@ async def send(bank: Any, number: int) -> None:
 
 
 def handled(bank: Any) -> list[int]:
-    return sorted(number for _, numbers in bank.seen.items() for number in numbers)
+    return sorted(number for numbers in listed(bank.seen).values() for number in numbers)
 
 
 async def alerts(broker: str) -> list[int]:

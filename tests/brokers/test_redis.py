@@ -22,6 +22,7 @@ from thalweg.channel import Capability, TopicSpec
 from thalweg.errors import AccessDenied, AmbiguousCommit, BrokerError, ConfigurationError, Fenced, Gap, UnknownOption
 from thalweg.message import Delivery, Message
 from thalweg.transports.redis import RedisTransport
+from thalweg.transports.redis.connection import Connection, _Wire
 from thalweg.url import Url
 
 from brokers.program_runs import LONG, becomes, eventually, hang, opened, survives_restarts
@@ -71,6 +72,27 @@ async def values(log: Log, partition: int = 0, after: int | None = None) -> list
 
 async def test_a_server_that_restarts_loses_nothing_and_the_program_goes_on_by_itself(server: Server) -> None:
     await survives_restarts(server, server.url)
+
+
+async def test_a_connection_that_is_lost_as_it_is_made_leaves_nobody_waiting(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_log(server.url) as (_, log):
+        await log.append({0: [Message(b"0")]})
+        connection: Connection = log._connection  # type: ignore[attr-defined]
+
+        def cut(wire: _Wire) -> None:
+            connection._connected(wire)
+            wire.abort(ConnectionError("cut"))
+
+        monkeypatch.setattr(connection._connecting, "_made", cut)
+        connection.drop()
+        async with asyncio.timeout(60):
+            with pytest.raises(AmbiguousCommit):
+                await log.append({0: [Message(b"1")]})
+        monkeypatch.undo()
+        await log.append({0: [Message(b"2")]})
+        assert await values(log) == [b"0", b"2"]
 
 
 # --- what others do to the data ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from thalweg import App, Stream, Table, Topic
+from thalweg import App, StaleRead, Stream, Table, Topic
 
 EVENTS = 100_000
 KILLS = 20
@@ -57,7 +57,10 @@ class Program:
     @property
     def done(self) -> int:
         """How many events both agents have handled."""
-        return min(sum(self.signs.values()), sum(self.paid.values()))
+        try:
+            return min(sum(self.signs.values()), sum(self.paid.values()))
+        except StaleRead:  # a task starts over
+            return 0
 
 
 def sign_of(amount: int) -> str:

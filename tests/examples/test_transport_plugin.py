@@ -156,3 +156,24 @@ def test_its_driver_has_at_most_100_lines_of_code_beside_its_imports() -> None:
         if words or isinstance(node, ast.Import | ast.ImportFrom):
             lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     assert len(lines) <= 100
+
+
+def test_what_a_member_takes_that_stood_still_is_its_own(url: str) -> None:
+    schema = url.split("schema=")[1].partition("&")[0]
+
+    async def taken() -> list[int]:
+        connection = await asyncpg.connect(DATABASE, server_settings={"search_path": schema})
+        try:
+            await connection.fetch((EXAMPLE / "thalweg_pgqueue/schema.sql").read_text())
+            await connection.fetch("SELECT declare('q', 1, true, true)")
+            await connection.fetch(
+                "SELECT put('q', ARRAY['k']::bytea[], ARRAY['v']::bytea[], ARRAY[NULL]::bytea[], '{0}')"
+            )
+            first, second = [await connection.fetchval("SELECT enter('q', 'g', 60)") for _ in range(2)]
+            await connection.fetch("UPDATE members SET until = now() - lease WHERE id = $1", first)
+            take = "SELECT * FROM take($1, 5, '{}')"
+            return [len(await connection.fetch(take, member)) for member in (first, second)]
+        finally:
+            await connection.close()
+
+    assert asyncio.run(taken()) == [1, 0]

@@ -123,6 +123,9 @@ class _Wire(asyncio.Protocol):
         self._watch()
 
     def send(self, commands: Sequence[tuple[Argument, ...]]) -> list[asyncio.Future[Reply]]:
+        """Raises ConnectionLost if it is: nobody would answer."""
+        if self._lost is not None:
+            raise ConnectionLost(str(self._lost))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Reply]] = [loop.create_future() for _ in commands]
         now = time.monotonic()

@@ -76,6 +76,8 @@ RETURNS TABLE (id bigint, attempts int, value bytea, key bytea, headers bytea, a
 LANGUAGE sql SET search_path FROM CURRENT AS $$
     SELECT pg_advisory_xact_lock('groups'::regclass::oid::int, groups.id)
     FROM members JOIN groups ON grp = groups.id JOIN topics ON topic = topics.name WHERE members.id = $1 AND NOT queue;
+    -- It is alive, though it may have stood still: else what it takes would be free to others at once.
+    UPDATE members SET until = clock_timestamp() + lease WHERE id = $1 AND until < clock_timestamp() + lease / 2;
     WITH mine AS (
         SELECT grp, queue FROM members JOIN groups ON grp = groups.id JOIN topics ON topic = topics.name WHERE members.id = $1
     ), others AS (

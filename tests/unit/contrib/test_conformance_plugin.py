@@ -93,7 +93,7 @@ def test_a_certificate_says_what_held_what_did_not_and_what_was_not_tried(folder
     assert certificate["seed"] == 5
     assert certificate["mode"] == "quick"
     assert certificate["description"] == "memory (in this process)"
-    assert certificate["limits"] == {"message_bytes": 10_000, "commit_messages": None, "lease": 0.0}
+    assert certificate["limits"] == {"message_bytes": 10_000, "commit_messages": None, "lease": 0.0, "head_bytes": None}
     assert {"python", "thalweg"} <= set(certificate["versions"])
     verdicts = {name: row["verdict"] for name, row in certificate["profiles"].items()}
     assert verdicts == {"Core": "failed", "Durable": "held, as far as run", "Locks": "not offered"}
