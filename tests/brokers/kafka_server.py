@@ -106,7 +106,9 @@ class Server:
                 for name, password in USERS.items()
                 for part in ("--add-scram", f"{kind}=[name={name},password={password}]")
             ]
-            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={identity}", "-c", str(settings), *scram).wait()
+            self._java(
+                "kafka.tools.StorageTool", "format", f"--cluster-id={identity}", "-c", str(settings), *scram
+            ).wait()
         self.process = self._java("kafka.Kafka", str(settings))
 
     def wait(self) -> None:
