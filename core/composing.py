@@ -11,7 +11,7 @@ import msgspec
 
 from . import headers as names
 from .codec import TypeCodec, explain_encode
-from .errors import ConfigurationError, EncodeError, MessageTooLarge, WrongType
+from .errors import ConfigurationError, EncodeError, WrongType
 from .event import milliseconds
 from .headers import UserHeaders
 from .message import Message
@@ -79,7 +79,7 @@ class Composer(Generic[K, V]):
         message = Message(raw, raw_key, pairs, at)
         limit = running.message_bytes
         if limit is not None and (pairs or len(raw or b"") + len(raw_key or b"") > limit):
-            self.check_size(message, limit)
+            self.check_size(message)
         return home, message
 
     def batch(self, pairs: Iterable[tuple[K | None, V]], lane: Lane | ScheduledRun | None) -> dict[int, list[Message]]:
@@ -126,7 +126,7 @@ class Composer(Generic[K, V]):
         limit = running.message_bytes
         if limit is not None and _longest(raws) + _longest(keys) > limit:
             for message in messages:
-                self.check_size(message, limit)
+                self.check_size(message)
         if not running.has_log or self._plan.spec.queue:
             return [msgspec.structs.replace(message, headers=names.identified(())) for message in messages]
         return messages
@@ -162,14 +162,11 @@ class Composer(Generic[K, V]):
         lane = lane or current_lane.get()
         return lane.timestamp if lane is not None and lane.open else round(self._app.now() * 1000)
 
-    def check_size(self, message: Message, limit: int) -> None:
-        self._app.running.check_head(self._title, message.head)
-        size = message.size
-        if size > limit:
-            raise MessageTooLarge(
-                f"topic {self._name!r}: a message of {size} bytes is above the broker's limit of {limit}; nothing of "
-                "it was sent"
-            )
+    def check_size(self, message: Message) -> None:
+        """Raises MessageTooLarge."""
+        running = self._app.running
+        running.check_head(self._title, message.head)
+        running.check_size(self._title, message)
 
 
 class Places(dict[Any, tuple[bytes, int]]):

@@ -37,7 +37,7 @@ def forwarder(
             key = record.key if key_of is None else encoded(topic.key, key_of(event.value), key_title)
             value = record.value if keeps_bytes else encoded(topic.value, event.value, title)
             message = Message(value, key, names.hidden(record.headers), round(event.timestamp * 1000))
-            app.running.check_size(topic.name, message)
+            app.running.check_size(title, message)
             partition = event.partition if key is None else topic.partition_of(key, topic.partitions)
             lane.send((topic.name, partition % topic.partitions), message)
 

@@ -10,7 +10,7 @@ from . import headers as names
 from .channel import Capability
 from .composing import encoded, named
 from .duration import seconds
-from .errors import ConfigurationError, MessageTooLarge, MissingCapability
+from .errors import ConfigurationError, MissingCapability
 from .headers import UserHeaders
 from .journal.rows import Waiting
 from .message import Headers, QueueMessage
@@ -87,12 +87,7 @@ class Queue(Generic[K, V]):
             life,
         )
         running.check_head(f"queue {self.name!r}", message.head)
-        limit = running.message_bytes
-        if limit is not None and message.size > limit:
-            raise MessageTooLarge(
-                f"queue {self.name!r}: a message of {message.size} bytes is above the broker's limit of {limit}; "
-                "nothing was sent"
-            )
+        running.check_size(f"queue {self.name!r}", message)
         lane = current_lane.get()
         if lane is not None and not (lane.app is self._app and lane.open):
             lane = None

@@ -77,60 +77,30 @@ class Topic(Generic[K, V]):
         this id and key each agent handles the first that came in the last day (`App(remember_ids=)`).
         Raises WrongType, MessageTooLarge (nothing was sent), MissingCapability (delay and id need a log), BrokerError.
         """
-        lane = self._event()
-        if not delay and id is None:
-            partition, message = self._compose(value, key, headers, timestamp, partition, lane)
-        elif wait := seconds(delay, "send(delay)"):
-            await self._send_later(value, key, headers, timestamp, partition, lane, wait, id)
-            return
+        lane, running = self._event(), self._app.running
+        wait = seconds(delay, "send(delay)") if delay else 0.0
+        if not wait and id is None:
+            place, message = self._compose(value, key, headers, timestamp, partition, lane)
         else:
-            partition, message = self._marked(value, key, headers, timestamp, partition, lane, id)
+            delays = delays_of(running, f"{self._title}: send({'delay' if wait else 'id'}=)")
+            raw_id = None if id is None else checked_id(id, self._title)
+            due = self._app.now() + wait
+            if wait and timestamp is None and (self._plan.timestamp_of is None or value is None):
+                timestamp = due
+            place, message = self._compose(value, key, headers, timestamp, partition, lane)
+            if wait:
+                name = _nameless(self.name, lane) if raw_id is None else self._name(raw_id)
+                await delays.put(self._title, name, Waiting(round(due * 1000), self.name, place, message), lane)
+                return
+            assert raw_id is not None
+            if message.key is None and partition is None:
+                place = self._plan.partition_of(raw_id, self._composer.count())  # where its copies go, too
+            message = msgspec.structs.replace(message, headers=(*message.headers, (names.ONCE, raw_id)))
+            self._composer.check_size(message)
         if lane is not None:
-            lane.send((self.name, partition), message)
+            lane.send((self.name, place), message)
         else:
-            await self._app.running.send(self.name, {partition: [message]})
-
-    def _marked(
-        self,
-        value: V,
-        key: K | None,
-        headers: UserHeaders | None,
-        timestamp: float | datetime | None,
-        partition: int | None,
-        lane: Lane | ScheduledRun | None,
-        id: str | None,
-    ) -> tuple[int, Message]:
-        """Where a message with an id goes, and its bytes."""
-        delays_of(self._app.running, f"{self._title}: send(id=)")
-        assert id is not None
-        raw_id = checked_id(id, self._title)
-        place, message = self._compose(value, key, headers, timestamp, partition, lane)
-        if message.key is None and partition is None:
-            place = self._plan.partition_of(raw_id, self._composer.count())  # where its copies go, too
-        message = msgspec.structs.replace(message, headers=(*message.headers, (names.ONCE, raw_id)))
-        if (limit := self._app.running.message_bytes) is not None:
-            self._composer.check_size(message, limit)
-        return place, message
-
-    async def _send_later(
-        self,
-        value: V,
-        key: K | None,
-        headers: UserHeaders | None,
-        timestamp: float | datetime | None,
-        partition: int | None,
-        lane: Lane | ScheduledRun | None,
-        delay: float,
-        id: str | None,
-    ) -> None:
-        delays = delays_of(self._app.running, f"{self._title}: send(delay=)")
-        raw_id = None if id is None else checked_id(id, self._title)
-        due = self._app.now() + delay
-        if timestamp is None and (self._plan.timestamp_of is None or value is None):
-            timestamp = due
-        place, message = self._compose(value, key, headers, timestamp, partition, lane)
-        name = _nameless(self.name, lane) if raw_id is None else self._name(raw_id)
-        await delays.put(self._title, name, Waiting(round(due * 1000), self.name, place, message), lane)
+            await running.send(self.name, {place: [message]})
 
     async def cancel(self, id: str) -> None:
         """Take back what waits under this id: it never leaves, if this was done (an event: committed) before it is due.

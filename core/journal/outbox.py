@@ -139,18 +139,13 @@ class Outbox:
         ]
 
     def confirmed(self, count: int) -> None:
-        """The broker has durably taken the first `count` of those under way."""
+        """The broker has durably taken the first `count` of those under way, or they are given up."""
         if not 0 <= count <= self._sent:
             raise ValueError(f"{count} outputs confirmed, but {self._sent} were under way")
         for _ in range(count):
             self._confirmed = self._outputs.popleft().id
         self._sent -= count
         self._committed -= count
-
-    def drop(self) -> None:
-        """The first is given up: for those who wait for it, it counts as confirmed."""
-        self._confirmed = self._outputs.popleft().id
-        self._sent, self._committed = 0, self._committed - 1
 
     def failed(self) -> None:
         """Nobody knows about those under way: `to_send` gives all of them again."""

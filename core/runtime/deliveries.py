@@ -159,9 +159,9 @@ class Deliveries:
             try:
                 await self._send(destination[0], {destination[1]: messages})
             except Exception as error:  # whatever it was, nobody knows what was written: all of it goes again
-                outbox.failed()
                 if isinstance(error, MessageRefused) and self._set_aside(destination, sent, str(error)):
                     continue
+                outbox.failed()
                 for_good = isinstance(error, AccessDenied | ConfigurationError | MessageTooLarge)
                 for_long = self._clock.now() - since >= PATIENCE and self._commits > commits
                 if outbox.parked:
@@ -193,11 +193,12 @@ class Deliveries:
         """One of these is refused: of many, find it; a single one is given up, so that the others follow."""
         outbox = self._outboxes[destination]
         if len(sent) > 1:
+            outbox.failed()
             outbox.singly = True
             return True
         if not self._refused(destination, sent[0].message, reason):
             return False
-        outbox.drop()
+        outbox.confirmed(1)
         outbox.singly = False
         self._done_with(destination, sent)
         return True

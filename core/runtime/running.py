@@ -167,12 +167,13 @@ class Running:
                 "nothing was sent. Put large things into the value"
             )
 
-    def check_size(self, topic: str, message: Message) -> None:
+    def check_size(self, title: str, message: Message) -> None:
         """Raises MessageTooLarge."""
         limit = self.message_bytes
         if limit is not None and message.size > limit:
             raise MessageTooLarge(
-                f"topic {topic!r}: a message of {message.size} bytes is above the limit of {limit}; nothing was sent"
+                f"{title}: a message of {message.size} bytes is above the broker's limit of {limit}; nothing of it was "
+                "sent"
             )
 
     def partitions_of(self, plan: TopicPlan) -> int:
@@ -229,7 +230,7 @@ class Running:
         if correlation is not None:
             headers = (*headers, (names.CORRELATION, correlation.encode()))
         topic, partition, message = agent.question(value, key, headers)
-        self.check_size(topic.name, message)
+        self.check_size(f"topic {topic.name!r}", message)
         lane = current_lane.get()
         if lane is not None and lane.app is self.app and lane.open:
             lane.send((topic.name, partition), message)
