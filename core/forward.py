@@ -35,6 +35,8 @@ def forwarder(
             assert isinstance(lane, Lane)
             record = event.record
             key = record.key if key_of is None else encoded(topic.key, key_of(event.value), key_title)
+            if key_of is not None and key is not None:
+                app.running.check_head(key_title, len(key))
             value = record.value if keeps_bytes else encoded(topic.value, event.value, title)
             message = Message(value, key, names.hidden(record.headers), round(event.timestamp * 1000))
             app.running.check_size(title, message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
-from thalweg import App, DeadLetter, Retry
+from thalweg import App, DeadLetter, Retry, Stream
 from thalweg.errors import MessageTooLarge
 from thalweg.message import Message
 from thalweg.transports.memory.log import MemoryLog
@@ -89,3 +89,22 @@ async def test_of_sends_that_went_together_only_the_large_one_fails() -> None:
         results = await asyncio.gather(*(target.send("x" * size) for size in (1, 2, 200, 3)), return_exceptions=True)
         assert [type(result) for result in results] == [type(None), type(None), MessageTooLarge, type(None)]
         assert sorted(len(event.value) for event in t.sent(target)) == [1, 2, 3]
+
+
+async def test_a_key_by_which_events_are_regrouped_may_not_be_larger_than_the_broker_takes() -> None:
+    app = App("keys", partitions=1)
+    source = app.topic("source", key=str, value=str)
+    seen: list[str] = []
+
+    @app.agent(source.stream().group_by(lambda value: value, name="by-value"))
+    async def read(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen.append(value)
+
+    async with app.test(errors="policy") as t:
+        app.running.head_bytes = 100
+        for value in ("a", "b" * 101, "c"):
+            await source.send(value, key="k")
+        await t.advance(60)
+        assert seen == ["a", "c"]
+        assert ["of key and headers" in letter.reason async for letter in app.dead_letters(source)] == [True]
